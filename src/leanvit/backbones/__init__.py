@@ -1,0 +1,1 @@
+"""Vision backbones behind one contract: several views in, pooled and region features out."""

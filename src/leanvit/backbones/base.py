@@ -1,0 +1,249 @@
+"""The contract of every backbone, and the only loop over blocks.
+
+Letters: B images of a view, h and w rows and columns of its token grid, P prefix (class) tokens,
+D channels, H heads, T tokens that attend to each other, W windows, L blocks,
+S samples (images of all views), N tokens of all views.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.config import BackboneConfig
+from leanvit.kernels.window_attention import Shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants besides the final features."""
+
+    hidden: tuple[int, ...] = ()
+    """Outputs of these blocks; -1 is the last."""
+    logits: tuple[int, ...] = ()
+    """Attention logits of these blocks and where their tokens lie."""
+    keep: Tensor | None = None
+    """[B, n] visible patches, row-major; the others are dropped before the first block."""
+    fill: tuple[Tensor, Tensor] | None = None
+    """Mask [B, h, w] (true: hidden) and the token [D] put in its place after patch embedding."""
+    drop: Tensor | None = None
+    """[L, 2, S] stochastic depth: true where a sample keeps the attention and the MLP branch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The output of a block for one view."""
+
+    grid: Tensor
+    """[B, h, w, D]; with `Ask.keep` [B, 1, n, D] in the order that was asked for."""
+    prefix: Tensor | None
+    """[B, P, D], or None."""
+
+    def sequence(self) -> Tensor:
+        """Return [B, P + h * w, D], prefix first."""
+        grid = self.grid.flatten(1, 2)
+        return grid if self.prefix is None else torch.cat([self.prefix, grid], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """Attention logits of one block for one view; softmax over the last axis is the attention."""
+
+    values: Tensor
+    """[B, W, H, T, T], with position bias and window mask; W is 1 without windows."""
+    where: Tensor
+    """[1 or B, W, T] each token's number in `Tokens.sequence()` of the whole image, -1: padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a backbone says of one view."""
+
+    pooled: Tensor
+    """[B, D] the view feature: what a probe reads."""
+    grid: Tensor
+    """[B, h, w, D] region features after the final norm."""
+    prefix: Tensor | None
+    """[B, P, D] class tokens after the final norm; None for window models."""
+    hidden: tuple[Tokens, ...] = ()
+    """In the order of `Ask.hidden`."""
+    logits: tuple[Logits, ...] = ()
+    """In the order of `Ask.logits`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Tokens of all views in one matrix: view after view, image after image, prefix first.
+
+    What acts on single tokens (norms, MLPs, projections) runs once on `x` for all views.
+    """
+
+    x: Tensor
+    """[N, D]"""
+    shapes: Shapes
+    """(B, h, w) of each view."""
+    prefix: int = 0
+    """P."""
+    where: tuple[Tensor, ...] = ()
+    """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
+
+    def with_(self, x: Tensor) -> "Packed":
+        """Return the same packing of other token values [N, D']."""
+        return replace(self, x=x)
+
+    def views(self, x: Tensor | None = None) -> list[Tensor]:
+        """Return one [B, P + h * w, D] for each view, of `x` [N, D] or of the tokens."""
+        x = self.x if x is None else x
+        counts = [b * (self.prefix + h * w) for b, h, w in self.shapes]
+        parts = x.split(counts)
+        return [part.view(b, -1, x.shape[1]) for part, (b, _, _) in zip(parts, self.shapes, strict=True)]
+
+    def tokens(self, x: Tensor | None = None) -> list[Tokens]:
+        """Return prefix and grid of each view."""
+        found = []
+        for part, (b, h, w) in zip(self.views(x), self.shapes, strict=True):
+            grid = part[:, self.prefix :].reshape(b, h, w, part.shape[-1])
+            found.append(Tokens(grid, part[:, : self.prefix] if self.prefix else None))
+        return found
+
+    def per_token(self, samples: Tensor) -> Tensor:
+        """Spread one value a sample [S] over its tokens: [N, 1]."""
+        parts = samples.split([b for b, _, _ in self.shapes])
+        spread = [
+            part[:, None].expand(-1, self.prefix + h * w).reshape(-1)
+            for part, (_, h, w) in zip(parts, self.shapes, strict=True)
+        ]
+        return torch.cat(spread)[:, None]
+
+
+class Block(nn.Module):
+    """One transformer block on packed tokens."""
+
+    def forward(
+        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
+    ) -> tuple[Packed, list[Logits]]:
+        """Return the new tokens and, if asked, the logits of each view.
+
+        scales: [N, 1] factors of the attention and of the MLP branch, or None for ones.
+        """
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """A vision backbone. Families implement `embed`, `blocks` and `after_block`."""
+
+    can: ClassVar[frozenset[str]] = frozenset()
+    """Which of keep, fill and logits a caller may ask for."""
+
+    feature_dim: int
+    """D of the final features."""
+    stride: int
+    """Pixels between neighbouring tokens of the final grid."""
+    stage_ends: tuple[int, ...]
+    """Last block of each stage: what a feature pyramid asks for."""
+    norm: nn.Module
+    """Final norm."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
+        """Return the tokens that enter the first block."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterable[Block]:
+        """Yield the blocks in order: what compilation, recomputation and sharding wrap."""
+        raise NotImplementedError
+
+    def after_block(self, index: int, packed: Packed) -> Packed:
+        """Return what enters the next block: merged patches at the end of a stage."""
+        return packed
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """Return the view feature [B, D] of the normed tokens; the mean of the grid by default."""
+        return tokens.grid.mean((1, 2))
+
+    def param_layers(self) -> Iterator[tuple[str, int]]:
+        """Yield every parameter's name and depth: 0 embedding, 1..L blocks, L + 1 final norm."""
+        raise NotImplementedError
+
+    def drop_rates(self) -> list[float]:
+        """Return the stochastic-depth rate of each block: linear from 0 to `drop_path`."""
+        last = max(self.depth - 1, 1)
+        return [self.config.drop_path * index / last for index in range(self.depth)]
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.stage_ends[-1] + 1
+
+    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:  # noqa: B008
+        """Return the features of each view [B, 3, height, width]; sizes may differ between views.
+
+        Raises ValueError if something is asked that this backbone cannot give.
+        """
+        self._check(views, ask)
+        packed = self.embed(views, ask)
+        want_hidden = [index % self.depth for index in ask.hidden]
+        want_logits = [index % self.depth for index in ask.logits]
+        hidden: dict[int, list[Tokens]] = {}
+        logits: dict[int, list[Logits]] = {}
+        for index, block in enumerate(self.blocks()):
+            scales = self._scales(packed, ask.drop, index)
+            packed, block_logits = block(packed, scales, index in want_logits)
+            if index in want_hidden:
+                hidden[index] = packed.tokens()
+            if index in want_logits:
+                logits[index] = block_logits
+            packed = self.after_block(index, packed)
+        return [
+            Features(
+                pooled=self.pool(tokens),
+                grid=tokens.grid,
+                prefix=tokens.prefix,
+                hidden=tuple(hidden[index][view] for index in want_hidden),
+                logits=tuple(logits[index][view] for index in want_logits),
+            )
+            for view, tokens in enumerate(packed.tokens(self.norm(packed.x)))
+        ]
+
+    def features(self, images: Tensor) -> Features:
+        """Return the features of one batch of images [B, 3, height, width]."""
+        return self([images])[0]
+
+    def _scales(
+        self, packed: Packed, drop: Tensor | None, index: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Turn a keep mask into factors 0 or 1 / (1 - rate), so that the expectation stays."""
+        rate = self.drop_rates()[index]
+        if drop is None or rate == 0:
+            return None
+        kept = drop[index].to(packed.x.dtype) / (1 - rate)
+        return packed.per_token(kept[0]), packed.per_token(kept[1])
+
+    def _check(self, views: Sequence[Tensor], ask: Ask) -> None:
+        asked = {"keep": ask.keep is not None, "fill": ask.fill is not None, "logits": ask.logits}
+        name = type(self).__name__
+        for what, wanted in asked.items():
+            if wanted and what not in self.can:
+                raise ValueError(f"{name} cannot serve {what!r}; it can: {sorted(self.can)}.")
+        if (ask.keep is not None or ask.fill is not None) and len(views) != 1:
+            raise ValueError(f"keep and fill belong to one view; {len(views)} were given.")
+        for index in (*ask.hidden, *ask.logits):
+            if not -self.depth <= index < self.depth:
+                raise ValueError(f"{name} has {self.depth} blocks; there is no block {index}.")
+        for view in views:
+            if min(view.shape[-2:]) < self.config.patch:
+                raise ValueError(
+                    f"A view of {tuple(view.shape[-2:])} pixels is smaller than one patch of "
+                    f"{self.config.patch}."
+                )
+        samples = sum(len(view) for view in views)
+        if ask.drop is not None and tuple(ask.drop.shape) != (self.depth, 2, samples):
+            raise ValueError(
+                f"drop has shape {tuple(ask.drop.shape)}; expected {(self.depth, 2, samples)}: "
+                f"blocks, branches, images of all views."
+            )

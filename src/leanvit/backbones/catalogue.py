@@ -1,0 +1,26 @@
+"""Every backbone that has a name, and how a configuration becomes a network."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.swin import Swin
+from leanvit.backbones.vit import ViT
+from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+
+FAMILIES: Mapping[type[BackboneConfig], Callable[..., Backbone]] = MappingProxyType(
+    {SwinConfig: Swin, ViTConfig: ViT}
+)
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """Build the network of a configuration with fresh weights.
+
+    Constructors draw from torch's global generator; call it inside `core.random.seeded`.
+    """
+    return FAMILIES[type(config)](config)
+
+
+def list_backbones() -> list[str]:
+    """Return the names that `--backbone` takes."""
+    return sorted(BACKBONES)

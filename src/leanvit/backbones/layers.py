@@ -1,0 +1,51 @@
+"""Layers that the families share; every one acts on single tokens [N, C]."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanvit.core.precision import full
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm computed and returned in fp32 (or wider), eps 1e-6 as in DINO and EsViT."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        with torch.autocast(input.device.type, enabled=False):
+            return functional.layer_norm(
+                full(input), self.normalized_shape, self.weight, self.bias, self.eps
+            )
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(channels * ratio)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] -> [N, C]."""
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """Return x + scale * branch, with scale [N, 1] from stochastic depth or None for one."""
+    return x + (branch if scale is None else branch * scale)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise linear layers as DINO and Swin do: truncated normal 0.02, bias zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,200 @@
+"""Swin transformer as EsViT runs it: pads, then rolls; any input size (arXiv 2103.14030).
+
+Parameter names are the official ones. Letters as in base.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
+from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
+from leanvit.config import SwinConfig
+from leanvit.kernels.window_attention import WindowLayout, window_attention, window_layout
+
+
+class PatchEmbed(nn.Module):
+    """Cut a view into patches and embed them; pixels beyond the last whole patch are left out."""
+
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, patch)
+        self.norm = LayerNorm(dim)
+
+    def forward(self, views: Sequence[Tensor]) -> Packed:
+        """[B, 3, height, width] views -> packed [N, dim]."""
+        maps = [self.proj(view) for view in views]
+        tokens = torch.cat([m.flatten(2).mT.reshape(-1, m.shape[1]) for m in maps])
+        return Packed(self.norm(tokens), tuple((len(m), *m.shape[2:]) for m in maps))
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 neighbours and halve the result's channels; odd sides are zero-padded."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = LayerNorm(4 * dim)
+
+    def forward(self, packed: Packed) -> Packed:
+        """[N, dim] -> about [N / 4, 2 dim]."""
+        merged, shapes = [], []
+        for tokens in packed.tokens():
+            grid = nn.functional.pad(
+                tokens.grid, (0, 0, 0, tokens.grid.shape[2] % 2, 0, tokens.grid.shape[1] % 2)
+            )
+            corners = [grid[:, y::2, x::2] for x in (0, 1) for y in (0, 1)]
+            grid = torch.cat(corners, -1)
+            merged.append(grid.reshape(-1, grid.shape[-1]))
+            shapes.append((grid.shape[0], grid.shape[1], grid.shape[2]))
+        return Packed(self.reduction(self.norm(torch.cat(merged))), tuple(shapes))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention within windows, with a learned bias for every relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, heads), std=0.02)
+        )
+        index = relative_position_index(window)
+        self.register_buffer("relative_position_index", index, persistent=False)
+
+    def bias(self) -> Tensor:
+        """Return the position bias [H, T, T]."""
+        side = self.window**2
+        table = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        return table.view(side, side, -1).permute(2, 0, 1)
+
+    def forward(
+        self, x: Tensor, layout: WindowLayout, with_logits: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """[N, dim] -> [N, dim] and, if asked, logits [windows, H, T, T]."""
+        x, logits = window_attention(
+            self.qkv(x), self.qkv.bias, self.bias(), layout, with_logits=with_logits
+        )
+        return self.proj(x), logits
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Return [T, T]: the row of the bias table for each pair of places in a window."""
+    places = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(1)
+    offset = places[:, :, None] - places[:, None, :] + window - 1
+    return offset[0] * (2 * window - 1) + offset[1]
+
+
+class SwinBlock(Block):
+    """Window attention and an MLP, each after a norm and beside a residual."""
+
+    def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, window)
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, ratio)
+
+    def forward(
+        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
+    ) -> tuple[Packed, list[Logits]]:
+        """Run the block on the tokens of all views at once."""
+        layout = window_layout(packed.shapes, self.window, self.shift, packed.x.device)
+        attended, logits = self.attn(self.norm1(packed.x), layout, with_logits)
+        x = residual(packed.x, attended, scales and scales[0])
+        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
+        return packed.with_(x), self._by_view(packed, layout, logits)
+
+    @staticmethod
+    def _by_view(packed: Packed, layout: WindowLayout, logits: Tensor | None) -> list[Logits]:
+        if logits is None:
+            return []
+        counts = [b * len(place) for (b, _, _), place in zip(packed.shapes, layout.places, strict=True)]
+        return [
+            Logits(part.view(b, -1, *part.shape[1:]), place[None])
+            for part, (b, _, _), place in zip(
+                logits.split(counts), packed.shapes, layout.places, strict=True
+            )
+        ]
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution and, but for the last stage, the merging that ends it."""
+
+    def __init__(self, config: SwinConfig, stage: int) -> None:
+        super().__init__()
+        dim = config.dim * 2**stage
+        side = config.image_size // config.patch // 2**stage
+        window, shift = config.window, config.window // 2
+        if side <= window:  # one window covers the nominal map: nothing to shift (official rule)
+            window, shift = side, 0
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, config.heads[stage], window, shift * (index % 2), config.mlp_ratio)
+            for index in range(config.depths[stage])
+        )
+        self.downsample = PatchMerging(dim) if stage < len(config.depths) - 1 else None
+
+
+class Swin(Backbone):
+    """Swin transformer; view feature: mean of the final tokens, region features: those tokens."""
+
+    can: ClassVar[frozenset[str]] = frozenset({"fill", "logits"})
+
+    def __init__(self, config: SwinConfig) -> None:
+        super().__init__(config)
+        stages = len(config.depths)
+        if config.image_size // config.patch // 2 ** (stages - 1) < 1:
+            raise ValueError(
+                f"image_size {config.image_size} leaves no token after {stages} stages with patch "
+                f"{config.patch}; use a larger image, a smaller patch or fewer stages."
+            )
+        self.feature_dim = config.dim * 2 ** (stages - 1)
+        self.stride = config.patch * 2 ** (stages - 1)
+        ends = torch.tensor(config.depths).cumsum(0) - 1
+        self.stage_ends = tuple(ends.tolist())
+        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.layers = nn.ModuleList(SwinStage(config, stage) for stage in range(stages))
+        self.norm = LayerNorm(self.feature_dim)
+        init_linear(self)
+
+    def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
+        """Embed patches; hidden ones are replaced by the given token."""
+        packed: Packed = self.patch_embed(views)
+        if ask.fill is None:
+            return packed
+        mask, token = ask.fill
+        return packed.with_(torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x))
+
+    def blocks(self) -> Iterator[SwinBlock]:
+        """Yield the blocks of all stages in order."""
+        for stage in self.layers:
+            yield from stage.blocks  # type: ignore[union-attr, misc]
+
+    def after_block(self, index: int, packed: Packed) -> Packed:
+        """Merge patches at the end of every stage but the last."""
+        if index not in self.stage_ends[:-1]:
+            return packed
+        merge = self.layers[self.stage_ends.index(index)].downsample
+        merged: Packed = merge(packed)  # type: ignore[operator]
+        return merged
+
+    def param_layers(self) -> Iterator[tuple[str, int]]:
+        """Yield names and depths; a merging belongs to the last block before it."""
+        starts = [0, *(end + 1 for end in self.stage_ends)]
+        for name, _ in self.named_parameters():
+            parts = name.split(".")
+            if parts[0] == "patch_embed":
+                yield name, 0
+            elif parts[0] == "norm":
+                yield name, self.depth + 1
+            elif parts[2] == "blocks":
+                yield name, starts[int(parts[1])] + int(parts[3]) + 1
+            else:
+                yield name, self.stage_ends[int(parts[1])] + 1

@@ -1,0 +1,64 @@
+"""The whole vocabulary of options: torch-free dataclasses and their strict conversion."""
+
+from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config.convert import (
+    from_dict,
+    load_config,
+    replace_options,
+    save_config,
+    to_dict,
+)
+from leanvit.config.duration import Duration, Schedule, constant, steps
+from leanvit.config.methods import (
+    DinoConfig,
+    EsViTConfig,
+    HeadConfig,
+    MethodConfig,
+    MixConfig,
+    MultiCropConfig,
+)
+from leanvit.config.names import look_up, unknown_name
+from leanvit.config.resolve import Facts, Resolved, resolve
+from leanvit.config.run import (
+    AdamWConfig,
+    DataConfig,
+    LARSConfig,
+    OptimConfig,
+    RunConfig,
+    SGDConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BACKBONES",
+    "AdamWConfig",
+    "BackboneConfig",
+    "DataConfig",
+    "DinoConfig",
+    "Duration",
+    "EsViTConfig",
+    "Facts",
+    "HeadConfig",
+    "LARSConfig",
+    "MethodConfig",
+    "MixConfig",
+    "MultiCropConfig",
+    "OptimConfig",
+    "Resolved",
+    "RunConfig",
+    "SGDConfig",
+    "Schedule",
+    "SwinConfig",
+    "TrainConfig",
+    "ViTConfig",
+    "constant",
+    "from_dict",
+    "load_config",
+    "look_up",
+    "replace_options",
+    "resolve",
+    "save_config",
+    "steps",
+    "to_dict",
+    "unknown_name",
+]

@@ -1,0 +1,116 @@
+"""The backbones' options and their catalogue of named sizes (torch-free)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneConfig:
+    """What every backbone has; a family adds its own options."""
+
+    kind: ClassVar[str]
+
+    image_size: int = 224
+    """Side of the image, in pixels, that sizes what depends on a nominal input."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block of the student; grows linearly from 0 over the blocks."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path lies in [0, 1), not {self.drop_path}.")
+        if self.image_size < self.patch:
+            raise ValueError(
+                f"image_size {self.image_size} is smaller than one patch of {self.patch} pixels."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwinConfig(BackboneConfig):
+    """Swin transformer as in EsViT: pads, then rolls; mean of the final tokens as view feature."""
+
+    kind: ClassVar[str] = "swin"
+
+    patch: int = 4
+    """Side of a patch in pixels."""
+    dim: int = 96
+    """Channels of the first stage; every later stage doubles them."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks per stage."""
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    """Attention heads per stage."""
+    window: int = 7
+    """Side of an attention window in tokens; clamped to the stage's map at `image_size`."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over its input width."""
+
+    def __post_init__(self) -> None:
+        BackboneConfig.__post_init__(self)
+        if len(self.depths) != len(self.heads):
+            raise ValueError(f"depths {self.depths} and heads {self.heads} differ in length.")
+        for stage, heads in enumerate(self.heads):
+            if self.dim * 2**stage % heads:
+                raise ValueError(
+                    f"Stage {stage + 1} has {self.dim * 2**stage} channels, which {heads} heads "
+                    f"do not divide."
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViTConfig(BackboneConfig):
+    """Plain vision transformer with a class token and learned positions."""
+
+    kind: ClassVar[str] = "vit"
+
+    dim: int = 384
+    """Channels."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 6
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over its input width."""
+    pool: Literal["class", "mean"] = "class"
+    """View feature: the class token or the mean of the patch tokens."""
+
+    def __post_init__(self) -> None:
+        BackboneConfig.__post_init__(self)
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide {self.dim} channels.")
+
+
+_DEEP = (2, 2, 18, 2)
+_SWIN_TINY = SwinConfig()
+_SWIN_SMALL = SwinConfig(depths=_DEEP, drop_path=0.2)
+_SWIN_BASE = SwinConfig(dim=128, depths=_DEEP, heads=(4, 8, 16, 32), drop_path=0.2)
+_SWIN_LARGE = SwinConfig(dim=192, depths=_DEEP, heads=(6, 12, 24, 48), drop_path=0.2)
+
+
+def _window14(config: SwinConfig) -> SwinConfig:
+    return SwinConfig(
+        dim=config.dim,
+        depths=config.depths,
+        heads=config.heads,
+        drop_path=config.drop_path,
+        window=14,
+    )
+
+
+BACKBONES: Mapping[str, SwinConfig | ViTConfig] = MappingProxyType(
+    {
+        "swin_tiny": _SWIN_TINY,
+        "swin_small": _SWIN_SMALL,
+        "swin_base": _SWIN_BASE,
+        "swin_large": _SWIN_LARGE,
+        "swin_tiny_w14": _window14(_SWIN_TINY),
+        "swin_small_w14": _window14(_SWIN_SMALL),
+        "swin_base_w14": _window14(_SWIN_BASE),
+        "swin_large_w14": _window14(_SWIN_LARGE),
+        "vit_tiny": ViTConfig(dim=192, heads=3),
+        "vit_small": ViTConfig(),
+        "vit_base": ViTConfig(dim=768, heads=12),
+    }
+)

@@ -1,0 +1,135 @@
+"""The methods' options (torch-free)."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from leanvit.config.duration import Duration, Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiCropConfig:
+    """Multi-crop views with the DINO augmentations; the defaults are the published ones."""
+
+    global_size: int = 224
+    """Side of the two global crops in pixels."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Share of the image's area that a global crop covers."""
+    local_sizes: tuple[int, ...] = (96,)
+    """Sides of the local crops in pixels, one for each group; empty for no local crops."""
+    local_counts: tuple[int, ...] = (8,)
+    """Number of local crops of each size."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Share of the image's area that a local crop covers."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    jitter: float = 0.8
+    """Probability of color jitter."""
+    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Range of brightness, contrast, saturation (as 1 +- x) and hue (as +- x turns)."""
+    gray: float = 0.2
+    """Probability of a grayscale image."""
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of Gaussian blur in the first global, second global and the local crops."""
+    solarize: float = 0.2
+    """Probability of solarization in the second global crop."""
+
+    def __post_init__(self) -> None:
+        if len(self.local_sizes) != len(self.local_counts):
+            raise ValueError(
+                f"local_sizes {self.local_sizes} and local_counts {self.local_counts} name the "
+                f"same groups of local crops, so they have the same length."
+            )
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} is a range within (0, 1], not ({low}, {high}).")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """Projection head: MLP, unit bottleneck, weight-normalised prototypes."""
+
+    prototypes: int = 65_536
+    """Number of prototypes K."""
+    hidden: int = 2048
+    """Width of the two hidden layers."""
+    bottleneck: int = 256
+    """Width D of the unit rows that meet the prototypes."""
+    batch_norm: bool = False
+    """Batch normalisation after the hidden layers."""
+    train_gain: bool = True
+    """Train the prototypes' lengths (the official Swin runs do); otherwise they stay at one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixConfig:
+    """Mixup and CutMix of the student's views; the targets of the view loss are mixed alike."""
+
+    views: int = 0
+    """How many of the student's views are mixed, counted from the first; 0 switches mixing off."""
+    mixup: float = 0.8
+    """Alpha of mixup's Beta distribution; 0 leaves CutMix alone."""
+    cutmix: float = 1.0
+    """Alpha of CutMix's Beta distribution; 0 leaves mixup alone."""
+    switch: float = 0.5
+    """Probability of CutMix where both are on."""
+
+    def __post_init__(self) -> None:
+        if self.views and not (self.mixup or self.cutmix):
+            raise ValueError("mix.views asks for mixed views, but mix.mixup and mix.cutmix are 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """What every method has."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DinoConfig(MethodConfig):
+    """Self-distillation of view features (DINO, arXiv 2104.14294; EsViT's L_V)."""
+
+    kind: ClassVar[str] = "dino"
+
+    views: MultiCropConfig = field(default_factory=MultiCropConfig)
+    """Crops and augmentations."""
+    head: HeadConfig = field(default_factory=HeadConfig)
+    """Projection head or heads."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixup and CutMix."""
+    student_temp: float = 0.1
+    """Temperature of the student's distribution."""
+    teacher_temp: Schedule = field(
+        default_factory=lambda: Schedule(
+            start=0.04, peak=0.07, end=0.07, warmup=Duration(10, "%"), shape="linear"
+        )
+    )
+    """Temperature of the teacher's distribution."""
+    teacher_momentum: Schedule = field(
+        default_factory=lambda: Schedule(start=0.996, peak=0.996, end=1.0)
+    )
+    """Momentum of the teacher's moving average."""
+    center_momentum: float = 0.9
+    """Momentum of the moving mean of the teacher's logits."""
+    freeze_prototypes: Duration = Duration(1, "%")
+    """How long the student's prototypes get no update at the start of the run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EsViTConfig(DinoConfig):
+    """View and region self-distillation (EsViT, arXiv 2106.09785)."""
+
+    kind: ClassVar[str] = "esvit"
+
+    region_weight: float = 0.5
+    """Weight of the region loss; the view loss has the rest."""
+    region_start: Duration = Duration(0, "%")
+    """When the region loss begins; before that the view loss has the whole weight."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.region_weight < 1:
+            raise ValueError(
+                f"region_weight lies between 0 and 1, not {self.region_weight}; without a region "
+                f"loss the method is called dino."
+            )

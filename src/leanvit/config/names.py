@@ -1,0 +1,22 @@
+"""Plain names resolve in literal dicts; an unknown one is answered with its nearest neighbour."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def unknown_name(what: str, given: str, known: Iterable[str]) -> ValueError:
+    """Return (not raise) the error for an unknown name: what was given, the nearest, the known."""
+    names = sorted(known)
+    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return ValueError(f"Unknown {what} {given!r}{hint} Known: {', '.join(names)}.")
+
+
+def look_up(what: str, given: str, table: Mapping[str, T]) -> T:
+    """Return `table[given]`. Raises ValueError with the nearest known name otherwise."""
+    if given not in table:
+        raise unknown_name(what, given, table)
+    return table[given]

@@ -1,0 +1,174 @@
+"""From what was asked to what runs: a pure function of the configuration and of facts.
+
+Every `auto` becomes a value and every duration a number of steps; each value keeps its origin.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leanvit.config.convert import leaves, replace_options, to_dict
+from leanvit.config.duration import Duration, steps
+from leanvit.config.methods import DinoConfig
+from leanvit.config.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What was found out about the images and the machine, once."""
+
+    images: int
+    """Number of images."""
+    cores: int
+    """Processor cores that this process may use."""
+    device: str
+    """Best device at hand: cpu or cuda."""
+    bf16: bool
+    """Whether that device computes in bf16 at full speed."""
+    world: int = 1
+    """Number of processes that train together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A configuration without `auto`, with durations in steps, and where each value came from."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `resolved.json` holds."""
+        return {"config": to_dict(self.config), "origins": dict(self.origins)}
+
+
+def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Resolved:
+    """Decide every open value of a run.
+
+    config: what was asked; facts: what is there; given: dotted names that the user set.
+    Raises ValueError where the request contradicts itself or the facts.
+    """
+    origins = {
+        name: "given" if name in given else "recipe"
+        for name, _ in leaves(to_dict(config))
+    }
+    values: dict[str, Any] = {}
+    for rule in (_machine, _learning_rate, _durations):
+        for name, (value, reason) in rule(config, facts).items():
+            values[name] = value
+            origins[name] = f"{origins[name]}; {reason}"
+    resolved = replace_options(config, values)
+    _check(resolved, facts)
+    return Resolved(resolved, origins)
+
+
+Decisions = dict[str, tuple[Any, str]]
+"""Option -> (value, why)."""
+
+
+def _machine(config: RunConfig, facts: Facts) -> Decisions:
+    decided: Decisions = {}
+    device = config.train.device
+    if device == "auto":
+        device = "cuda" if facts.device == "cuda" else "cpu"
+        decided["train.device"] = (device, f"the best device here is {device}")
+    if config.train.precision == "auto":
+        fast = device == "cuda" and facts.bf16
+        reason = "this device computes in bf16" if fast else f"fp32 on this {device}"
+        decided["train.precision"] = ("bf16" if fast else "fp32", reason)
+    if config.data.workers == "auto":
+        share = facts.cores // facts.world
+        workers = min(share - 1, 16) if share > 1 else 0
+        decided["data.workers"] = (workers, f"{share} cores a process, one for the step")
+    return decided
+
+
+def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
+    rule, batch, peak = config.optim.lr_rule, config.train.batch, config.optim.lr.peak
+    if rule == "none":
+        return {}
+    ratio = batch / 256
+    if rule == "sqrt":
+        ratio = math.sqrt(ratio)
+    return {
+        "optim.lr.peak": (peak * ratio, f"{peak:g} at 256 images, {rule} rule, batch {batch}"),
+        "optim.lr_rule": ("none", "applied to the peak"),
+    }
+
+
+def epoch_steps(config: RunConfig, images: int) -> int:
+    """Steps in one pass over the images; the last incomplete batch is left out."""
+    return images // config.train.batch
+
+
+def _durations(config: RunConfig, facts: Facts) -> Decisions:
+    _check_images(config, facts)
+    epoch, batch = epoch_steps(config, facts.images), config.train.batch
+    asked = config.train.duration
+    run = asked.steps(epoch=epoch, batch=batch)
+    if run < 1:
+        raise ValueError(f"train.duration {asked} is less than one step of {batch} images.")
+    decided: Decisions = {}
+    for name, duration in _find_durations(config):
+        count = run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
+        if name in ("train.log_every", "train.save_every"):
+            count = max(count, 1)
+        if str(steps(count)) != str(duration):
+            decided[name] = (steps(count), f"{duration} of {run} steps, {epoch} an epoch")
+    return decided
+
+
+def _find_durations(section: Any, place: str = "") -> list[tuple[str, Duration]]:
+    found: list[tuple[str, Duration]] = []
+    for field in dataclasses.fields(section):
+        value, name = getattr(section, field.name), f"{place}{field.name}"
+        if isinstance(value, Duration):
+            found.append((name, value))
+        elif dataclasses.is_dataclass(value):
+            found += _find_durations(value, f"{name}.")
+    return found
+
+
+def _check_images(config: RunConfig, facts: Facts) -> None:
+    if facts.images < config.train.batch:
+        raise ValueError(
+            f"There are {facts.images} images, fewer than one batch of {config.train.batch}; "
+            f"lower train.batch or add images."
+        )
+
+
+def _check(config: RunConfig, facts: Facts) -> None:
+    """Refuse what cannot run as asked; the message says what to change."""
+    train = config.train
+    share = train.accumulate * facts.world
+    if train.batch % share:
+        raise ValueError(
+            f"train.batch {train.batch} does not split into {train.accumulate} micro-batches on "
+            f"each of {facts.world} processes; use a multiple of {share}."
+        )
+    if train.device == "cuda" and facts.device != "cuda":
+        raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
+    if isinstance(config.method, DinoConfig):
+        _check_dino(config.method, train.accumulate, train.batch // share)
+    for name, duration in _find_durations(config):
+        if name.endswith(".warmup") and duration.amount > train.duration.amount:
+            raise ValueError(
+                f"{name} takes {duration.amount:g} steps, but the whole run has "
+                f"{train.duration.amount:g}: shorten it or train longer."
+            )
+
+
+def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
+    if accumulate > 1 and method.head.batch_norm:
+        raise ValueError(
+            "Batch norm in the heads couples the images of a batch, so a step cannot be split: "
+            "set train.accumulate to 1 or method.head.batch_norm to false."
+        )
+    views = 2 + sum(method.views.local_counts)
+    if method.mix.views > views:
+        raise ValueError(f"method.mix.views is {method.mix.views}, but there are {views} views.")
+    if method.mix.views and micro % 2:
+        raise ValueError(
+            f"Mixing pairs the images two by two, but a micro-batch has {micro}: make it even."
+        )

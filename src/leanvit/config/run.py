@@ -1,0 +1,127 @@
+"""A whole run as one value: method, backbone, data, optimiser, training."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from leanvit.config.backbones import BackboneConfig
+from leanvit.config.duration import Duration, Schedule
+from leanvit.config.methods import MethodConfig
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the images come from and how they reach the step."""
+
+    source: str = ""
+    """Folder of images, of any depth."""
+    workers: int | Auto = "auto"
+    """Processes that decode and render; 0 does it between the steps."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channel, pixels in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """What every optimiser has; a kind adds its own options."""
+
+    kind: ClassVar[str]
+
+    lr: Schedule = field(
+        default_factory=lambda: Schedule(peak=5e-4, end=1e-6, warmup=Duration(3.3, "%"))
+    )
+    """Learning rate; the peak holds for 256 images and follows `lr_rule`."""
+    lr_rule: Literal["linear", "sqrt", "none"] = "linear"
+    """How the peak learning rate follows the batch: times batch / 256, its root, or not at all."""
+    weight_decay: Schedule = field(
+        default_factory=lambda: Schedule(start=0.04, peak=0.04, end=0.4)
+    )
+    """Weight decay."""
+    decay_all_matrices: bool = False
+    """Decay position tables, class tokens and prototype gains too, as the official code does."""
+    clip: float = 3.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    clip_by: Literal["tensor", "module", "global"] = "tensor"
+    """Whose norm is limited: every tensor's, every module's (backbone, head), or the whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamWConfig(OptimConfig):
+    """AdamW."""
+
+    kind: ClassVar[str] = "adamw"
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and mean square of the gradient."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SGDConfig(OptimConfig):
+    """SGD with momentum."""
+
+    kind: ClassVar[str] = "sgd"
+
+    momentum: float = 0.9
+    """Momentum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LARSConfig(OptimConfig):
+    """LARS: SGD with momentum and a trust ratio for every matrix (arXiv 1708.03888)."""
+
+    kind: ClassVar[str] = "lars"
+
+    momentum: float = 0.9
+    """Momentum."""
+    trust: float = 1e-3
+    """Trust coefficient eta."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    duration: Duration = Duration(100, "ep")
+    """Length of the run."""
+    batch: int = 64
+    """Images in a step, over all processes."""
+    accumulate: int = 1
+    """Micro-batches that a step is split into, to save memory."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; losses, norms and averages are fp32 in both."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the training runs."""
+    seed: int = 0
+    """Seed of weights, order, views and every other draw."""
+    log_every: Duration = Duration(10, "st")
+    """How often a row of metrics is written."""
+    save_every: Duration = Duration(5, "%")
+    """How often a checkpoint is written."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a pre-training run does."""
+
+    recipe: str
+    """Name of the recipe that this configuration started from."""
+    method: MethodConfig
+    """The method and its options."""
+    backbone: BackboneConfig
+    """The backbone and its sizes."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    optim: OptimConfig = field(default_factory=AdamWConfig)
+    """The optimiser."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""

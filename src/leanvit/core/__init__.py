@@ -1,0 +1,1 @@
+"""Foundations: random draws, processes, moving averages, schedules, precision."""

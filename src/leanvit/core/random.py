@@ -1,0 +1,45 @@
+"""Every draw has a key: (seed, purpose, ...). Nothing reads a global generator.
+
+A draw depends on its key alone, never on the process, the worker or what was drawn before, so a
+run gives the same numbers with any number of workers and ranks, and after a resume.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
+    """Return a fresh generator for this key (Philox, seeded through numpy's SeedSequence)."""
+    words = (seed, zlib.crc32(purpose.encode()), *key)
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+
+
+def units(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1), uniform, made from the raw stream of this key.
+
+    The raw stream is the one part of numpy's random numbers that is fixed over its versions.
+    """
+    words = (seed, zlib.crc32(purpose.encode()), *key)
+    raw = np.random.Philox(np.random.SeedSequence(words)).random_raw(count)
+    return (raw >> 11).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.int64]:
+    """Return a permutation of range(count) that depends on the key alone."""
+    return np.argsort(units(seed, purpose, *key, count=count), kind="stable")
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Run library code that draws from torch's global generator, such as a layer's constructor.
+
+    Inside, the CPU generator is seeded by (seed, purpose); afterwards it is as it was before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, purpose).integers(2**62)))
+        yield

@@ -1,0 +1,1 @@
+"""One operation a file, each with a plain form that runs anywhere."""

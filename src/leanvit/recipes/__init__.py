@@ -1,0 +1,23 @@
+"""Full configurations as functions. RECIPES lists every name that `leanvit pretrain` takes."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from leanvit.config import RunConfig, look_up
+from leanvit.recipes.esvit import dino, esvit, esvit_swin_tiny_in1k
+
+RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
+    {
+        "dino": dino,
+        "esvit": esvit,
+        "esvit_swin_tiny_in1k": esvit_swin_tiny_in1k,
+    }
+)
+
+
+def recipe(name: str) -> RunConfig:
+    """Return the configuration of a named recipe. Raises ValueError for an unknown name."""
+    return look_up("recipe", name, RECIPES)()
+
+
+__all__ = ["RECIPES", "recipe"]
