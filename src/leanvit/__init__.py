@@ -1,1 +1,32 @@
-"""leanvit."""
+"""leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
+
+Importing this package does not import torch; the functions do when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leanvit.backbones.catalogue import list_backbones
+    from leanvit.backbones.weights import load_backbone
+    from leanvit.run import pretrain
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "list_backbones": "leanvit.backbones.catalogue",
+    "load_backbone": "leanvit.backbones.weights",
+    "pretrain": "leanvit.run",
+}
+
+__all__ = ["list_backbones", "load_backbone", "pretrain"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'leanvit' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

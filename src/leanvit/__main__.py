@@ -1,0 +1,7 @@
+"""`python -m leanvit`."""
+
+import sys
+
+from leanvit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""One file that is a backbone: safetensors whose header says what it is and how to feed it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.config import BACKBONES, BackboneConfig, from_dict, to_dict, unknown_name
+from leanvit.core.random import seeded
+
+FILE = "backbone.safetensors"
+HEADER = "leanvit"
+
+
+def header(backbone: Backbone, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the file's header: the architecture, and facts such as mean, std and method."""
+    return {HEADER: json.dumps({"backbone": to_dict(backbone.config), **facts})}
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return what a backbone file says of itself. Raises ValueError if it is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = json.loads((file.metadata() or {})[HEADER])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a backbone that leanvit wrote.") from error
+    return dict(found)
+
+
+def load_backbone(path_or_name: str | Path) -> Backbone:
+    """Return a backbone, in evaluation mode, on the CPU.
+
+    path_or_name: a backbone file, the folder of a run, or a name of `list_backbones()`, which
+    gives untrained weights. Raises ValueError if it is none of these or does not fit exactly.
+    """
+    path = Path(path_or_name)
+    if path.is_dir():
+        path = path / FILE
+    if path.is_file():
+        return _from_file(path)
+    if str(path_or_name) in BACKBONES:
+        with seeded(0, "weights"):
+            return build_backbone(BACKBONES[str(path_or_name)]).eval()
+    if path.suffix or path.parent != Path():
+        raise ValueError(f"There is no backbone file {str(path)!r}.")
+    raise unknown_name("backbone file or name", str(path_or_name), BACKBONES)
+
+
+def _from_file(path: Path) -> Backbone:
+    config = from_dict(BackboneConfig, read_header(path)["backbone"], "backbone")
+    with seeded(0, "weights"):
+        backbone = build_backbone(config)
+    try:
+        backbone.load_state_dict(load_file(path), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path} do not fit its own header: {error}") from error
+    return backbone.eval()

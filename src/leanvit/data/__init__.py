@@ -1,0 +1,1 @@
+"""From sources of images to batches of views."""

@@ -1,0 +1,70 @@
+"""What travels from the loader to the method. The loop only calls `to`, `len` and `split`.
+
+Letters: V_g views of one size, B images, S side in pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Batch(Protocol):
+    """What the loop needs of a batch."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on a device."""
+
+    def split(self, parts: int) -> Iterator[Self]:
+        """Yield equal micro-batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """An image that could not be decoded and was replaced."""
+
+    index: int
+    """Its number in the source."""
+    name: str
+    """Its name in the source."""
+    error: str
+    """Type and text of what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewBatch:
+    """Views of B images."""
+
+    groups: tuple[Tensor, ...]
+    """One [V_g, B, 3, S, S] for each size, normalised; global views first."""
+    index: Tensor
+    """[B] number of each image in its source, on the CPU."""
+    target: Tensor
+    """[B] class, -1 where the source has none, on the CPU."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Images that were replaced on the way."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> "ViewBatch":
+        """Return the batch with its views on a device."""
+        return replace(self, groups=tuple(g.to(device, non_blocking=True) for g in self.groups))
+
+    def split(self, parts: int) -> Iterator["ViewBatch"]:
+        """Yield equal micro-batches of neighbouring images."""
+        size = len(self) // parts
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield ViewBatch(
+                tuple(group[:, part] for group in self.groups), self.index[part], self.target[part]
+            )
+
+    def pin_memory(self) -> "ViewBatch":
+        """Return the batch with its views in page-locked memory (called by the data loader)."""
+        return replace(self, groups=tuple(group.pin_memory() for group in self.groups))

@@ -1,0 +1,85 @@
+"""From an order of images to batches of views, the same with any number of workers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from leanvit.config import DataConfig
+from leanvit.data.batch import Unreadable, ViewBatch
+from leanvit.data.decode import decode
+from leanvit.data.sampler import Key, Order, replacement
+from leanvit.data.sources import Source
+from leanvit.data.views import ViewSpec, draw, plan, render
+
+REPLACEMENTS = 20
+"""Unreadable images in a row after which the source counts as broken."""
+
+Rendered = tuple[list[Tensor], int, int, list[Unreadable]]
+"""Views of each size [V_g, 3, S, S], image number, class, what had to be replaced."""
+
+
+class Views(Dataset[Rendered]):
+    """The views of the image at a place in the order."""
+
+    def __init__(self, source: Source, spec: ViewSpec, data: DataConfig, seed: int) -> None:
+        self.source, self.spec, self.seed = source, spec, seed
+        self.mean = torch.tensor(data.mean).view(-1, 1, 1)
+        self.std = torch.tensor(data.std).view(-1, 1, 1)
+
+    def __getitem__(self, key: Key) -> Rendered:
+        pixels, index, target, unreadable = self._readable(key)
+        height, width = pixels.shape[1:]
+        units = iter(draw(self.spec, self.seed, key.epoch, index))
+        groups = []
+        for group in self.spec.groups:
+            plans = [plan(view, next(units), height, width) for view in group]
+            groups.append(torch.stack([(render(p, pixels) - self.mean) / self.std for p in plans]))
+        return groups, index, target, unreadable
+
+    def _readable(self, key: Key) -> tuple[Tensor, int, int, list[Unreadable]]:
+        """Return the pixels of the image, or of the one that stands in for it."""
+        index, unreadable = key.index, []
+        for attempt in range(REPLACEMENTS):
+            try:
+                sample = self.source[index]
+                pixels = torch.from_numpy(decode(sample.image).copy()).permute(2, 0, 1)
+            except Exception as error:  # the decoder boundary: any file, any error
+                reason = f"{type(error).__name__}: {error}"
+                unreadable.append(Unreadable(index, self.source.name(index), reason))
+                index = replacement(self.seed, key, attempt, len(self.source))
+            else:
+                return pixels, index, sample.target, unreadable
+        names = ", ".join(repr(entry.name) for entry in unreadable[:3])
+        raise ValueError(
+            f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
+            f"because of {unreadable[0].error}"
+        )
+
+
+def collate(rendered: list[Rendered]) -> ViewBatch:
+    """Join the views of B images."""
+    groups, index, target, unreadable = zip(*rendered, strict=True)
+    return ViewBatch(
+        groups=tuple(torch.stack(views, 1) for views in zip(*groups, strict=True)),
+        index=torch.tensor(index),
+        target=torch.tensor(target),
+        unreadable=tuple(entry for entries in unreadable for entry in entries),
+    )
+
+
+def load_views(
+    views: Views, order: Order, start: int, end: int, *, workers: int, device: torch.device
+) -> Iterator[ViewBatch]:
+    """Yield the batches of steps start..end - 1 on a device; workers changes their speed alone."""
+    loader = DataLoader(
+        views,
+        batch_sampler=order.steps(start, end),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # torch would otherwise draw from the global one
+    )
+    for batch in loader:
+        yield batch.to(device)

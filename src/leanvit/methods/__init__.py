@@ -1,0 +1,1 @@
+"""Methods, one a file: what is learned from a batch of views."""

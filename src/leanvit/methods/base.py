@@ -1,0 +1,92 @@
+"""The contract of a method: views in, loss terms out; it knows no optimiser, file or process.
+
+Letters: V views, B images, L blocks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Backbone
+from leanvit.config import Schedule
+from leanvit.core import random
+from leanvit.core.schedules import schedule_value
+from leanvit.data.batch import Batch
+from leanvit.data.views import ViewSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where in the run a step lies."""
+
+    step: int
+    """Number of the step, from 0."""
+    run: int
+    """Steps in the run."""
+    epoch: int
+    """Number of the pass over the images, from 0."""
+    seed: int
+    """Seed of the run."""
+
+    def value(self, schedule: Schedule) -> float:
+        """Return the value of a schedule now."""
+        return schedule_value(schedule, self.step, self.run)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step found; tensors stay on their device."""
+
+    total: Tensor
+    """The scalar that is minimised."""
+    terms: Mapping[str, Tensor]
+    """Its parts before weighting."""
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    """Other scalars worth a curve."""
+
+
+class Method(nn.Module):
+    """A way to learn. All state lives in parameters and buffers."""
+
+    def views(self) -> ViewSpec | None:
+        """Return the views that a batch must hold; None if the method takes images as they are."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, at: Moment) -> StepOutput:
+        """Run one (micro-)batch. Changes nothing that another micro-batch of the step can see."""
+        raise NotImplementedError
+
+    def after_step(self, at: Moment) -> None:
+        """Move what moves once a step, after the weights: centers, averages, queues."""
+
+    def encoder(self) -> Backbone:
+        """Return the weights that evaluation and export see."""
+        raise NotImplementedError
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Return the trained modules by name, for clipping and norms by module."""
+        raise NotImplementedError
+
+    def frozen(self, at: Moment) -> list[nn.Parameter]:
+        """Return the parameters that get no update now."""
+        return []
+
+
+def keep_mask(rates: list[float], views: int, index: Tensor, at: Moment) -> Tensor | None:
+    """Draw stochastic depth for every (view, image, block, branch): `Ask.drop` [L, 2, V * B].
+
+    Keyed by (seed, epoch, image), so it does not depend on batch size, rank or resume.
+    """
+    if not any(rates):
+        return None
+    shape = (len(rates), 2, views)
+    drawn = [
+        random.units(at.seed, "drop path", at.epoch, image, count=int(np.prod(shape)))
+        for image in index.tolist()
+    ]
+    units = np.stack(drawn, -1).reshape(*shape, len(drawn))
+    kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
+    return torch.from_numpy(kept).flatten(2)

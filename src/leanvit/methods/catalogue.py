@@ -1,0 +1,20 @@
+"""How a configuration becomes a method."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from leanvit.config import BackboneConfig, DinoConfig, EsViTConfig, MethodConfig
+from leanvit.core.random import seeded
+from leanvit.methods.base import Method
+from leanvit.methods.dino import DINO
+from leanvit.methods.esvit import EsViT
+
+METHODS: Mapping[type[MethodConfig], Callable[..., Method]] = MappingProxyType(
+    {DinoConfig: DINO, EsViTConfig: EsViT}
+)
+
+
+def build_method(config: MethodConfig, backbone: BackboneConfig, seed: int) -> Method:
+    """Build a method with fresh weights that depend on the seed alone."""
+    with seeded(seed, "weights"):
+        return METHODS[type(config)](config, backbone)

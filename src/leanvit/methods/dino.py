@@ -1,0 +1,114 @@
+"""DINO: the student's views predict what the teacher says of the other views.
+
+arXiv 2104.14294; the view-only case of EsViT. Letters: V_g views of one size, B images.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Ask, Backbone, Features
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
+from leanvit.core.ema import ema_update
+from leanvit.data.batch import Batch
+from leanvit.data.views import ViewSpec, multi_crop
+from leanvit.losses.view import Mixing, view_loss
+from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
+from leanvit.methods.heads import Center, Head
+from leanvit.methods.mixing import mix_views
+
+
+class Network(nn.Module):
+    """Backbone and heads of the student, or of the teacher."""
+
+    def __init__(self, backbone: BackboneConfig, head: HeadConfig, *, regions: bool) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone)
+        self.head = Head(self.backbone.feature_dim, head)
+        self.region_head = Head(self.backbone.feature_dim, head) if regions else None
+
+
+class DINO(Method):
+    """View self-distillation with a centred teacher that is the student's moving average."""
+
+    regions = False
+    """Whether the networks have a region head."""
+
+    def __init__(self, config: DinoConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.student = Network(backbone, config.head, regions=self.regions)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.center = Center(config.head)
+
+    def views(self) -> ViewSpec:
+        """Return two global crops and the local ones."""
+        return multi_crop(self.config.views)
+
+    def encoder(self) -> Backbone:
+        """Return the teacher's backbone."""
+        return self.teacher.backbone
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        """Return the student's backbone and heads."""
+        return dict(self.student.named_children())
+
+    def frozen(self, at: Moment) -> list[nn.Parameter]:
+        """Return the student's prototypes while they are frozen."""
+        if at.step >= self.config.freeze_prototypes.amount:
+            return []
+        heads = (self.student.head, self.student.region_head)
+        return [p for head in heads if head is not None for p in head.last_layer.parameters()]
+
+    def forward(self, batch: Batch, at: Moment) -> StepOutput:
+        """Compare the student's views with the teacher's global ones."""
+        groups, mixing = mix_views(batch.groups, self.config.mix, at.seed, at.step)
+        with torch.no_grad():
+            (seen,) = self.teacher.backbone([batch.groups[0].flatten(0, 1)])
+        views = sum(len(group) for group in groups)
+        drop = keep_mask(self.student.backbone.drop_rates(), views, batch.index, at)
+        ask = Ask(drop=None if drop is None else drop.to(groups[0].device, non_blocking=True))
+        found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
+        return self.objective(found, seen, mixing, at)
+
+    def objective(
+        self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
+    ) -> StepOutput:
+        """Return the loss of the student's features (one entry a size) against the teacher's."""
+        view = self.view_term(found, seen, mixing, at)
+        return StepOutput(total=view, terms={"view": view}, stats={"feature_std": spread(seen)})
+
+    def view_term(
+        self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
+    ) -> Tensor:
+        """Return L_V and collect the teacher's rows for the center."""
+        with torch.no_grad():
+            teacher = self.teacher.head(seen.pooled)
+        self.center.collect(teacher.rows)
+        temperature = at.value(self.config.teacher_temp)
+        return view_loss(
+            self.student.head(torch.cat([features.pooled for features in found])),
+            teacher,
+            self.center.key_bias(temperature),
+            student_temp=self.config.student_temp,
+            teacher_temp=temperature,
+            mixing=mixing,
+        )
+
+    def after_step(self, at: Moment) -> None:
+        """Move the center with the old teacher's prototypes, then the teacher."""
+        self.center.update(self.teacher.head.last_layer(), self.config.center_momentum)
+        ema_update(self.teacher, self.student, at.value(self.config.teacher_momentum))
+
+
+@torch.no_grad()
+def spread(features: Features) -> Tensor:
+    """Return the mean standard deviation of unit view features, times the root of their width.
+
+    About 1 for features that point everywhere, 0 for a collapsed network.
+    """
+    unit = nn.functional.normalize(features.pooled.float(), dim=-1)
+    return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5

@@ -1,0 +1,72 @@
+"""EsViT: view and region self-distillation for multi-stage transformers (arXiv 2106.09785).
+
+Letters: V_g views of one size, B images, T regions of a view, d backbone channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leanvit.backbones.base import Features
+from leanvit.config import BackboneConfig, EsViTConfig
+from leanvit.losses.region import region_loss
+from leanvit.losses.view import Mixing
+from leanvit.methods.base import Moment, StepOutput
+from leanvit.methods.dino import DINO, spread
+from leanvit.methods.heads import Center
+
+
+class EsViT(DINO):
+    """DINO, and every student region predicts the teacher's most similar region."""
+
+    regions = True
+    config: EsViTConfig
+
+    def __init__(self, config: EsViTConfig, backbone: BackboneConfig) -> None:
+        super().__init__(config, backbone)
+        self.region_center = Center(config.head)
+
+    def objective(
+        self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
+    ) -> StepOutput:
+        """Return (1 - w) L_V + w L_R; L_V alone before `region_start`."""
+        if at.step < self.config.region_start.amount:
+            return super().objective(found, seen, mixing, at)
+        view = self.view_term(found, seen, mixing, at)
+        region = self.region_term(found, seen, mixing, at)
+        weight = self.config.region_weight
+        return StepOutput(
+            total=(1 - weight) * view + weight * region,
+            terms={"view": view, "region": region},
+            stats={"feature_std": spread(seen)},
+        )
+
+    def region_term(
+        self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
+    ) -> Tensor:
+        """Return L_R and collect the teacher's rows for the region center."""
+        assert self.student.region_head is not None and self.teacher.region_head is not None
+        with torch.no_grad():
+            teacher = self.teacher.region_head(seen.grid.flatten(0, 2))
+        self.region_center.collect(teacher.rows)
+        temperature = at.value(self.config.teacher_temp)
+        batch = len(seen.pooled) // 2
+        regions = [features.grid.flatten(1, 2).unflatten(0, (-1, batch)) for features in found]
+        return region_loss(
+            self.student.region_head(torch.cat([group.flatten(0, 2) for group in regions])),
+            teacher,
+            self.region_center.key_bias(temperature),
+            student_features=regions,
+            teacher_features=seen.grid.flatten(1, 2).unflatten(0, (-1, batch)),
+            student_temp=self.config.student_temp,
+            teacher_temp=temperature,
+            mixing=mixing,
+        )
+
+    def after_step(self, at: Moment) -> None:
+        """Move both centers with the old teacher's prototypes, then the teacher."""
+        assert self.teacher.region_head is not None
+        prototypes = self.teacher.region_head.last_layer()
+        self.region_center.update(prototypes, self.config.center_momentum)
+        super().after_step(at)

@@ -1,0 +1,244 @@
+"""The composition of a run: configuration -> method, data, loop, observers."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import leanvit
+from leanvit.backbones.weights import FILE, header
+from leanvit.config import (
+    BACKBONES,
+    Facts,
+    Resolved,
+    RunConfig,
+    from_dict,
+    load_config,
+    look_up,
+    replace_options,
+    resolve,
+    save_config,
+    to_dict,
+)
+from leanvit.config.convert import KINDS, leaves
+from leanvit.config.run import OptimConfig
+from leanvit.core.distributed import world_size
+from leanvit.data.loader import Views, load_views
+from leanvit.data.sampler import Order
+from leanvit.data.sources import Source, open_source
+from leanvit.methods.catalogue import build_method
+from leanvit.recipes import recipe as recipe_named
+from leanvit.train.checkpoint import Replacing, newest_checkpoint, save_checkpoint, save_tensors
+from leanvit.train.loop import train
+from leanvit.train.metrics import JsonLines, Observer, TensorBoard, Terminal
+from leanvit.train.state import TrainState
+
+CHECKPOINTS = "checkpoints"
+
+
+def pretrain(
+    recipe: str | RunConfig,
+    *,
+    out: str | Path,
+    data: str = "",
+    backbone: str = "",
+    optimizer: str = "",
+    options: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Pre-train a backbone on a folder of images; return the path of its file.
+
+    recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; data: the folder;
+    out: where everything is written; backbone, optimizer: names that replace the recipe's;
+    options: single values by dotted name, such as {"train.batch": 32}; resume: continue the run
+    in `out`; overwrite: remove what is in `out` first; quiet: print nothing.
+    Raises ValueError for a mistake in the request, NonFiniteError and CheckpointError as said there.
+    """
+    asked = compose(recipe, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    source = open_source(asked.data.source)
+    out = Path(out)
+    if resume:
+        resolved = _resumed(asked, out, len(source))
+    else:
+        resolved = resolve(asked, gather_facts(source), given=tuple(options or ()))
+        _prepare(out, overwrite)
+        save_config(asked, out / "config.json")
+        record = {**resolved.to_dict(), "images": len(source)}
+        (out / "resolved.json").write_text(json.dumps(record, indent=2) + "\n")
+    Run(resolved, source, out, quiet=quiet).train()
+    return out / FILE
+
+
+def compose(
+    recipe: str | RunConfig,
+    *,
+    data: str = "",
+    backbone: str = "",
+    optimizer: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return what is asked for: the recipe with parts and options replaced."""
+    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    if backbone:
+        config = replace(config, backbone=look_up("backbone", backbone, BACKBONES))
+    if optimizer:
+        kind = look_up("optimizer", optimizer, KINDS[OptimConfig])
+        shared = {k: v for k, v in to_dict(config.optim).items() if k in _shared_optim_options()}
+        config = replace(config, optim=from_dict(OptimConfig, {**shared, "kind": kind.kind}))
+    changes = dict(options or {})
+    if data:
+        changes["data.source"] = data
+    return replace_options(config, changes)
+
+
+def _shared_optim_options() -> set[str]:
+    return set(OptimConfig.__dataclass_fields__)
+
+
+def gather_facts(source: Source) -> Facts:
+    """Find out once what the rules of `resolve` need to know."""
+    cuda = torch.cuda.is_available()
+    return Facts(
+        images=len(source),
+        cores=len(os.sched_getaffinity(0)),
+        device="cuda" if cuda else "cpu",
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        world=world_size(),
+    )
+
+
+def _prepare(out: Path, overwrite: bool) -> None:
+    """Make an empty folder. Raises ValueError if something is there and may not be removed."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {str(out)!r} is a file; name a folder.")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(
+                f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
+                f"replace it with --overwrite, or name another --out."
+            )
+        if not (out / "config.json").exists():
+            raise ValueError(
+                f"The folder {str(out)!r} holds no run of leanvit, so --overwrite leaves it alone."
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _resumed(asked: RunConfig, out: Path, images: int) -> Resolved:
+    """Return what the run in `out` was resolved to, if the same is asked for now."""
+    if not (out / "resolved.json").exists():
+        raise ValueError(f"There is no run to resume in {str(out)!r}.")
+    before = dict(leaves(to_dict(load_config(out / "config.json"))))
+    now = dict(leaves(to_dict(asked)))
+    changed = [
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
+            f"new run in another folder."
+        )
+    record = json.loads((out / "resolved.json").read_text())
+    if record["images"] != images:
+        raise ValueError(
+            f"The run began with {record['images']} images and there are {images} now, so their "
+            f"order cannot be continued."
+        )
+    return Resolved(from_dict(RunConfig, record["config"]), record["origins"])
+
+
+@dataclass
+class Run:
+    """A resolved run and the folder it lives in."""
+
+    resolved: Resolved
+    source: Source
+    out: Path
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        config = self.config = self.resolved.config
+        self.order = Order(len(self.source), config.train.batch, config.train.seed)
+        method = build_method(config.method, config.backbone, config.train.seed)
+        self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
+        self.views = method.views()
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or from the start, to the end."""
+        self._restore()
+        state, config = self.state, self.config
+        assert self.views is not None
+        views = Views(self.source, self.views, config.data, config.train.seed)
+        assert config.data.workers != "auto"
+        batches = load_views(
+            views,
+            self.order,
+            state.step,
+            state.run,
+            workers=config.data.workers,
+            device=state.device,
+        )
+        train(state, batches, save=self.save, observers=self._observers())
+
+    def _restore(self) -> None:
+        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, self._say)
+        if checkpoint is None:
+            return
+        require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
+        self.state.restore(checkpoint.tensors(), checkpoint.step)
+        self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
+
+    def save(self) -> None:
+        """Write a checkpoint, and the backbone as it is now beside it."""
+        state, config = self.state, self.config
+        save_checkpoint(
+            self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
+        )
+        encoder = state.method.encoder()
+        facts = {
+            "method": config.method.kind,
+            "recipe": config.recipe,
+            "step": state.step,
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "version": leanvit.__version__,
+        }
+        with Replacing(self.out / FILE) as beside:
+            save_tensors(encoder.state_dict(), beside, header(encoder, facts))
+
+    def _observers(self) -> list[Observer]:
+        observers: list[Observer] = [
+            JsonLines(self.out / "metrics.jsonl", after=self.state.step),
+            TensorBoard(self.out / "tensorboard", after=self.state.step),
+        ]
+        return observers if self.quiet else [*observers, Terminal(self.state.run)]
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
+    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run builds."""
+    before = dict(leaves({part: saved[part] for part in ("backbone", "method")}))
+    plain = to_dict(config)
+    now = dict(leaves({part: plain[part] for part in ("backbone", "method")}))
+    kinds = [(part, saved[part]["kind"], plain[part]["kind"]) for part in ("backbone", "method")]
+    differ = [f"{part} {old} (run: {new})" for part, old, new in kinds if old != new]
+    differ += [
+        f"{name} {before[name]} (run: {now[name]})"
+        for name in before
+        if name in now and before[name] != now[name] and not differ
+    ]
+    if differ:
+        raise ValueError(f"The checkpoint {path} holds another network: {', '.join(differ)}.")

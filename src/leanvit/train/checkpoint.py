@@ -1,0 +1,153 @@
+"""Checkpoints that are whole or not there: written beside, synced, renamed.
+
+A checkpoint is a directory: `state.safetensors` (all tensors) and `state.json` (step,
+configuration, versions, checksums). The newest complete one is found by looking at all.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS, RECORD = "state.safetensors", "state.json"
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+    record: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read the tensors, to the CPU."""
+        loaded: dict[str, Tensor] = load_file(self.path / TENSORS)
+        return loaded
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], keep: int
+) -> Path:
+    """Write a checkpoint of a step, then remove all but the newest `keep`.
+
+    config is kept as it is (`resolved.json`'s content). Raises CheckpointError, with everything
+    older untouched, if the disk refuses.
+    """
+    path = folder / f"step-{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with Replacing(path) as beside:
+            beside.mkdir()
+            save_tensors(tensors, beside / TENSORS)
+            record = {
+                "format": FORMAT,
+                "step": step,
+                "config": config,
+                "torch": torch.__version__,
+                "files": {TENSORS: _fingerprint(beside / TENSORS)},
+            }
+            write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
+            _sync(beside)
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write the checkpoint {path}: {error.strerror or error}. Earlier "
+            f"checkpoints are untouched; make room and continue with resume."
+        ) from error
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
+    """Return the newest complete checkpoint; `tell` hears of every damaged one passed over."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return _open(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            tell(f"The checkpoint {path} is damaged ({error}); the one before it is used.")
+    return None
+
+
+def _open(path: Path) -> Checkpoint:
+    record = json.loads((path / RECORD).read_text())
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
+    for name, expected in record["files"].items():
+        if _fingerprint(path / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    return Checkpoint(path, int(record["step"]), record)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as one synced safetensors file. Raises OSError if the disk refuses."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata)
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
+    _sync(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    path.write_bytes(data)
+    _sync(path)
+
+
+class Replacing:
+    """Write a file or directory beside its place; it takes the place at the end, or vanishes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        _remove(self._beside)
+        return self._beside
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            _remove(self._beside)
+            return
+        if self._beside.is_dir():
+            _remove(self.path)
+        self._beside.replace(self.path)
+        _sync(self.path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

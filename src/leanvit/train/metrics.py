@@ -1,0 +1,112 @@
+"""Numbers that a run writes down: kept on the device, read back once a row."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Means of scalars since the last row, without reading any back in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one scalar tensor to each mean."""
+        for name, value in values.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Return the means and start afresh: the one transfer from the device."""
+        if not self._sums:
+            return {}
+        sums = torch.stack(list(self._sums.values())).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+class Observer(Protocol):
+    """Somebody who watches a run. The loop knows no other kind."""
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        """See a row of metrics."""
+
+    def on_end(self) -> None:
+        """Hear that the run is over, finished or not."""
+
+
+class JsonLines:
+    """Appends every row to a file, one JSON object a line."""
+
+    def __init__(self, path: Path, *, after: int = -1) -> None:
+        """Rows beyond step `after`, from a run that was cut off, are removed first."""
+        if after >= 0 and path.exists():
+            rows = [line for line in path.read_text().splitlines() if _step(line) <= after]
+            path.write_text("".join(f"{line}\n" for line in rows))
+        self._file = path.open("a")
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        """Write the row so that a reader sees it at once."""
+        self._file.write(json.dumps(dict(row)) + "\n")
+        self._file.flush()
+
+    def on_end(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # the half-written last line of a run that was killed
+
+
+class TensorBoard:
+    """Writes every row as TensorBoard curves."""
+
+    def __init__(self, folder: Path, *, after: int = -1) -> None:
+        """Rows beyond step `after` are hidden from the curves."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if after < 0 else after + 1
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        """Write every number but the step itself."""
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def on_end(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+class Terminal:
+    """Prints one line a row."""
+
+    def __init__(self, run: int) -> None:
+        self._run = run
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        """Print what a person follows."""
+        shown = [f"step {row['step']:.0f}/{self._run}", f"epoch {row['epoch']:.2f}"]
+        for name in ("loss", "view", "region"):
+            if name in row:
+                shown.append(f"{name} {row[name]:.4f}")
+        shown += [f"lr {row['lr']:.2e}", f"{row['images_per_s']:.1f} images/s"]
+        shown.append(f"waiting for data {100 * row['data_wait']:.0f}%")
+        print("  ".join(shown), flush=True)
+
+    def on_end(self) -> None:
+        """Nothing is left to print."""

@@ -1,0 +1,130 @@
+"""Parameter groups, optimisers, clipping. Nothing here reads a number back from the device."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from leanvit.config import AdamWConfig, LARSConfig, OptimConfig, SGDConfig
+
+UNDECAYED = ("relative_position_bias_table", "pos_embed", "cls_token", "mask_token", "weight_g")
+"""Matrices that say where or how long, not what: decay pulls them nowhere useful."""
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], *, decay_all_matrices: bool
+) -> list[dict[str, Any]]:
+    """Split trained parameters into those with weight decay and those without.
+
+    Biases and vectors are never decayed; tables, tokens and gains only with
+    `decay_all_matrices`, which is the official rule.
+    """
+    groups: dict[bool, dict[str, Any]] = {
+        decayed: {"params": [], "names": [], "decayed": decayed} for decayed in (True, False)
+    }
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and not name.endswith(".bias")
+        if not decay_all_matrices and name.endswith(UNDECAYED):
+            decayed = False
+        groups[decayed]["params"].append(parameter)
+        groups[decayed]["names"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
+    """Return the optimiser of a configuration; learning rate and decay are set at every step."""
+    if isinstance(config, AdamWConfig):
+        return AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    if isinstance(config, LARSConfig):
+        return LARS(groups, momentum=config.momentum, trust=config.trust)
+    assert isinstance(config, SGDConfig)
+    return SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+
+
+def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
+    """Set this step's learning rate, and its weight decay where the group has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decayed"] else 0.0
+
+
+def skip_if(optimizer: Optimizer, flag: Tensor) -> None:
+    """Have the next `step` change nothing if the device-side flag (fp32, 0 or 1) is set.
+
+    This is the door that torch's gradient scaler uses on fused optimisers.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+class LARS(Optimizer):
+    """SGD with momentum and a trust ratio for every matrix (arXiv 1708.03888).
+
+    Vectors get neither decay nor ratio.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: Any, *, momentum: float, trust: float) -> None:
+        super().__init__(params, {"lr": 0.0, "weight_decay": 0.0})
+        self.momentum, self.trust = momentum, trust
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient, unless `found_inf` is set."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group["lr"], group["weight_decay"])
+
+    def _update(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
+        update = parameter.grad
+        assert update is not None
+        if parameter.ndim > 1:
+            update = update + weight_decay * parameter
+            size, reach = parameter.norm(), update.norm()
+            ratio = torch.where((size > 0) & (reach > 0), self.trust * size / reach, 1.0)
+            update = update * ratio
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        moved = state["momentum_buffer"] * self.momentum + update
+        if self.found_inf is not None:
+            moved = torch.where(self.found_inf > 0, state["momentum_buffer"], moved)
+            lr = lr * (1 - self.found_inf)  # type: ignore[assignment]
+        state["momentum_buffer"].copy_(moved)
+        parameter.sub_(lr * moved)
+
+
+def clip_gradients(
+    parts: Mapping[str, nn.Module], limit: float, by: str
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Scale gradients down to a largest norm; return each part's norm before that, and the whole.
+
+    by: "tensor" limits every tensor's norm (DINO, EsViT), "module" every part's, "global" the
+    norm of all together. limit 0 only measures. A part without gradients is left out.
+    """
+    gradients = {
+        name: [p.grad for p in part.parameters() if p.grad is not None]
+        for name, part in parts.items()
+    }
+    gradients = {name: found for name, found in gradients.items() if found}
+    tensor_norms = {
+        name: torch.stack(torch._foreach_norm(found)) for name, found in gradients.items()
+    }
+    norms = {name: found.norm() for name, found in tensor_norms.items()}
+    whole = torch.stack(list(norms.values())).norm()
+    if limit:
+        for name, found in gradients.items():
+            measured = {"tensor": tensor_norms[name], "module": norms[name], "global": whole}[by]
+            scale = (limit / (measured + 1e-6)).clamp_max(1.0)
+            _scale(found, scale.expand(len(found)))
+    return norms, whole
+
+
+def _scale(gradients: Sequence[Tensor], factors: Tensor) -> None:
+    torch._foreach_mul_(list(gradients), list(factors.unbind()))

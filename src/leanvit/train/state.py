@@ -1,0 +1,138 @@
+"""What a run is at a step: weights, optimiser, position; and how one step changes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanvit.config import RunConfig
+from leanvit.core.distributed import all_max
+from leanvit.core.precision import autocast
+from leanvit.methods.base import Method, Moment, StepOutput
+from leanvit.train.metrics import Meter
+from leanvit.train.optim import (
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    set_rates,
+    skip_if,
+)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient was not a number; the weights are those before it."""
+
+
+class TrainState:
+    """The method under training and everything that a checkpoint must hold."""
+
+    def __init__(self, method: Method, config: RunConfig, *, epoch_steps: int) -> None:
+        self.method, self.config, self.epoch_steps = method, config, epoch_steps
+        self.device = torch.device(config.train.device)
+        self.method.to(self.device).train()
+        self.run = int(config.train.duration.amount)
+        self.step = 0
+        groups = parameter_groups(
+            method.named_parameters(), decay_all_matrices=config.optim.decay_all_matrices
+        )
+        self.optimizer = build_optimizer(groups, config.optim)
+        self.meter = Meter(self.device)
+        self._bad_step = torch.full((), -1, device=self.device)
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+
+    def begin_step(self) -> Moment:
+        """Return the moment of the coming step and set its learning rate and weight decay."""
+        at = Moment(self.step, self.run, self.step // self.epoch_steps, self.config.train.seed)
+        set_rates(
+            self.optimizer,
+            at.value(self.config.optim.lr),
+            at.value(self.config.optim.weight_decay),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self._finite.fill_(True)
+        return at
+
+    def backward(self, micro: Any, at: Moment, parts: int) -> None:
+        """Add the gradients of one of `parts` micro-batches."""
+        with autocast(self.config.train.precision, self.device.type):  # type: ignore[arg-type]
+            out: StepOutput = self.method(micro, at)
+        (out.total / parts).backward()  # type: ignore[no-untyped-call]
+        self._finite &= out.total.detach().isfinite()
+        self.meter.add({"loss": out.total, **out.terms, **out.stats})
+
+    def update(self, at: Moment) -> None:
+        """Clip, step and move what follows the weights; change no weight if a number is bad."""
+        config = self.config.optim
+        norms, whole = clip_gradients(self.method.parts(), config.clip, config.clip_by)
+        self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
+        for parameter in self.method.frozen(at):
+            parameter.grad = None
+        self._note_finite(whole)
+        skip_if(self.optimizer, (self._bad_step >= 0).float())
+        self.optimizer.step()
+        self.method.after_step(at)
+        self.step += 1
+
+    def _note_finite(self, gradient_norm: Tensor) -> None:
+        """Remember the first step at which any process saw a bad number; stays on the device."""
+        bad = all_max((~(self._finite & gradient_norm.isfinite())).to(self._bad_step.dtype))
+        first = (bad > 0) & (self._bad_step < 0)
+        self._bad_step = torch.where(first, self.step, self._bad_step)
+
+    def require_finite(self) -> None:
+        """Raise NonFiniteError if a bad number was seen; every step since changed no weight."""
+        step = int(self._bad_step.item())
+        if step >= 0:
+            raise NonFiniteError(
+                f"The loss or a gradient was not finite at step {step}. The weights did not "
+                f"change since and nothing was saved; the last checkpoint is good. A lower "
+                f"optim.lr.peak or train.precision fp32 usually helps."
+            )
+
+    def row(self) -> dict[str, float]:
+        """Return the means since the last row, with the step and its rates."""
+        group = self.optimizer.param_groups[0]
+        return {
+            "step": self.step,
+            "epoch": self.step / self.epoch_steps,
+            "images": self.step * self.config.train.batch,
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            **self.meter.read(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that has to be saved, by name."""
+        saved = {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        for name, parameter in self._optimized():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    saved[f"optimizer.{name}.{key}"] = value
+        return saved
+
+    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Become what `tensors` returned at a step. Raises ValueError on any mismatch."""
+        prefix = "method."
+        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        try:
+            self.method.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"The checkpoint's weights do not fit this run: {first}") from error
+        known = dict(self._optimized())
+        for full_name, value in tensors.items():
+            if full_name.startswith("optimizer."):
+                name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
+                if name not in known:
+                    raise ValueError(f"The checkpoint has optimiser state for unknown {name!r}.")
+                parameter = known[name]
+                self.optimizer.state[parameter][key] = value.to(self.device)
+        self.step = step
+
+    def _optimized(self) -> list[tuple[str, Tensor]]:
+        return [
+            pair
+            for group in self.optimizer.param_groups
+            for pair in zip(group["names"], group["params"], strict=True)
+        ]
