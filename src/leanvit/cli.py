@@ -3,18 +3,21 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import tyro
 
 import leanvit
-from leanvit.config import BACKBONES, Duration, RunConfig, load_config, look_up, to_dict
-from leanvit.config.convert import KINDS, from_dict, leaves
-from leanvit.config.names import unknown_name
+from leanvit.config import BACKBONES, Duration, RunConfig, compose, look_up
+from leanvit.config.convert import KINDS
 from leanvit.config.run import OptimConfig
 from leanvit.recipes import RECIPES, recipe
+
+USAGE = """leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
+
+  leanvit pretrain RECIPE --data FOLDER --out FOLDER    folder of images to backbone
+  leanvit --version
+
+Every command answers --help."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +39,79 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"leanvit: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stdout = None
+        return 0
     except KeyboardInterrupt:
         print("leanvit: interrupted; continue with --resume", file=sys.stderr)
         return 130
+
+
+def pretrain(arguments: list[str]) -> int:
+    """`leanvit pretrain`: names first (recipe, backbone, optimizer), then the options they fix."""
+    parser = argparse.ArgumentParser(
+        prog="leanvit pretrain",
+        description="Pre-train a backbone on a folder of images.",
+        epilog="Every other option is named by its section, such as --train.batch 32 or "
+        "--method.views.local-counts 4; RECIPE --help-all lists them with their defaults.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("recipe", help="one of " + ", ".join(RECIPES))
+    parser.add_argument("--data", default="", help="folder of images, of any depth")
+    parser.add_argument("--out", help="folder that everything is written to")
+    parser.add_argument("--backbone", default="", help="one of " + ", ".join(BACKBONES))
+    parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--help-all", action="store_true", help="list every option and stop")
+    names, rest = parser.parse_known_args(arguments)
+    config = compose(
+        recipe(names.recipe), data=names.data, backbone=names.backbone, optimizer=names.optimizer
+    )
+    config, given = parse_options(config, ["--help"] if names.help_all else rest)
+    if not names.out:
+        raise ValueError("Name a folder for the results: --out FOLDER.")
+    from leanvit.run import pretrain as run
+
+    backbone = run(
+        config, out=names.out, given=given, resume=names.resume, overwrite=names.overwrite
+    )
+    print(f"The backbone is in {backbone}")
+    return 0
+
+
+def parse_options(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, tuple[str, ...]]:
+    """Return the configuration with the options in dotted arguments, and the names given.
+
+    The sections' types are those of `config`. Exits with code 2, after saying why and what was
+    probably meant, for an unknown option or a value that does not fit.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def duration(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[Duration] | None:
+        if info.type is not Duration:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="DURATION",
+            instance_from_str=lambda words: Duration.parse(words[0]),
+            is_instance=lambda value: isinstance(value, Duration),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    with registry:
+        parsed = tyro.cli(
+            RunConfig, default=config, args=arguments, prog=f"leanvit pretrain {config.recipe}"
+        )
+    given = tuple(
+        word.removeprefix("--").split("=")[0].replace("-", "_").replace(".no_", ".")
+        for word in arguments
+        if word.startswith("--")
+    )
+    return parsed, given
+
+
+COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"pretrain": pretrain}

@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,17 @@ import torch
 import leanvit
 from leanvit.backbones.weights import FILE, header
 from leanvit.config import (
-    BACKBONES,
     Facts,
     Resolved,
     RunConfig,
+    compose,
     from_dict,
     load_config,
-    look_up,
-    replace_options,
     resolve,
     save_config,
     to_dict,
 )
-from leanvit.config.convert import KINDS, leaves
-from leanvit.config.run import OptimConfig
+from leanvit.config.convert import leaves
 from leanvit.core.distributed import world_size
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
@@ -49,6 +46,7 @@ def pretrain(
     backbone: str = "",
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
+    given: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -57,49 +55,26 @@ def pretrain(
 
     recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; data: the folder;
     out: where everything is written; backbone, optimizer: names that replace the recipe's;
-    options: single values by dotted name, such as {"train.batch": 32}; resume: continue the run
+    options: single values by dotted name, such as {"train.batch": 32}; given: options of a
+    whole configuration that a person set, for the record of origins; resume: continue the run
     in `out`; overwrite: remove what is in `out` first; quiet: print nothing.
-    Raises ValueError for a mistake in the request, NonFiniteError and CheckpointError as said there.
+    Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
+    CheckpointError for a disk that refuses.
     """
-    asked = compose(recipe, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     source = open_source(asked.data.source)
     out = Path(out)
     if resume:
         resolved = _resumed(asked, out, len(source))
     else:
-        resolved = resolve(asked, gather_facts(source), given=tuple(options or ()))
+        resolved = resolve(asked, gather_facts(source), given=(*given, *(options or ())))
         _prepare(out, overwrite)
         save_config(asked, out / "config.json")
         record = {**resolved.to_dict(), "images": len(source)}
         (out / "resolved.json").write_text(json.dumps(record, indent=2) + "\n")
     Run(resolved, source, out, quiet=quiet).train()
     return out / FILE
-
-
-def compose(
-    recipe: str | RunConfig,
-    *,
-    data: str = "",
-    backbone: str = "",
-    optimizer: str = "",
-    options: Mapping[str, Any] | None = None,
-) -> RunConfig:
-    """Return what is asked for: the recipe with parts and options replaced."""
-    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    if backbone:
-        config = replace(config, backbone=look_up("backbone", backbone, BACKBONES))
-    if optimizer:
-        kind = look_up("optimizer", optimizer, KINDS[OptimConfig])
-        shared = {k: v for k, v in to_dict(config.optim).items() if k in _shared_optim_options()}
-        config = replace(config, optim=from_dict(OptimConfig, {**shared, "kind": kind.kind}))
-    changes = dict(options or {})
-    if data:
-        changes["data.source"] = data
-    return replace_options(config, changes)
-
-
-def _shared_optim_options() -> set[str]:
-    return set(OptimConfig.__dataclass_fields__)
 
 
 def gather_facts(source: Source) -> Facts:
@@ -229,7 +204,7 @@ class Run:
 
 
 def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
-    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run builds."""
+    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
     before = dict(leaves({part: saved[part] for part in ("backbone", "method")}))
     plain = to_dict(config)
     now = dict(leaves({part: plain[part] for part in ("backbone", "method")}))

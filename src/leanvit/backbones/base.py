@@ -98,7 +98,9 @@ class Packed:
         x = self.x if x is None else x
         counts = [b * (self.prefix + h * w) for b, h, w in self.shapes]
         parts = x.split(counts)
-        return [part.view(b, -1, x.shape[1]) for part, (b, _, _) in zip(parts, self.shapes, strict=True)]
+        return [
+            part.view(b, -1, x.shape[1]) for part, (b, _, _) in zip(parts, self.shapes, strict=True)
+        ]
 
     def tokens(self, x: Tensor | None = None) -> list[Tokens]:
         """Return prefix and grid of each view."""
@@ -180,7 +182,7 @@ class Backbone(nn.Module):
         """L."""
         return self.stage_ends[-1] + 1
 
-    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:  # noqa: B008
+    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:
         """Return the features of each view [B, 3, height, width]; sizes may differ between views.
 
         Raises ValueError if something is asked that this backbone cannot give.

@@ -102,4 +102,3 @@ def strip(state: Mapping[str, V], prefix: str) -> dict[str, V]:
     return {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
-

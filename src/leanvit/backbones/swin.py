@@ -116,7 +116,9 @@ class SwinBlock(Block):
     def _by_view(packed: Packed, layout: WindowLayout, logits: Tensor | None) -> list[Logits]:
         if logits is None:
             return []
-        counts = [b * len(place) for (b, _, _), place in zip(packed.shapes, layout.places, strict=True)]
+        counts = [
+            b * len(place) for (b, _, _), place in zip(packed.shapes, layout.places, strict=True)
+        ]
         return [
             Logits(part.view(b, -1, *part.shape[1:]), place[None])
             for part, (b, _, _), place in zip(
@@ -175,7 +177,7 @@ class Swin(Backbone):
     def blocks(self) -> Iterator[SwinBlock]:
         """Yield the blocks of all stages in order."""
         for stage in self.layers:
-            yield from stage.blocks  # type: ignore[union-attr, misc]
+            yield from stage.blocks  # type: ignore[misc]
 
     def after_block(self, index: int, packed: Packed) -> Packed:
         """Merge patches at the end of every stage but the last."""

@@ -87,7 +87,9 @@ class ViT(Backbone):
         self.stage_ends = (config.depth - 1,)
         self.grid_side = config.image_size // config.patch
         self.patch_embed = PatchEmbed(config.patch, config.dim)
-        self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.dim), std=0.02))
+        self.cls_token = nn.Parameter(
+            nn.init.trunc_normal_(torch.empty(1, 1, config.dim), std=0.02)
+        )
         positions = torch.empty(1, 1 + self.grid_side**2, config.dim)
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
         self.layers = nn.ModuleList(

@@ -2,6 +2,7 @@
 
 from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
 from leanvit.config.convert import (
+    compose,
     from_dict,
     load_config,
     replace_options,
@@ -51,6 +52,7 @@ __all__ = [
     "SwinConfig",
     "TrainConfig",
     "ViTConfig",
+    "compose",
     "constant",
     "from_dict",
     "load_config",

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from leanvit.config.backbones import BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
 from leanvit.config.duration import Duration
 from leanvit.config.methods import DinoConfig, EsViTConfig, MethodConfig
 from leanvit.config.names import look_up, unknown_name
@@ -56,8 +56,10 @@ def from_dict(cls: type[T], plain: Mapping[str, Any], place: str = "") -> T:
         if "kind" not in plain:
             raise ValueError(f"{place} needs a kind: one of {', '.join(KINDS[cls])}.")
         cls = look_up(f"kind of {place}", str(plain.pop("kind")), KINDS[cls])
-    elif hasattr(cls, "kind") and plain.pop("kind", cls.kind) != cls.kind:
-        raise ValueError(f"{place or 'this section'} is of kind {cls.kind!r}.")
+    else:
+        kind = getattr(cls, "kind", None)
+        if kind is not None and plain.pop("kind", kind) != kind:
+            raise ValueError(f"{place or 'this section'} is of kind {kind!r}.")
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{place}." if place else ""
@@ -157,6 +159,35 @@ def replace_options(config: T, options: Mapping[str, Any]) -> T:
             value = list(value)
         section[last] = str(value) if isinstance(value, Duration) else value
     return from_dict(type(config), plain)
+
+
+def compose(
+    config: RunConfig,
+    *,
+    data: str = "",
+    backbone: str = "",
+    optimizer: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Return a recipe's configuration with named parts and single options replaced.
+
+    A new optimiser keeps the options that all optimisers share. Raises ValueError for unknown
+    names.
+    """
+    if backbone:
+        chosen = look_up("backbone", backbone, BACKBONES)
+        config = dataclasses.replace(config, backbone=chosen)
+    if optimizer:
+        kind = look_up("optimizer", optimizer, KINDS[OptimConfig])
+        shared = {
+            field.name: getattr(config.optim, field.name)
+            for field in dataclasses.fields(OptimConfig)
+        }
+        config = dataclasses.replace(config, optim=kind(**shared))
+    changes = dict(options or {})
+    if data:
+        changes["data.source"] = data
+    return replace_options(config, changes)
 
 
 def _unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:

@@ -16,7 +16,9 @@ class Duration:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise ValueError(f"Unknown unit {self.unit!r} of a duration; known: {', '.join(UNITS)}.")
+            raise ValueError(
+                f"Unknown unit {self.unit!r} of a duration; known: {', '.join(UNITS)}."
+            )
         if not 0 <= self.amount < float("inf"):
             raise ValueError(f"A duration is finite and not negative, not {self.amount!r}.")
         if self.unit == "%" and self.amount > 100:

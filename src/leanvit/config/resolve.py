@@ -49,10 +49,7 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
     config: what was asked; facts: what is there; given: dotted names that the user set.
     Raises ValueError where the request contradicts itself or the facts.
     """
-    origins = {
-        name: "given" if name in given else "recipe"
-        for name, _ in leaves(to_dict(config))
-    }
+    origins = {name: "given" if name in given else "recipe" for name, _ in leaves(to_dict(config))}
     values: dict[str, Any] = {}
     for rule in (_machine, _learning_rate, _durations):
         for name, (value, reason) in rule(config, facts).items():
@@ -111,7 +108,9 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
         raise ValueError(f"train.duration {asked} is less than one step of {batch} images.")
     decided: Decisions = {}
     for name, duration in _find_durations(config):
-        count = run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
+        count = (
+            run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
+        )
         if name in ("train.log_every", "train.save_every"):
             count = max(count, 1)
         if str(steps(count)) != str(duration):

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import tyro
+
 from leanvit.config.backbones import BackboneConfig
 from leanvit.config.duration import Duration, Schedule
 from leanvit.config.methods import MethodConfig
@@ -36,9 +38,7 @@ class OptimConfig:
     """Learning rate; the peak holds for 256 images and follows `lr_rule`."""
     lr_rule: Literal["linear", "sqrt", "none"] = "linear"
     """How the peak learning rate follows the batch: times batch / 256, its root, or not at all."""
-    weight_decay: Schedule = field(
-        default_factory=lambda: Schedule(start=0.04, peak=0.04, end=0.4)
-    )
+    weight_decay: Schedule = field(default_factory=lambda: Schedule(start=0.04, peak=0.04, end=0.4))
     """Weight decay."""
     decay_all_matrices: bool = False
     """Decay position tables, class tokens and prototype gains too, as the official code does."""
@@ -113,7 +113,7 @@ class TrainConfig:
 class RunConfig:
     """Everything that decides what a pre-training run does."""
 
-    recipe: str
+    recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     """Name of the recipe that this configuration started from."""
     method: MethodConfig
     """The method and its options."""

@@ -76,9 +76,11 @@ def _image_paths(folder: str) -> list[str]:
     found = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                found.append(os.path.relpath(os.path.join(place, name), folder))  # noqa: PTH118
+        found += [
+            os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
     return found
 
 

@@ -93,7 +93,7 @@ def multi_crop(config: MultiCropConfig) -> ViewSpec:
         )
 
     size, scale = config.global_size, config.global_scale
-    groups = [
+    groups: list[tuple[View, ...]] = [
         (view(size, scale, config.blur[0], 0.0), view(size, scale, config.blur[1], config.solarize))
     ]
     for size, count in zip(config.local_sizes, config.local_counts, strict=True):

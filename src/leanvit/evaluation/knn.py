@@ -29,7 +29,9 @@ def knn_accuracy(
     Raises ValueError for empty or mismatched inputs.
     """
     if not len(train) or not len(test):
-        raise ValueError(f"k-NN needs rows on both sides: {len(train)} to learn, {len(test)} to test.")
+        raise ValueError(
+            f"k-NN needs rows on both sides: {len(train)} to learn, {len(test)} to test."
+        )
     if len(train) != len(train_target) or len(test) != len(test_target):
         raise ValueError("Every row of features needs one target.")
     classes = int(torch.cat([train_target, test_target]).max()) + 1

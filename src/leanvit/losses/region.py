@@ -37,9 +37,7 @@ def region_loss(
 
 
 @torch.no_grad()
-def region_pairs(
-    student: Sequence[Tensor], teacher: Tensor, mixing: Mixing | None = None
-) -> Pairs:
+def region_pairs(student: Sequence[Tensor], teacher: Tensor, mixing: Mixing | None = None) -> Pairs:
     """Match every student region with one region of each other teacher view.
 
     A mixed view's regions are matched in both of its images, each with its share.

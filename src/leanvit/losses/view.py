@@ -44,9 +44,7 @@ def view_loss(
     return prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
 
 
-def view_pairs(
-    views: int, batch: int, device: torch.device, mixing: Mixing | None = None
-) -> Pairs:
+def view_pairs(views: int, batch: int, device: torch.device, mixing: Mixing | None = None) -> Pairs:
     """Return all pairs of a student view and another teacher view of the same image.
 
     A mixed view is held against both of its images, each with its share.

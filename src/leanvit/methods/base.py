@@ -5,6 +5,7 @@ Letters: V views, B images, L blocks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import Schedule
 from leanvit.core import random
 from leanvit.core.schedules import schedule_value
-from leanvit.data.batch import Batch
 from leanvit.data.views import ViewSpec
 
 
@@ -55,8 +55,11 @@ class Method(nn.Module):
         """Return the views that a batch must hold; None if the method takes images as they are."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, at: Moment) -> StepOutput:
-        """Run one (micro-)batch. Changes nothing that another micro-batch of the step can see."""
+    def forward(self, batch: Any, at: Moment) -> StepOutput:
+        """Run one (micro-)batch of what `views` asked for.
+
+        Changes nothing that another micro-batch of the step can see.
+        """
         raise NotImplementedError
 
     def after_step(self, at: Moment) -> None:

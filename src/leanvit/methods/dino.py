@@ -13,7 +13,7 @@ from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
 from leanvit.core.ema import ema_update
-from leanvit.data.batch import Batch
+from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.losses.view import Mixing, view_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
@@ -63,7 +63,7 @@ class DINO(Method):
         heads = (self.student.head, self.student.region_head)
         return [p for head in heads if head is not None for p in head.last_layer.parameters()]
 
-    def forward(self, batch: Batch, at: Moment) -> StepOutput:
+    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Compare the student's views with the teacher's global ones."""
         groups, mixing = mix_views(batch.groups, self.config.mix, at.seed, at.step)
         with torch.no_grad():

@@ -3,6 +3,8 @@
 Letters: N rows, d backbone channels, D bottleneck width, K prototypes.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,7 +39,7 @@ class Head(nn.Module):
         super().__init__()
         widths = (channels, config.hidden, config.hidden)
         layers: list[nn.Module] = []
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             norm = [SyncBatchNorm1d(narrow)] if config.batch_norm else []
             layers += [nn.Linear(wide, narrow), *norm, nn.GELU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, config.bottleneck))

@@ -26,7 +26,8 @@ def mix_views(
     if not config.views:
         return list(groups), None
     draw = random.generator(seed, "mix", step)
-    mixed, own = [], []
+    mixed: list[Tensor] = []
+    own: list[float] = []
     for group in groups:
         views = list(group)
         for number, view in enumerate(views):

@@ -13,12 +13,18 @@ from leanvit.config import (
 
 
 def esvit() -> RunConfig:
-    """EsViT on a Swin-T, every schedule a share of the run. Paper: none at this setting; ours: not run."""
+    """EsViT on a Swin-T, every schedule a share of the run.
+
+    Paper: no figure at this setting; ours: not run.
+    """
     return RunConfig(recipe="esvit", method=EsViTConfig(), backbone=BACKBONES["swin_tiny"])
 
 
 def dino() -> RunConfig:
-    """DINO (the view loss alone) on a ViT-S/16. Paper: none at this setting; ours: not run."""
+    """DINO, the view loss alone, on a ViT-S/16.
+
+    Paper: no figure at this setting; ours: not run.
+    """
     return RunConfig(recipe="dino", method=DinoConfig(), backbone=BACKBONES["vit_small"])
 
 

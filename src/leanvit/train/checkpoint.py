@@ -102,6 +102,9 @@ def save_tensors(
         save_file(plain, path, metadata)
     except SafetensorError as error:
         raise OSError(None, str(error)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors keeps its files from everybody else
     _sync(path)
 
 

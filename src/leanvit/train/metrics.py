@@ -29,7 +29,9 @@ class Meter:
         if not self._sums:
             return {}
         sums = torch.stack(list(self._sums.values())).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        means = {
+            name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)
+        }
         self._sums, self._counts = {}, {}
         return means
 
@@ -79,7 +81,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if after < 0 else after + 1
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write every number but the step itself."""
@@ -101,9 +103,8 @@ class Terminal:
     def on_row(self, row: Mapping[str, float]) -> None:
         """Print what a person follows."""
         shown = [f"step {row['step']:.0f}/{self._run}", f"epoch {row['epoch']:.2f}"]
-        for name in ("loss", "view", "region"):
-            if name in row:
-                shown.append(f"{name} {row[name]:.4f}")
+        terms = ("loss", "view", "region")
+        shown += [f"{name} {row[name]:.4f}" for name in terms if name in row]
         shown += [f"lr {row['lr']:.2e}", f"{row['images_per_s']:.1f} images/s"]
         shown.append(f"waiting for data {100 * row['data_wait']:.0f}%")
         print("  ".join(shown), flush=True)
