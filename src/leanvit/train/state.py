@@ -55,7 +55,7 @@ class TrainState:
 
     def backward(self, micro: Any, at: Moment, parts: int) -> None:
         """Add the gradients of one of `parts` micro-batches."""
-        with autocast(self.config.train.precision, self.device.type):  # type: ignore[arg-type]
+        with autocast(self.config.train.precision, self.device.type):
             out: StepOutput = self.method(micro, at)
         (out.total / parts).backward()  # type: ignore[no-untyped-call]
         self._finite &= out.total.detach().isfinite()
