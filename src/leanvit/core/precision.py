@@ -1,12 +1,10 @@
 """Arithmetic of the networks, and full precision where numbers are fragile."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 
-def autocast(precision: Literal["fp32", "bf16"], device: str) -> torch.autocast:
+def autocast(precision: str, device: str) -> torch.autocast:
     """Return the context in which a network runs: bf16 matrix products, or everything as it is."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 

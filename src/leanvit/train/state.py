@@ -57,7 +57,7 @@ class TrainState:
         """Add the gradients of one of `parts` micro-batches."""
         with autocast(self.config.train.precision, self.device.type):
             out: StepOutput = self.method(micro, at)
-        (out.total / parts).backward()  # type: ignore[no-untyped-call]
+        (out.total / parts).backward()
         self._finite &= out.total.detach().isfinite()
         self.meter.add({"loss": out.total, **out.terms, **out.stats})
 

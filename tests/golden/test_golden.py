@@ -1,0 +1,305 @@
+"""Figures of the official code. Sizes, seeds and names come from the files.
+
+`LEANVIT_GOLDEN` names another folder of such files; `data/` beside this file is the default.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from leanvit.backbones.base import Ask, Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.layouts import from_esvit, head_config, strip, swin_config, to_esvit
+from leanvit.config import (
+    BACKBONES,
+    AdamWConfig,
+    EsViTConfig,
+    HeadConfig,
+    MultiCropConfig,
+    RunConfig,
+    SwinConfig,
+    TrainConfig,
+    constant,
+    steps,
+)
+from leanvit.data.batch import ViewBatch
+from leanvit.evaluation.features import last_block_features
+from leanvit.evaluation.knn import knn_accuracy
+from leanvit.kernels.prototype_attention import Projection
+from leanvit.losses.region import region_loss
+from leanvit.losses.view import view_loss
+from leanvit.methods.esvit import EsViT
+from leanvit.methods.heads import Center
+from leanvit.train.state import TrainState
+from tests.golden.fill import fill
+
+FOLDER = Path(os.environ.get("LEANVIT_GOLDEN") or Path(__file__).parent / "data")
+GLOBAL_SIZE = 224
+Golden = dict[str, Any]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_golden(name: str) -> None:
+    golden = json.loads((FOLDER / f"{name}.json").read_text())
+    arrays = FOLDER / f"{name}.npz"
+    figures = dict(np.load(arrays)) if arrays.exists() else {}
+    runner(name, golden)(golden, {key: torch.from_numpy(v) for key, v in figures.items()})
+
+
+def test_the_folder_holds_golden_figures() -> None:
+    assert list(FOLDER.glob("*.json")), f"no golden figures in {FOLDER}"
+
+
+def runner(name: str, golden: Golden) -> Callable[[Golden, dict[str, Tensor]], None]:
+    kind = name.split("_")[0]
+    family = golden.get("arch", "").split("_")[0]
+    if kind in ("backbone", "train"):
+        if family != "swin":
+            pytest.skip(f"not yet built: {family} ({name})")
+        return check_backbone if kind == "backbone" else check_training
+    if kind not in ("loss", "knn"):
+        pytest.skip(f"not yet built: {kind} ({name})")
+    return check_loss if kind == "loss" else check_knn
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """Compare with a tolerance in units of the largest value."""
+    assert ours.shape == theirs.shape
+    error = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max()
+    assert error < tolerance, f"off by {error:.2e} of the largest value"
+
+
+SWIN_OPTIONS = {
+    "MODEL.SPEC.DIM_EMBED": "dim",
+    "MODEL.SPEC.DEPTHS": "depths",
+    "MODEL.SPEC.NUM_HEADS": "heads",
+    "MODEL.SPEC.WINDOW_SIZE": "window",
+    "MODEL.SPEC.PATCH_SIZE": "patch",
+    "MODEL.SPEC.MLP_RATIO": "mlp_ratio",
+    "MODEL.SPEC.DROP_PATH_RATE": "drop_path",
+}
+
+
+def published_swin(golden: Golden) -> SwinConfig:
+    """Return the configuration that a YAML name and its overrides mean."""
+    found = re.search(r"swin_(\w+?)_patch4_window(\d+)_224", golden["yaml"])
+    assert found, golden["yaml"]
+    base = BACKBONES[f"swin_{found[1]}" + ("_w14" if found[2] == "14" else "")]
+    assert isinstance(base, SwinConfig)
+    words = golden["options"]
+    changes = {}
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        value = json.loads(value)
+        changes[SWIN_OPTIONS[key]] = tuple(value) if isinstance(value, list) else value
+    return replace(base, **changes)
+
+
+def shapes_of(golden: Golden) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in golden["parameters"].items()}
+
+
+def weights_of(golden: Golden) -> dict[str, Tensor]:
+    seed = golden["seed"]
+    return {name: fill(name, *shape, seed=seed) for name, shape in shapes_of(golden).items()}
+
+
+def crops(golden: Golden, prefix: str = "input.", globals_: int = 2) -> list[Tensor]:
+    """Return the global and local crops [views, B, 3, S, S]."""
+    groups = []
+    for kind, count, side in (
+        ("global", globals_, GLOBAL_SIZE),
+        ("local", golden["locals"], golden["local_size"]),
+    ):
+        shape = (golden["batch"], 3, side, side)
+        names = [f"{prefix}{kind}.{view}" for view in range(count)]
+        if count:
+            groups.append(torch.stack([fill(n, *shape, seed=golden["seed"]) for n in names]))
+    return groups
+
+
+@torch.no_grad()
+def check_backbone(golden: Golden, figures: dict[str, Tensor]) -> None:
+    config = published_swin(golden)
+    assert replace(swin_config(shapes_of(golden)), drop_path=config.drop_path) == config
+    backbone: Backbone = build_backbone(config).eval()
+    backbone.load_state_dict(strip(from_esvit(weights_of(golden)), "backbone."), strict=True)
+    groups = crops(golden, globals_=golden["globals"])
+    found = backbone([group.flatten(0, 1) for group in groups])
+    close(torch.cat([f.pooled for f in found]), figures["pooled"], 1e-4)
+    close(torch.cat([f.grid.flatten(0, 2) for f in found]), figures["regions"], 1e-4)
+    assert [f.grid[0, ..., 0].numel() for f in found] == figures["npatch"].tolist()
+    close(last_block_features(backbone, groups[0][0]), figures["last4"], 1e-4)
+    (features,) = backbone([groups[0][0]], Ask(logits=(-1,)))
+    attention = features.logits[0].values.softmax(-1).flatten(0, 1)
+    expected = figures["last_attention"]
+    close(attention[: len(expected)], expected, 1e-4)
+
+
+def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
+    seed, k, batch, views = (golden[key] for key in ("seed", "K", "batch", "crops"))
+    regions = "region" in golden["kind"]
+    temperatures = {key: golden[key] for key in ("student_temp", "teacher_temp")}
+    eye = torch.eye(k)
+
+    def center(name: str) -> Center:
+        module = Center(HeadConfig(prototypes=k, bottleneck=k))
+        module.value.copy_(0.1 * fill(name, 1, k, seed=seed)[0])
+        return module
+
+    def move(module: Center, rows: Tensor) -> Tensor:
+        module.collect(rows)
+        module.update(eye, golden["center_momentum"])
+        return module.value[None]
+
+    student = fill("input.student_view", views * batch, k, seed=seed).requires_grad_()
+    teacher = fill("input.teacher_view", 2 * batch, k, seed=seed)
+    view_center = center("input.center")
+    bias = view_center.key_bias(golden["teacher_temp"])
+    loss = view_loss(Projection(student, eye), Projection(teacher, eye), bias, **temperatures)
+    if regions:
+        sizes = [(2, golden["global_regions"]), (views - 2, golden["local_regions"])]
+        rows = sum(count * batch * size for count, size in sizes)
+        d = golden["feature_dim"]
+        student_region = fill("input.student_region_logits", rows, k, seed=seed).requires_grad_()
+        teacher_rows = 2 * batch * golden["global_regions"]
+        teacher_region = fill("input.teacher_region_logits", teacher_rows, k, seed=seed)
+        features = fill("input.student_region", rows, d, seed=seed)
+        parts = features.split([count * batch * size for count, size in sizes])
+        region_center = center("input.center_region")
+        region = region_loss(
+            Projection(student_region, eye),
+            Projection(teacher_region, eye),
+            region_center.key_bias(golden["teacher_temp"]),
+            student_features=[
+                part.view(count, batch, size, d)
+                for part, (count, size) in zip(parts, sizes, strict=True)
+            ],
+            teacher_features=fill("input.teacher_region", teacher_rows, d, seed=seed).view(
+                2, batch, -1, d
+            ),
+            **temperatures,
+        )
+        loss = 0.5 * loss + 0.5 * region
+    loss.backward()
+    close(loss.detach(), figures["loss"], 1e-5)
+    assert student.grad is not None
+    close(student.grad, figures["grad_student_view"], 1e-5)
+    close(move(view_center, teacher), figures["center_after"], 1e-5)
+    if regions:
+        assert student_region.grad is not None
+        close(student_region.grad, figures["grad_student_region"], 1e-5)
+        close(move(region_center, teacher_region), figures["center_region_after"], 1e-5)
+
+
+def training(golden: Golden) -> TrainState:
+    """Return the official run at its start."""
+    weights = from_esvit(weights_of(golden))
+    shapes = from_esvit(shapes_of(golden))
+    method = EsViTConfig(
+        views=MultiCropConfig(
+            local_sizes=(golden["local_size"],), local_counts=(golden["locals"],)
+        ),
+        head=head_config(strip(shapes, "head."), train_gain=not golden["norm_last_layer"]),
+        student_temp=golden["student_temp"],
+        teacher_temp=constant(golden["teacher_temp"]),
+        teacher_momentum=constant(golden["teacher_momentum"]),
+        center_momentum=golden["center_momentum"],
+        freeze_prototypes=steps(golden["freeze_last_layer_steps"]),
+        region_start=steps(0),
+    )
+    betas, eps = re.fullmatch(r"AdamW betas (.*) eps (.*)", golden["optimizer"]).groups()  # type: ignore[union-attr]
+    assert float(eps) == 1e-8  # torch's own, which we keep
+    first, second = map(float, betas.split(","))
+    config = RunConfig(
+        recipe="golden",
+        method=method,
+        backbone=swin_config(strip(shapes, "backbone.")),
+        optim=AdamWConfig(
+            lr=constant(golden["lr"]),
+            weight_decay=constant(golden["weight_decay"]),
+            decay_all_matrices=True,
+            clip=golden["clip"],
+            clip_by="tensor",
+            betas=(first, second),
+        ),
+        train=TrainConfig(
+            duration=steps(golden["steps"]), batch=golden["batch"], precision="fp32", device="cpu"
+        ),
+    )
+    esvit = EsViT(method, config.backbone)
+    esvit.student.load_state_dict(weights, strict=True)
+    esvit.teacher.load_state_dict(weights, strict=True)
+    return TrainState(esvit, config, epoch_steps=golden["steps"])
+
+
+def check_training(golden: Golden, figures: dict[str, Tensor]) -> None:
+    state = training(golden)
+    batch = golden["batch"]
+    assert isinstance(state.method, EsViT)
+    for step in range(golden["steps"]):
+        groups = tuple(crops(golden, f"input.step{step}."))
+        at = state.begin_step()
+        state.backward(ViewBatch(groups, torch.arange(batch), torch.zeros(batch)), at, 1)
+        if step == 0:
+            check_gradient_norms(state.method, golden["first_grad_norms"])
+        state.update(at)
+        loss = state.meter.read()["loss"]
+        assert loss == pytest.approx(golden["losses"][step], rel=1e-4)
+    state.require_finite()
+    reach = golden["lr"] * golden["steps"]
+    check_digests(state.method.student, golden["student"], reach)
+    check_digests(state.method.teacher, golden["teacher"], reach)
+    close(state.method.center.value[None], figures["center"], 1e-3)
+    close(state.method.region_center.value[None], figures["center_region"], 1e-3)
+
+
+def check_gradient_norms(method: EsViT, expected: list[float]) -> None:
+    """The file holds the norms of the first parameters that are trained."""
+    norms = [p.grad.norm().item() for p in method.student.parameters() if p.grad is not None]
+    assert norms[: len(expected)] == pytest.approx(expected, rel=1e-3)
+
+
+def check_digests(network: torch.nn.Module, digests: dict[str, list[float]], reach: float) -> None:
+    """Compare sum, absolute sum and first element of every tensor.
+
+    The key third of a qkv bias has no gradient but rounding noise, which Adam turns into steps
+    of up to `reach` in all; the digests cover it, so it is granted that much.
+    """
+    ours = to_esvit(dict(network.named_parameters()))
+    assert ours.keys() == digests.keys()
+    for name, (total, size, first) in digests.items():
+        value = ours[name].detach().double().flatten()
+        floor = 1e-4 * len(value)
+        if name.endswith("qkv.bias"):
+            floor += reach * len(value) / 3
+        assert value.sum().item() == pytest.approx(total, rel=1e-3, abs=floor), name
+        assert value.abs().sum().item() == pytest.approx(size, rel=1e-3, abs=floor), name
+        assert value[0].item() == pytest.approx(first, rel=1e-3, abs=1e-4), name
+
+
+def check_knn(golden: Golden, figures: dict[str, Tensor]) -> None:
+    seed, classes, dim = golden["seed"], golden["classes"], golden["dim"]
+    prototypes = fill("input.proto", classes, dim, seed=seed)
+    train_target = torch.arange(golden["train"]) % classes
+    test_target = 7 * torch.arange(golden["test"]) % classes
+    train = 3 * fill("input.train", golden["train"], dim, seed=seed) + 3 * prototypes[train_target]
+    test = 3 * fill("input.test", golden["test"], dim, seed=seed) + 3 * prototypes[test_target]
+    expected = {int(k): tuple(values) for k, values in golden["top1_top5"].items()}
+    found = knn_accuracy(
+        train,
+        train_target,
+        test,
+        test_target,
+        ks=tuple(expected),
+        temperature=golden["temperature"],
+    )
+    assert {k: tuple(round(v, 6) for v in values) for k, values in found.items()} == expected
