@@ -4,6 +4,7 @@ Parameter names are the official ones. Letters as in base.py.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -159,8 +160,7 @@ class Swin(Backbone):
             )
         self.feature_dim = config.dim * 2 ** (stages - 1)
         self.stride = config.patch * 2 ** (stages - 1)
-        ends = torch.tensor(config.depths).cumsum(0) - 1
-        self.stage_ends = tuple(ends.tolist())
+        self.stage_ends = tuple(blocks - 1 for blocks in accumulate(config.depths))
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.layers = nn.ModuleList(SwinStage(config, stage) for stage in range(stages))
         self.norm = LayerNorm(self.feature_dim)

@@ -44,7 +44,7 @@ class Attention(nn.Module):
             b, t, width = qkv.shape
             q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             if with_logits:
-                logits.append(q.float() @ k.float().mT * q.shape[-1] ** -0.5)
+                logits.append(full(q) @ full(k).mT * q.shape[-1] ** -0.5)
                 out = logits[-1].softmax(-1).to(v.dtype) @ v
             else:
                 out = functional.scaled_dot_product_attention(q, k, v)

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from leanvit.core.precision import full
+
 Shapes = tuple[tuple[int, int, int], ...]
 """(images, rows, columns) of each group of equally sized images."""
 
@@ -142,7 +144,7 @@ def window_attention(
     bias = bias[None] if layout.mask is None else bias[None] + layout.mask[:, None]
     logits = None
     if with_logits:
-        logits = q.float() @ k.float().mT * q.shape[-1] ** -0.5 + bias
+        logits = full(q) @ full(k).mT * q.shape[-1] ** -0.5 + bias
         attended = logits.softmax(-1).to(v.dtype) @ v
     else:
         attended = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))

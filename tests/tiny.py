@@ -1,0 +1,120 @@
+"""Small networks, configurations and images that tests share."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.config import (
+    AdamWConfig,
+    BackboneConfig,
+    DinoConfig,
+    EsViTConfig,
+    HeadConfig,
+    MultiCropConfig,
+    RunConfig,
+    SwinConfig,
+    TrainConfig,
+    ViTConfig,
+    constant,
+    steps,
+)
+from leanvit.core.random import seeded
+from leanvit.data.batch import ViewBatch
+
+SWIN = SwinConfig(
+    image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
+)
+VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
+VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
+HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
+
+
+def build(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Return a network whose every parameter is random, so that none hides behind a zero."""
+    with seeded(0, "test"):
+        backbone = build_backbone(config)
+        for parameter in backbone.parameters():
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    return backbone.to(dtype)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return normal numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def esvit(**changes: object) -> EsViTConfig:
+    """Return EsViT's options for the tiny networks, with resolved durations."""
+    config = EsViTConfig(
+        views=VIEWS,
+        head=HEAD,
+        teacher_temp=constant(0.05),
+        teacher_momentum=constant(0.9),
+        freeze_prototypes=steps(1),
+        region_start=steps(0),
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def dino(**changes: object) -> DinoConfig:
+    """Return DINO's options for the tiny networks, with resolved durations."""
+    config = DinoConfig(
+        views=VIEWS,
+        head=HEAD,
+        teacher_temp=constant(0.05),
+        teacher_momentum=constant(0.9),
+        freeze_prototypes=steps(1),
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def run_config(**train: object) -> RunConfig:
+    """Return a resolved run of EsViT on the tiny Swin."""
+    settings: dict[str, object] = {
+        "duration": steps(10),
+        "batch": 4,
+        "precision": "fp32",
+        "device": "cpu",
+        "save_every": steps(5),
+        "log_every": steps(1),
+    }
+    return RunConfig(
+        recipe="esvit",
+        method=esvit(),
+        backbone=SWIN,
+        optim=AdamWConfig(lr=constant(1e-3), lr_rule="none", weight_decay=constant(0.04)),
+        train=TrainConfig(**(settings | train)),  # type: ignore[arg-type]
+    )
+
+
+def view_batch(
+    batch: int = 4,
+    views: MultiCropConfig = VIEWS,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> ViewBatch:
+    """Return random views of `batch` images."""
+    sizes = [(2, views.global_size), *zip(views.local_counts, views.local_sizes, strict=True)]
+    groups = tuple(
+        noise(count, batch, 3, side, side, seed=seed + number, dtype=dtype)
+        for number, (count, side) in enumerate(sizes)
+        if count
+    )
+    return ViewBatch(groups, torch.arange(batch), torch.full((batch,), -1))
+
+
+def write_images(folder: Path, count: int, side: int = 40) -> Path:
+    """Write small colour pictures that differ from each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        coarse = draw.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((side + number % 7, side), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:03d}.png")
+    return folder
