@@ -1,0 +1,199 @@
+"""The losses against their definitions written as loops: values, gradients, extremes."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
+from leanvit.losses.region import match_regions, region_loss
+from leanvit.losses.view import Mixing, view_loss
+from tests.tiny import noise
+
+K, D, CHANNELS = 12, 5, 6
+TEMPERATURES = {"student_temp": 0.1, "teacher_temp": 0.05}
+
+
+def rows(count: int, seed: int) -> Tensor:
+    return functional.normalize(noise(count, D, seed=seed, dtype=torch.float64), dim=1)
+
+
+def prototypes(seed: int, scale: float = 1.0) -> Tensor:
+    return scale * noise(K, D, seed=seed, dtype=torch.float64)
+
+
+def cross_entropy(student: Tensor, teacher: Tensor, w: Tensor, v: Tensor, center: Tensor) -> Tensor:
+    """CE of one student row [D] and one teacher row [D], as published: softmax, log-softmax, sum."""
+    q = ((teacher @ v.T - center) / 0.05).softmax(0)
+    return -(q * (student @ w.T / 0.1).log_softmax(0)).sum()
+
+
+def shares(mixing: Mixing | None, view: int, image: int) -> list[tuple[int, float]]:
+    """The images that a view shows, and how much of each."""
+    if mixing is None:
+        return [(image, 1.0)]
+    own = float(mixing.own[view])
+    return [(image, own), (int(mixing.partner[image]), 1 - own)]
+
+
+MIXED = Mixing(torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 1.0, 0.8, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mixing", [None, MIXED], ids=["clean", "mixed"])
+@pytest.mark.parametrize("views", [2, 4])
+def test_view_loss_is_its_definition(views: int, mixing: Mixing | None) -> None:
+    batch = 4
+    if mixing is not None:
+        mixing = Mixing(mixing.partner, mixing.own[:views])
+    z, w = rows(views * batch, 0).requires_grad_(), prototypes(1).requires_grad_()
+    t, v, center = rows(2 * batch, 2), prototypes(3), noise(K, seed=4, dtype=torch.float64)
+    ours = view_loss(
+        Projection(z, w), Projection(t, v), -center / 0.05, mixing=mixing, **TEMPERATURES
+    )
+    terms = [
+        share * cross_entropy(z[view * batch + i], t[seen * batch + j], w, v, center) / batch
+        for seen in range(2)
+        for view in range(views)
+        if view != seen
+        for i in range(batch)
+        for j, share in shares(mixing, view, i)
+    ]
+    expected = torch.stack(terms).sum() / (2 * (views - 1))
+    check(ours, expected, [z, w])
+
+
+def check(ours: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixing", [None, MIXED], ids=["clean", "mixed"])
+@pytest.mark.parametrize(
+    "sizes", [[(2, 4)], [(2, 4), (2, 3)], [(2, 4), (1, 3), (1, 2)]], ids=["globals", "1", "2"]
+)
+def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mixing | None) -> None:
+    batch, regions = 4, 4
+    total_views = sum(count for count, _ in sizes)
+    if mixing is not None:
+        mixing = Mixing(mixing.partner, mixing.own[:total_views])
+    total = sum(count * batch * size for count, size in sizes)
+    z, w = rows(total, 0).requires_grad_(), prototypes(1).requires_grad_()
+    t, v = rows(2 * batch * regions, 2), prototypes(3)
+    center = noise(K, seed=4, dtype=torch.float64)
+    student = [
+        noise(count, batch, size, CHANNELS, seed=5 + n, dtype=torch.float64)
+        for n, (count, size) in enumerate(sizes)
+    ]
+    teacher = noise(2, batch, regions, CHANNELS, seed=9, dtype=torch.float64)
+    ours = region_loss(
+        Projection(z, w),
+        Projection(t, v),
+        -center / 0.05,
+        student_features=student,
+        teacher_features=teacher,
+        mixing=mixing,
+        **TEMPERATURES,
+    )
+    terms, row, view = [], 0, 0
+    for group in student:
+        for features in group:
+            for i in range(batch):
+                for r in range(group.shape[2]):
+                    for seen in {0, 1} - {view}:
+                        for j, share in shares(mixing, view, i):
+                            like = functional.cosine_similarity(features[i, r], teacher[seen, j])
+                            best = (seen * batch + j) * regions + int(like.argmax())
+                            entropy = cross_entropy(z[row], t[best], w, v, center)
+                            terms.append(share * entropy / (batch * group.shape[2]))
+                    row += 1
+            view += 1
+    expected = torch.stack(terms).sum() / (2 * (total_views - 1))
+    check(ours, expected, [z, w])
+
+
+def test_matching_takes_the_nearest_direction() -> None:
+    student = torch.tensor([[1.0, 0.1], [0.0, -3.0], [5.0, 4.9]]).view(1, 1, 3, 2)
+    teacher = (
+        torch.tensor([[0.0, -0.1], [9.0, 0.0], [0.2, 0.2]]).view(1, 1, 3, 2).expand(2, 1, 3, 2)
+    )
+    assert match_regions(student, teacher).tolist() == [[[[1, 0, 2]]], [[[1, 0, 2]]]]
+
+
+def any_pairs(count: int, students: int, teachers: int) -> Pairs:
+    return Pairs(
+        torch.arange(count) % students,
+        torch.arange(count) * 3 % teachers,
+        torch.full((count,), 1 / count, dtype=torch.float64),
+    )
+
+
+def loss_of(z: Tensor, w: Tensor, t: Tensor, v: Tensor, bias: Tensor, pairs: Pairs) -> Tensor:
+    return prototype_cross_entropy(Projection(z, w), Projection(t, v), bias, pairs, 0.1, 0.04)
+
+
+def test_a_constant_in_the_bias_changes_nothing() -> None:
+    z, t, w, v = rows(4, 0), rows(3, 1), prototypes(2), prototypes(3)
+    bias, pairs = noise(K, dtype=torch.float64), any_pairs(6, 4, 3)
+    torch.testing.assert_close(
+        loss_of(z, w, t, v, bias, pairs), loss_of(z, w, t, v, bias + 7, pairs)
+    )
+
+
+def test_the_order_of_prototypes_changes_nothing() -> None:
+    z, t, w, v = rows(4, 0), rows(3, 1), prototypes(2), prototypes(3)
+    bias, pairs, order = noise(K, dtype=torch.float64), any_pairs(6, 4, 3), torch.randperm(K)
+    torch.testing.assert_close(
+        loss_of(z, w, t, v, bias, pairs), loss_of(z, w[order], t, v[order], bias[order], pairs)
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("rows_alike", [False, True])
+def test_extreme_rows_stay_finite(scale: float, rows_alike: bool) -> None:
+    z, t = rows(4, 0).float(), rows(3, 1).float()
+    if rows_alike:
+        z, t = z[:1].expand(4, D).clone(), t[:1].expand(3, D).clone()
+    w, v = prototypes(2, scale).float(), prototypes(3, scale).float()
+    z.requires_grad_(), w.requires_grad_()
+    loss = loss_of(z, w, t, v, torch.zeros(K), any_pairs(6, 4, 3))
+    loss.backward()
+    assert loss.isfinite() and loss > -1e-4 * scale
+    assert z.grad is not None and w.grad is not None
+    assert z.grad.isfinite().all() and w.grad.isfinite().all()
+
+
+def test_one_row_and_one_pair() -> None:
+    z, t, w, v = rows(1, 0), rows(1, 1), prototypes(2), prototypes(3)
+    ours = loss_of(z, w, t, v, torch.zeros(K, dtype=torch.float64), any_pairs(1, 1, 1))
+    q = (t[0] @ v.T / 0.04).softmax(0)
+    torch.testing.assert_close(ours, -(q * (z[0] @ w.T / 0.1).log_softmax(0)).sum())
+
+
+def test_no_pairs_give_zero() -> None:
+    z, w = rows(2, 0).requires_grad_(), prototypes(2)
+    loss = loss_of(z, w, rows(1, 1), prototypes(3), torch.zeros(K), any_pairs(0, 2, 1))
+    loss.backward()
+    assert loss == 0 and z.grad is not None and not z.grad.any()
+
+
+def test_the_teacher_gets_no_gradient() -> None:
+    t, v = rows(3, 1).requires_grad_(), prototypes(3).requires_grad_()
+    z, w = rows(4, 0).requires_grad_(), prototypes(2)
+    loss_of(z, w, t, v, torch.zeros(K), any_pairs(6, 4, 3)).backward()
+    assert t.grad is None and v.grad is None and z.grad is not None
+
+
+def test_bf16_rows_are_widened() -> None:
+    z, t, w, v = (x.float() for x in (rows(8, 0), rows(6, 1), prototypes(2), prototypes(3)))
+    pairs, inputs = any_pairs(12, 8, 6), []
+    for dtype in (torch.float32, torch.bfloat16):
+        row, prototype = z.to(dtype).requires_grad_(), w.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = loss_of(row, prototype, t.to(dtype), v.to(dtype), torch.zeros(K), pairs)
+        assert loss.dtype == torch.float32
+        inputs.append((loss, *torch.autograd.grad(loss, [row, prototype])))
+    for exact, rough in zip(*inputs, strict=True):
+        assert (exact - rough.float()).norm() < 0.03 * exact.norm()
