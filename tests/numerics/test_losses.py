@@ -23,7 +23,7 @@ def prototypes(seed: int, scale: float = 1.0) -> Tensor:
 
 
 def cross_entropy(student: Tensor, teacher: Tensor, w: Tensor, v: Tensor, center: Tensor) -> Tensor:
-    """CE of one student row [D] and one teacher row [D], as published: softmax, log-softmax, sum."""
+    """CE of a student row [D] and a teacher row [D] as published."""
     q = ((teacher @ v.T - center) / 0.05).softmax(0)
     return -(q * (student @ w.T / 0.1).log_softmax(0)).sum()
 
@@ -116,9 +116,8 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
 
 def test_matching_takes_the_nearest_direction() -> None:
     student = torch.tensor([[1.0, 0.1], [0.0, -3.0], [5.0, 4.9]]).view(1, 1, 3, 2)
-    teacher = (
-        torch.tensor([[0.0, -0.1], [9.0, 0.0], [0.2, 0.2]]).view(1, 1, 3, 2).expand(2, 1, 3, 2)
-    )
+    regions = torch.tensor([[0.0, -0.1], [9.0, 0.0], [0.2, 0.2]])
+    teacher = regions.view(1, 1, 3, 2).expand(2, 1, 3, 2)
     assert match_regions(student, teacher).tolist() == [[[[1, 0, 2]]], [[[1, 0, 2]]]]
 
 
@@ -126,7 +125,7 @@ def any_pairs(count: int, students: int, teachers: int) -> Pairs:
     return Pairs(
         torch.arange(count) % students,
         torch.arange(count) * 3 % teachers,
-        torch.full((count,), 1 / count, dtype=torch.float64),
+        torch.full((count,), 1 / max(count, 1), dtype=torch.float64),
     )
 
 
