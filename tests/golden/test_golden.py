@@ -96,7 +96,7 @@ def published_swin(golden: Golden) -> SwinConfig:
     base = BACKBONES[f"swin_{found[1]}" + ("_w14" if found[2] == "14" else "")]
     assert isinstance(base, SwinConfig)
     words = golden["options"]
-    changes = {}
+    changes: dict[str, Any] = {}
     for key, value in zip(words[::2], words[1::2], strict=True):
         value = json.loads(value)
         changes[SWIN_OPTIONS[key]] = tuple(value) if isinstance(value, list) else value
@@ -167,6 +167,7 @@ def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
     loss = view_loss(Projection(student, eye), Projection(teacher, eye), bias, **temperatures)
     if regions:
         sizes = [(2, golden["global_regions"]), (views - 2, golden["local_regions"])]
+        sizes = [(count, size) for count, size in sizes if count]
         rows = sum(count * batch * size for count, size in sizes)
         d = golden["feature_dim"]
         student_region = fill("input.student_region_logits", rows, k, seed=seed).requires_grad_()

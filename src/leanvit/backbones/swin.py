@@ -72,7 +72,8 @@ class WindowAttention(nn.Module):
     def bias(self) -> Tensor:
         """Return the position bias [H, T, T]."""
         side = self.window**2
-        table = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        index = self.relative_position_index.flatten()
+        table = self.relative_position_bias_table.index_select(0, index)
         return table.view(side, side, -1).permute(2, 0, 1)
 
     def forward(

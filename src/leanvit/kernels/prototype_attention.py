@@ -61,5 +61,7 @@ def prototype_cross_entropy(
         log_sum = torch.logsumexp(z @ w.T / student_temp, 1)
         weight = pairs.weight.to(z.dtype)
         row_weight = weight.new_zeros(len(z)).index_add(0, pairs.student, weight)
-        agreement = (z[pairs.student] * mean_prototype[pairs.teacher]).sum(1)
+        # index_select, since the backward of z[...] adds in an order that changes from run to run
+        paired = mean_prototype.index_select(0, pairs.teacher)
+        agreement = (z.index_select(0, pairs.student) * paired).sum(1)
         return row_weight @ log_sum - weight @ agreement / student_temp

@@ -42,7 +42,11 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     if isinstance(config, LARSConfig):
         return LARS(groups, momentum=config.momentum, trust=config.trust)
     assert isinstance(config, SGDConfig)
-    return SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    optimizer = SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    if config.momentum:  # torch cannot add a buffer later, when frozen parameters thaw
+        for parameter in (p for group in groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:

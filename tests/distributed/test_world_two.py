@@ -1,0 +1,79 @@
+"""Every function that talks to other processes: two processes equal one, in fp64 to 1e-9."""
+
+import torch
+from torch import Tensor
+
+from leanvit.core.distributed import all_max, all_sum, all_sum_with_grad, barrier, rank, world_size
+from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.methods.heads import Center
+from tests.distributed.launch import in_processes
+from tests.tiny import HEAD, noise
+
+ROWS = 10
+
+
+def mine(x: Tensor) -> Tensor:
+    """This process's share of rows: uneven on purpose."""
+    if world_size() == 1:
+        return x
+    return x[:3] if rank() == 0 else x[3:]
+
+
+def sums() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = mine(noise(ROWS, 4, dtype=torch.float64)).requires_grad_()
+    total = all_sum_with_grad(x.sum(0))
+    weight = torch.arange(4.0, dtype=torch.float64) * (rank() + 1)
+    (total * weight).sum().backward()
+    assert x.grad is not None
+    barrier()
+    return all_sum(x.sum(0)).detach(), all_max(x.amax(0)).detach(), total.detach(), x.grad
+
+
+def batch_norm() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    norm = SyncBatchNorm1d(4).double()
+    norm.weight.data = noise(4, seed=1, dtype=torch.float64)
+    norm.bias.data = noise(4, seed=2, dtype=torch.float64)
+    x = mine(5 + 3 * noise(ROWS, 4, dtype=torch.float64)).requires_grad_()
+    out = norm(x)
+    (out * mine(noise(ROWS, 4, seed=3, dtype=torch.float64))).sum().backward()
+    assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
+    assert norm.running_mean is not None and norm.running_var is not None
+    shared = (all_sum(norm.weight.grad), all_sum(norm.bias.grad))
+    return out.detach(), x.grad, norm.running_mean, norm.running_var, *shared
+
+
+def center() -> Tensor:
+    module = Center(HEAD).double()
+    for step in range(3):
+        module.collect(mine(noise(ROWS, HEAD.bottleneck, seed=step, dtype=torch.float64)))
+        module.update(noise(HEAD.prototypes, HEAD.bottleneck, dtype=torch.float64), 0.9)
+    return module.value
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_sums_and_maxima() -> None:
+    (total, largest, _, _), two = sums(), in_processes(2, sums)
+    for found in two:
+        close(found[0], total)
+        close(found[1], largest)
+        close(found[2], total)
+        # the loss of process r weighs by r + 1, and every process feels both
+        close(found[3][0], 3 * torch.arange(4.0, dtype=torch.float64))
+
+
+def test_batch_norm() -> None:
+    one, two = batch_norm(), in_processes(2, batch_norm)
+    for number in (0, 1):
+        close(torch.cat([found[number] for found in two]), one[number])
+    for found in two:
+        for number in (2, 3, 4, 5):
+            close(found[number], one[number])
+
+
+def test_center() -> None:
+    one, two = center(), in_processes(2, center)
+    for found in two:
+        close(found, one)

@@ -1,0 +1,310 @@
+"""The loop, the state and what they promise: exactness, safety, silence on the step path."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import leanvit
+from leanvit.config import (
+    LARSConfig,
+    MethodConfig,
+    MixConfig,
+    RunConfig,
+    SGDConfig,
+    compose,
+    constant,
+    resolve,
+    steps,
+    to_dict,
+)
+from leanvit.data.batch import ViewBatch
+from leanvit.data.sources import open_source
+from leanvit.methods.catalogue import build_method
+from leanvit.run import Run, gather_facts, require_same_networks
+from leanvit.train.checkpoint import newest_checkpoint
+from leanvit.train.loop import train
+from leanvit.train.state import NonFiniteError, TrainState
+from tests.tiny import SWIN, VIEWS, VIT, dino, esvit, run_config, view_batch, write_images
+
+
+def fresh(config: RunConfig, dtype: torch.dtype = torch.float32) -> TrainState:
+    method = build_method(config.method, config.backbone, config.train.seed).to(dtype)
+    return TrainState(method, config, epoch_steps=5)
+
+
+def step(state: TrainState, batch: ViewBatch) -> float:
+    at = state.begin_step()
+    for micro in batch.split(state.config.train.accumulate):
+        state.backward(micro, at, state.config.train.accumulate)
+    state.update(at)
+    return state.meter.read()["loss"]
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.tensors().items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 14)
+
+
+def eventful() -> RunConfig:
+    """A run in which everything random is on: views, order, stochastic depth, mixing."""
+    config = run_config()
+    return replace(
+        config,
+        backbone=replace(SWIN, drop_path=0.3),
+        method=replace(config.method, mix=MixConfig(views=2), region_start=steps(3)),  # type: ignore[call-arg]
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_five_and_five_steps_are_ten(tmp_path: Path, images: Path, workers: int) -> None:
+    config = compose(eventful(), data=str(images), options={"data.workers": workers})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    leanvit.pretrain(config, out=whole, quiet=True)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-00000010")
+    (cut / "backbone.safetensors").unlink()
+    leanvit.pretrain(config, out=cut, resume=True, quiet=True)
+    for name in ("checkpoints/step-00000010/state.safetensors", "backbone.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert losses(whole) == losses(cut) and len(losses(whole)) == 10
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("method", [esvit(), dino(), esvit(mix=MixConfig(views=3))])
+def test_micro_batches_change_nothing(method: MethodConfig, parts: int) -> None:
+    config = replace(run_config(batch=8), method=method, backbone=replace(SWIN, drop_path=0.3))
+    batch = [view_batch(8, seed=n, dtype=torch.float64) for n in range(3)]
+    ends = []
+    for accumulate in (1, parts):
+        state = fresh(
+            replace(config, train=replace(config.train, accumulate=accumulate)), torch.float64
+        )
+        for views in batch:
+            step(state, views)
+        ends.append(weights(state))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-7, atol=1e-10, msg=name)
+
+
+def test_golden_losses(images: Path, tmp_path: Path) -> None:
+    """Ten steps of EsViT from pixels to losses; a change that moves them says so on purpose."""
+    config = compose(eventful(), data=str(images), options={"data.workers": 0})
+    leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    expected = Path(__file__).parent.parent / "golden" / "losses" / "esvit_tiny.txt"
+    golden = [float(line) for line in expected.read_text().split()]
+    assert losses(tmp_path / "run") == pytest.approx(golden, rel=1e-5)
+
+
+def poisoned(batch: ViewBatch, image: int) -> ViewBatch:
+    groups = [group.clone() for group in batch.groups]
+    groups[0][0, image] = float("nan")
+    return replace(batch, groups=tuple(groups))
+
+
+@pytest.mark.parametrize("image", [0, 3], ids=["first micro-batch", "last"])
+def test_a_bad_loss_stops_before_the_weights_change(image: int) -> None:
+    state = fresh(run_config(accumulate=2))
+    step(state, view_batch(seed=0))
+    before = {k: v for k, v in weights(state).items() if "student" in k or "optimizer" in k}
+    step(state, poisoned(view_batch(seed=1), image))
+    step(state, view_batch(seed=2))
+    after = weights(state)
+    assert same(before, {name: after[name] for name in before})
+    with pytest.raises(NonFiniteError, match="not finite at step 1"):
+        state.require_finite()
+
+
+def test_a_bad_gradient_stops_before_the_weights_change() -> None:
+    state = fresh(run_config())
+    parameter = next(iter(state.method.parts()["backbone"].parameters()))
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    before = parameter.detach().clone()
+    step(state, view_batch())
+    assert parameter.equal(before)
+    with pytest.raises(NonFiniteError, match="not finite at step 0"):
+        state.require_finite()
+
+
+def test_a_bad_loss_saves_nothing_more() -> None:
+    state, saved = fresh(run_config(save_every=steps(2), log_every=steps(100))), []
+    batches = [view_batch(seed=n) for n in range(10)]
+    batches[4] = poisoned(batches[4], 0)
+    with pytest.raises(NonFiniteError, match="last checkpoint is good"):
+        train(state, batches, save=lambda: saved.append(state.step))
+    assert saved == [2, 4]
+
+
+class Counter(TorchDispatchMode):
+    """Counts operations, and scalars that are read back from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        self.reads += func in (torch.ops.aten._local_scalar_dense.default,)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("by", ["tensor", "module", "global"])
+def test_a_step_reads_nothing_back(by: Literal["tensor", "module", "global"]) -> None:
+    config = eventful()
+    state = fresh(replace(config, optim=replace(config.optim, clip_by=by)))
+    for number in range(4):  # the first steps fill caches
+        step(state, view_batch(seed=number))
+    at, batch = state.begin_step(), view_batch(seed=9)
+    with Counter() as counted:
+        state.backward(batch, at, 1)
+        state.update(at)
+    assert counted.operations > 100
+    assert counted.reads == 0
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "view only": {"method": dino()},
+    "vit": {"method": dino(), "backbone": VIT},
+    "vit with regions": {"backbone": VIT},
+    "no local crops": {
+        "method": esvit(views=replace(VIEWS, local_sizes=(), local_counts=())),
+    },
+    "several local sizes": {
+        "method": esvit(views=replace(VIEWS, local_sizes=(20, 16), local_counts=(1, 2))),
+    },
+    "batch norm in heads": {"method": esvit(head=replace(esvit().head, batch_norm=True))},
+    "frozen gain": {"method": esvit(head=replace(esvit().head, train_gain=False))},
+    "mixing": {"method": esvit(mix=MixConfig(views=4))},
+    "sgd": {"optim": SGDConfig(lr=constant(0.1), lr_rule="none")},
+    "lars": {"optim": LARSConfig(lr=constant(0.1), lr_rule="none")},
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_option_trains(name: str, precision: str) -> None:
+    config = replace(run_config(precision=precision), **VARIANTS[name])
+    state = fresh(config)
+    views = config.method.views  # type: ignore[attr-defined]
+    before = weights(state)
+    for number in range(3):
+        step(state, view_batch(views=views, seed=number))
+    state.require_finite()
+    after = weights(state)
+    trained = [n for n, p in state.method.named_parameters() if p.requires_grad]
+    moved = {n for n in trained if not after[f"method.{n}"].equal(before[f"method.{n}"])}
+    assert moved == set(trained)
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_regions_join_when_they_are_told_to() -> None:
+    config = replace(run_config(), method=esvit(region_start=steps(2)))
+    state, plain = fresh(config), fresh(replace(config, method=dino()))
+    plain.method.load_state_dict(
+        {k: v for k, v in state.method.state_dict().items() if "region" not in k}
+    )
+    head = {k: v for k, v in weights(state).items() if "student.region_head" in k}
+    rows = []
+    for number in range(4):
+        batch = view_batch(seed=number)
+        at = state.begin_step()
+        state.backward(batch, at, 1)
+        state.update(at)
+        rows.append(state.meter.read())
+        if number < 2:
+            assert rows[-1]["loss"] == pytest.approx(step(plain, batch), rel=1e-6)
+            now = weights(state)
+            assert same(head, {name: now[name] for name in head})
+    assert ["region" in row for row in rows] == [False, False, True, True]
+    assert rows[3]["loss"] == pytest.approx(0.5 * rows[3]["view"] + 0.5 * rows[3]["region"])
+    assert not same(head, {name: weights(state)[name] for name in head})
+
+
+def test_prototypes_are_frozen_first() -> None:
+    state = fresh(replace(run_config(), method=esvit(freeze_prototypes=steps(2))))
+    frozen = [n for n, _ in state.method.named_parameters() if "student" in n and "last_layer" in n]
+    assert len(frozen) == 4
+    seen = [weights(state)]
+    for number in range(3):
+        step(state, view_batch(seed=number))
+        seen.append(weights(state))
+    for name in (f"method.{n}" for n in frozen):
+        assert seen[2][name].equal(seen[0][name]) and not seen[3][name].equal(seen[2][name])
+
+
+def test_the_teacher_follows_the_student() -> None:
+    state = fresh(run_config())
+    before = weights(state)
+    step(state, view_batch())
+    after = weights(state)
+    for name in before:
+        if name.startswith("method.teacher.") and name.endswith(("weight", "bias", "weight_v")):
+            student = after[name.replace("teacher", "student", 1)]
+            expected = 0.9 * before[name] + 0.1 * student
+            torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_another_architecture_is_one_clear_sentence(tmp_path: Path, images: Path) -> None:
+    out, other = tmp_path / "swin", tmp_path / "other"
+    config = compose(run_config(), data=str(images), options={"data.workers": 0})
+    leanvit.pretrain(config, out=out, quiet=True)
+    wide = replace(config, backbone=replace(SWIN, dim=16))
+    leanvit.pretrain(wide, out=other, quiet=True)
+    shutil.rmtree(other / "checkpoints")
+    shutil.copytree(out / "checkpoints", other / "checkpoints")
+    with pytest.raises(ValueError, match=r"holds another network: backbone\.dim 8 \(run: 16\)\.$"):
+        leanvit.pretrain(wide, out=other, resume=True, quiet=True)
+    saved = to_dict(config)
+    with pytest.raises(ValueError, match=r"another network: backbone swin \(run: vit\)\.$"):
+        require_same_networks(saved, replace(config, backbone=VIT), out)
+    checkpoint = newest_checkpoint(out / "checkpoints")
+    assert checkpoint is not None
+    with pytest.raises(ValueError, match="weights do not fit this run"):
+        fresh(wide).restore(checkpoint.tensors(), checkpoint.step)
+
+
+def test_rows_hold_what_a_person_follows(tmp_path: Path, images: Path) -> None:
+    config = compose(run_config(), data=str(images), options={"data.workers": 0})
+    leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(lines[-1])
+    expected = {"step", "epoch", "images", "lr", "weight_decay", "loss", "view", "region"}
+    expected |= {f"grad_norm/{part}" for part in ("backbone", "head", "region_head")}
+    assert expected | {"feature_std", "images_per_s", "data_wait"} == row.keys()
+    assert (row["step"], row["images"]) == (10, 40)
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_the_source_must_be_the_same_on_resume(tmp_path: Path, images: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    config = compose(run_config(), data=str(folder), options={"data.workers": 0})
+    leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    write_images(folder, 20)
+    with pytest.raises(ValueError, match="began with 14 images and there are 20 now"):
+        leanvit.pretrain(config, out=tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_method_sees_whole_runs_of_a_source(images: Path, tmp_path: Path) -> None:
+    config = compose(run_config(), data=str(images), options={"data.workers": 0})
+    source = open_source(str(images))
+    run = Run(resolve(config, gather_facts(source)), source, tmp_path, quiet=True)
+    assert run.order.epoch_steps == 3 and run.state.run == 10
