@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore
 from torch.multiprocessing.spawn import start_processes
 
 
@@ -15,8 +14,9 @@ def _worker(
     rank: int, world: int, place: str, job: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    store = FileStore(f"{place}/store", world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{place}/store", rank=rank, world_size=world
+    )
     try:
         torch.save(job(*args), f"{place}/{rank}.pt")
     finally:
