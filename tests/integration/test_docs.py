@@ -1,0 +1,57 @@
+"""Every command in the documents runs; only sizes are made small."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from leanvit.cli import main
+from tests.tiny import noise, write_images
+
+ROOT = Path(__file__).parents[2]
+SMALL = shlex.split(
+    "--backbone.image-size 32 --backbone.dim 8 --backbone.depths 1 1 --backbone.heads 1 2 "
+    "--backbone.window 4 --method.head.prototypes 16 --method.head.hidden 8 "
+    "--method.head.bottleneck 8 --method.views.global-size 32 --method.views.local-sizes 16 "
+    "--method.views.local-counts 1 --train.batch 4 --train.duration 2st --train.save-every 1st "
+    "--data.workers 0"
+)
+
+
+def blocks(language: str) -> list[str]:
+    documents = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
+    found = []
+    for document in documents:
+        found += re.findall(rf"```{language}\n(.*?)```", document.read_text(), re.DOTALL)
+    return found
+
+
+def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", 8)
+    commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    ran = 0
+    for command in commands:
+        program, *arguments = shlex.split(command, comments=True)
+        if program == "make":
+            assert arguments[0] in targets, command
+            continue
+        assert program == "leanvit", command
+        assert main([*arguments, *SMALL]) == 0, command
+        ran += 1
+    assert ran >= 2
+    for block in blocks("python"):
+        exec(block, {"images": noise(2, 3, 32, 48)})
+
+
+def test_recipes_in_documents_exist() -> None:
+    from leanvit.recipes import RECIPES
+
+    named = set(re.findall(r"leanvit pretrain (\w+)", (ROOT / "README.md").read_text()))
+    assert named and named <= RECIPES.keys()
