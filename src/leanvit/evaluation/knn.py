@@ -25,8 +25,8 @@ def knn_accuracy(
 
     train [N, D] and test [M, D] are normalised here; targets are class numbers from 0. The k
     nearest training rows vote with exp(cosine / temperature). Of k beyond N all N vote. Top-5
-    looks at min(5, k, C) classes; of equal votes, none included, the lower class comes first. `chunk` test rows are compared at a time.
-    Raises ValueError for empty or mismatched inputs.
+    looks at min(5, k, C) classes; of equal votes, none included, the lower class comes first.
+    `chunk` test rows are compared at a time. Raises ValueError for empty or mismatched inputs.
     """
     if not len(train) or not len(test):
         raise ValueError(
@@ -45,7 +45,7 @@ def knn_accuracy(
         for k in ks:
             score = votes.new_zeros(len(rows), classes)
             score.scatter_add_(1, labels[:, :k], votes[:, :k])
-            guesses = score.sort(1, descending=True, stable=True).indices[:, : min(5, k)]
+            guesses = score.sort(stable=True, dim=1, descending=True).indices[:, : min(5, k)]
             hits = guesses == targets[:, None]
             correct[k] += torch.stack([hits[:, :1].sum(), hits.sum()])
     share = {k: (100 * count.double() / len(test)).tolist() for k, count in correct.items()}
