@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import tyro
 
@@ -71,6 +72,8 @@ def pretrain(arguments: list[str]) -> int:
     config, given = parse_options(config, ["--help"] if names.help_all else rest)
     if not names.out:
         raise ValueError("Name a folder for the results: --out FOLDER.")
+    chosen = {"data.source": names.data, "backbone": names.backbone, "optim": names.optimizer}
+    given = (*given, *(name for name, value in chosen.items() if value))
     from leanvit.run import pretrain as run
 
     backbone = run(
@@ -114,4 +117,4 @@ def parse_options(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, t
     return parsed, given
 
 
-COMMANDS: Mapping[str, Callable[[list[str]], int]] = {"pretrain": pretrain}
+COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType({"pretrain": pretrain})

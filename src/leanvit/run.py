@@ -61,24 +61,35 @@ def pretrain(
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
     """
+    if resume and overwrite:
+        raise ValueError("--resume continues a run and --overwrite replaces it: choose one.")
     config = recipe_named(recipe) if isinstance(recipe, str) else recipe
     asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     source = open_source(asked.data.source)
     out = Path(out)
     if resume:
-        resolved = _resumed(asked, out, len(source))
+        run = Run(_resumed(asked, out, len(source)), source, out, quiet=quiet)
     else:
-        resolved = resolve(asked, gather_facts(source), given=(*given, *(options or ())))
-        _prepare(out, overwrite)
-        save_config(asked, out / "config.json")
-        record = {**resolved.to_dict(), "images": len(source)}
-        (out / "resolved.json").write_text(json.dumps(record, indent=2) + "\n")
-    Run(resolved, source, out, quiet=quiet).train()
+        chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
+        named = [name for name, value in chosen.items() if value]
+        resolved = resolve(asked, gather_facts(source), given=(*given, *named, *(options or ())))
+        _require_free(out, overwrite, Path(asked.data.source))
+        run = Run(resolved, source, out, quiet=quiet)  # what cannot be built fails before a write
+        _start(run, asked, len(source))
+    run.train()
     return out / FILE
 
 
 def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know."""
+    """Find out once what the rules of `resolve` need to know.
+
+    Raises ValueError under a launcher of several processes, which this version cannot join.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "This version trains in one process, but WORLD_SIZE is "
+            f"{os.environ['WORLD_SIZE']}: start it without torchrun."
+        )
     cuda = torch.cuda.is_available()
     return Facts(
         images=len(source),
@@ -89,22 +100,35 @@ def gather_facts(source: Source) -> Facts:
     )
 
 
-def _prepare(out: Path, overwrite: bool) -> None:
-    """Make an empty folder. Raises ValueError if something is there and may not be removed."""
+def _require_free(out: Path, overwrite: bool, source: Path) -> None:
+    """Raise ValueError if something is in the folder that may not be removed."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {str(out)!r} is a file; name a folder.")
-    if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(
-                f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
-                f"replace it with --overwrite, or name another --out."
-            )
-        if not (out / "config.json").exists():
-            raise ValueError(
-                f"The folder {str(out)!r} holds no run of leanvit, so --overwrite leaves it alone."
-            )
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
+            f"replace it with --overwrite, or name another --out."
+        )
+    if not (out / "config.json").exists():
+        raise ValueError(
+            f"The folder {str(out)!r} holds no run of leanvit, so --overwrite leaves it alone."
+        )
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"The images lie in {str(out)!r}, which --overwrite would remove; name another --out."
+        )
+
+
+def _start(run: "Run", asked: RunConfig, images: int) -> None:
+    """Empty the run's folder and write down what was asked and what will run."""
+    if run.out.exists():
+        shutil.rmtree(run.out)
+    run.out.mkdir(parents=True)
+    save_config(asked, run.out / "config.json")
+    record = {**run.resolved.to_dict(), "images": images}
+    (run.out / "resolved.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _resumed(asked: RunConfig, out: Path, images: int) -> Resolved:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, POSITIVE, require
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackboneConfig:
@@ -20,8 +22,8 @@ class BackboneConfig:
     """Stochastic depth of the last block of the student; grows linearly from 0 over the blocks."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path lies in [0, 1), not {self.drop_path}.")
+        require(self, AT_LEAST_ONE, "patch")
+        require(self, BELOW_ONE, "drop_path")
         if self.image_size < self.patch:
             raise ValueError(
                 f"image_size {self.image_size} is smaller than one patch of {self.patch} pixels."
@@ -49,6 +51,10 @@ class SwinConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "dim", "depths", "heads", "window")
+        require(self, POSITIVE, "mlp_ratio")
+        if not self.depths:
+            raise ValueError("depths is (); expected the number of blocks of at least one stage.")
         if len(self.depths) != len(self.heads):
             raise ValueError(f"depths {self.depths} and heads {self.heads} differ in length.")
         for stage, heads in enumerate(self.heads):
@@ -78,6 +84,8 @@ class ViTConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "dim", "depth", "heads")
+        require(self, POSITIVE, "mlp_ratio")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide {self.dim} channels.")
 

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
@@ -21,11 +22,13 @@ from leanvit.config.run import AdamWConfig, LARSConfig, OptimConfig, RunConfig, 
 
 T = TypeVar("T")
 
-KINDS: Mapping[type, Mapping[str, type]] = {
-    BackboneConfig: {"swin": SwinConfig, "vit": ViTConfig},
-    MethodConfig: {"dino": DinoConfig, "esvit": EsViTConfig},
-    OptimConfig: {"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig},
-}
+KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
+    {
+        BackboneConfig: MappingProxyType({"swin": SwinConfig, "vit": ViTConfig}),
+        MethodConfig: MappingProxyType({"dino": DinoConfig, "esvit": EsViTConfig}),
+        OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),
+    }
+)
 """The types that a section may have, by the section's declared type and the `kind` in JSON."""
 
 
@@ -98,7 +101,10 @@ def _decode(hint: Any, value: Any, place: str) -> Any:
     if hint is Duration:
         if not isinstance(value, str):
             raise _wrong(place, value, "a duration such as '10ep'")
-        return Duration.parse(value)
+        try:
+            return Duration.parse(value)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, place)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -179,6 +185,7 @@ def compose(
         config = dataclasses.replace(config, backbone=chosen)
     if optimizer:
         kind = look_up("optimizer", optimizer, KINDS[OptimConfig])
+    if optimizer and kind is not type(config.optim):
         shared = {
             field.name: getattr(config.optim, field.name)
             for field in dataclasses.fields(OptimConfig)
@@ -192,12 +199,15 @@ def compose(
 
 def _unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
     """Name the options of the section that was meant, not all of them."""
-    sections = {option.rpartition(".")[0] for option in known} - {""}
+    sections = sorted({option.rpartition(".")[0] for option in known})
+    inside = [option for option in known if option.startswith(f"{name}.")]
+    if inside:
+        return ValueError(f"{name!r} is a section; its options are {', '.join(inside)}.")
     section = name.rpartition(".")[0]
     if section not in sections:
-        near = get_close_matches(name, known, n=1, cutoff=0.5)
+        near = get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        return ValueError(f"Unknown option {name!r}{hint} Sections: {', '.join(sorted(sections))}.")
+        return ValueError(f"Unknown option {name!r}{hint} Sections: {', '.join(sections)}.")
     siblings = [option for option in known if option.rpartition(".")[0] == section]
     return unknown_name("option", name, siblings)
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-UNITS = {"ep": "epochs", "st": "steps", "%": "percent of the run", "img": "images"}
+UNITS = ("ep", "st", "%", "img")
+"""Epochs, steps, percent of the run, images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Duration:
     @classmethod
     def parse(cls, word: str) -> "Duration":
         """Read a word such as `10ep`. Raises ValueError for anything else."""
-        match = re.fullmatch(r"\s*([0-9.eE+]+?)\s*(ep|st|%|img)\s*", word)
+        match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(ep|st|%|img)\s*", word)
         try:
             return cls(float(match[1]), match[2])  # type: ignore[index]
         except (TypeError, ValueError) as error:

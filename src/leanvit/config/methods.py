@@ -3,7 +3,18 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from leanvit.config.checks import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Rule,
+    require,
+    require_schedule,
+)
 from leanvit.config.duration import Duration, Schedule
+
+LARGE_ENOUGH: Rule = ("at least 8 pixels, which the blur needs", lambda side: side >= 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +50,14 @@ class MultiCropConfig:
                 f"local_sizes {self.local_sizes} and local_counts {self.local_counts} name the "
                 f"same groups of local crops, so they have the same length."
             )
+        require(self, LARGE_ENOUGH, "global_size", "local_sizes")
+        require(self, NOT_NEGATIVE, "local_counts")
+        require(self, SHARE, "flip", "jitter", "jitter_strength", "gray", "blur", "solarize")
+        if self.jitter_strength[3] > 0.5:
+            raise ValueError(
+                f"The hue's strength, the last of jitter_strength, is at most 0.5 (half a turn "
+                f"each way), not {self.jitter_strength[3]}."
+            )
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -60,6 +79,9 @@ class HeadConfig:
     train_gain: bool = True
     """Train the prototypes' lengths (the official Swin runs do); otherwise they stay at one."""
 
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "prototypes", "hidden", "bottleneck")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixConfig:
@@ -75,6 +97,8 @@ class MixConfig:
     """Probability of CutMix where both are on."""
 
     def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, "views", "mixup", "cutmix")
+        require(self, SHARE, "switch")
         if self.views and not (self.mixup or self.cutmix):
             raise ValueError("mix.views asks for mixed views, but mix.mixup and mix.cutmix are 0.")
 
@@ -115,6 +139,12 @@ class DinoConfig(MethodConfig):
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
 
+    def __post_init__(self) -> None:
+        require(self, POSITIVE, "student_temp")
+        require(self, SHARE, "center_momentum")
+        require_schedule(self, POSITIVE, "teacher_temp")
+        require_schedule(self, SHARE, "teacher_momentum")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EsViTConfig(DinoConfig):
@@ -128,6 +158,7 @@ class EsViTConfig(DinoConfig):
     """When the region loss begins; before that the view loss has the whole weight."""
 
     def __post_init__(self) -> None:
+        DinoConfig.__post_init__(self)
         if not 0 < self.region_weight < 1:
             raise ValueError(
                 f"region_weight lies between 0 and 1, not {self.region_weight}; without a region "

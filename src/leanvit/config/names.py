@@ -8,10 +8,14 @@ T = TypeVar("T")
 
 
 def unknown_name(what: str, given: str, known: Iterable[str]) -> ValueError:
-    """Return (not raise) the error for an unknown name: what was given, the nearest, the known."""
+    """Return (not raise) the error for an unknown name: what was given, the nearest, the known.
+
+    Of dotted names that share a section, only the last words are compared.
+    """
     names = sorted(known)
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    words = {name.rpartition(".")[2]: name for name in names}
+    near = get_close_matches(given.rpartition(".")[2], words, n=1, cutoff=0.6)
+    hint = f"; did you mean {words[near[0]]!r}?" if near else "."
     return ValueError(f"Unknown {what} {given!r}{hint} Known: {', '.join(names)}.")
 
 

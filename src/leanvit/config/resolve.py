@@ -46,10 +46,14 @@ class Resolved:
 def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Resolved:
     """Decide every open value of a run.
 
-    config: what was asked; facts: what is there; given: dotted names that the user set.
+    config: what was asked; facts: what is there; given: options, and whole sections, that the
+    user set, by their dotted names.
     Raises ValueError where the request contradicts itself or the facts.
     """
-    origins = {name: "given" if name in given else "recipe" for name, _ in leaves(to_dict(config))}
+    origins = {
+        name: "given" if any(f"{name}.".startswith(f"{g}.") for g in given) else "recipe"
+        for name, _ in leaves(to_dict(config))
+    }
     values: dict[str, Any] = {}
     for rule in (_machine, _learning_rate, _durations):
         for name, (value, reason) in rule(config, facts).items():
@@ -150,8 +154,15 @@ def _check(config: RunConfig, facts: Facts) -> None:
         raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
+        sides = (config.method.views.global_size, *config.method.views.local_sizes)
+        if min(sides) < config.backbone.patch:
+            raise ValueError(
+                f"The smallest view has {min(sides)} pixels a side, less than one patch of the "
+                f"backbone, which has {config.backbone.patch}."
+            )
     for name, duration in _find_durations(config):
-        if name.endswith(".warmup") and duration.amount > train.duration.amount:
+        limit = train.duration.amount - (not name.endswith(".warmup"))
+        if not name.startswith("train.") and duration.amount > limit:
             raise ValueError(
                 f"{name} takes {duration.amount:g} steps, but the whole run has "
                 f"{train.duration.amount:g}: shorten it or train longer."

@@ -6,6 +6,14 @@ from typing import ClassVar, Literal
 import tyro
 
 from leanvit.config.backbones import BackboneConfig
+from leanvit.config.checks import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    require,
+    require_schedule,
+)
 from leanvit.config.duration import Duration, Schedule
 from leanvit.config.methods import MethodConfig
 
@@ -24,6 +32,10 @@ class DataConfig:
     """Mean of the red, green and blue channel, pixels in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels."""
+
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, "workers")
+        require(self, POSITIVE, "std")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +59,10 @@ class OptimConfig:
     clip_by: Literal["tensor", "module", "global"] = "tensor"
     """Whose norm is limited: every tensor's, every module's (backbone, head), or the whole."""
 
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, "clip")
+        require_schedule(self, NOT_NEGATIVE, "lr", "weight_decay")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamWConfig(OptimConfig):
@@ -57,6 +73,10 @@ class AdamWConfig(OptimConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running mean and mean square of the gradient."""
 
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)
+        require(self, BELOW_ONE, "betas")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SGDConfig(OptimConfig):
@@ -66,6 +86,10 @@ class SGDConfig(OptimConfig):
 
     momentum: float = 0.9
     """Momentum."""
+
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)
+        require(self, BELOW_ONE, "momentum")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +103,11 @@ class LARSConfig(OptimConfig):
     trust: float = 1e-3
     """Trust coefficient eta."""
 
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)
+        require(self, BELOW_ONE, "momentum")
+        require(self, POSITIVE, "trust")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -86,7 +115,7 @@ class TrainConfig:
 
     duration: Duration = Duration(100, "ep")
     """Length of the run."""
-    batch: int = 64
+    batch: int = 16
     """Images in a step, over all processes."""
     accumulate: int = 1
     """Micro-batches that a step is split into, to save memory."""
@@ -104,9 +133,8 @@ class TrainConfig:
     """How many of the newest checkpoints stay."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}.")
+        require(self, AT_LEAST_ONE, "batch", "accumulate", "keep")
+        require(self, NOT_NEGATIVE, "seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

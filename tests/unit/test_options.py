@@ -1,0 +1,297 @@
+"""An option that changes nothing is a defect: every one, changed alone, changes what a run does.
+
+A run's fingerprint holds what it did (losses, weights, rows, checkpoints, who read the images),
+never what it was asked to do.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
+from leanvit.config.convert import leaves
+from leanvit.data.sources import Sample, Source, open_source
+from leanvit.recipes import recipe
+from leanvit.run import Run, gather_facts
+from leanvit.train.checkpoint import TENSORS
+from tests.tiny import write_images
+
+Options = Mapping[str, Any]
+
+TINY: Options = {
+    "method.head.prototypes": 16,
+    "method.head.hidden": 16,
+    "method.head.bottleneck": 8,
+    "method.views.global_size": 32,
+    "method.views.local_sizes": (16,),
+    "method.views.local_counts": (2,),
+    "backbone.image_size": 32,
+    "backbone.patch": 4,
+    "backbone.dim": 8,
+    "data.source": "images",
+    "data.workers": 0,
+    "train.duration": "4st",
+    "train.batch": 4,
+    "train.device": "cpu",
+    "train.log_every": "1st",
+    "train.save_every": "2st",
+    # every schedule has a start, a peak and an end that differ, at steps 0, 1 and beyond
+    "method.teacher_temp.end": 0.1,
+    "method.teacher_temp.warmup": "1st",
+    "method.teacher_momentum.start": 0.9,
+    "method.teacher_momentum.warmup": "1st",
+    "optim.lr.start": 1e-4,
+    "optim.lr.warmup": "1st",
+    "optim.weight_decay.start": 0.01,
+    "optim.weight_decay.warmup": "1st",
+}
+"""Runs of 4 steps on 12 images, a tenth of a second each."""
+
+SWIN: Options = {"backbone.depths": (1, 1), "backbone.heads": (1, 2), "backbone.window": 4}
+VIT: Options = {"backbone.depth": 2, "backbone.heads": 2}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A recipe with parts, and the sections of it that are tried."""
+
+    recipe: str
+    backbone: str
+    optimizer: str
+    sizes: Options
+    sections: tuple[str, ...]
+
+    def config(self, options: Options) -> RunConfig:
+        """Return the tiny run with these options."""
+        config = compose(recipe(self.recipe), backbone=self.backbone, optimizer=self.optimizer)
+        return replace_options(config, {**TINY, **self.sizes, **options})
+
+    def names(self) -> set[str]:
+        """Return the options of the sections."""
+        every = dict(leaves(to_dict(self.config({}))))
+        return {name for name in every if name.split(".")[0] in self.sections}
+
+
+PARTS: Mapping[str, Part] = {
+    "esvit": Part(
+        "esvit", "swin_tiny", "adamw", SWIN, ("method", "backbone", "data", "optim", "train")
+    ),
+    "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
+    "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
+    "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
+}
+
+
+MIXED: Options = {"method.mix.views": 2}
+CLIPPED: Options = {"optim.clip": 0.01}
+
+CHANGES: Mapping[str, tuple[object, Options]] = {
+    "method.views.global_size": (24, {}),
+    "method.views.global_scale": ((0.2, 0.5), {}),
+    "method.views.local_sizes": ((8,), {}),
+    "method.views.local_counts": ((1,), {}),
+    "method.views.local_scale": ((0.3, 0.9), {}),
+    "method.views.flip": (0.0, {}),
+    "method.views.jitter": (0.0, {}),
+    "method.views.jitter_strength": ((0.1, 0.1, 0.1, 0.0), {}),
+    "method.views.gray": (1.0, {}),
+    "method.views.blur": ((0.0, 0.0, 0.0), {}),
+    "method.views.solarize": (1.0, {}),
+    "method.head.prototypes": (24, {}),
+    "method.head.hidden": (24, {}),
+    "method.head.bottleneck": (4, {}),
+    "method.head.batch_norm": (True, {}),
+    "method.head.train_gain": (False, {}),
+    "method.mix.views": (2, {}),
+    "method.mix.mixup": (0.1, {**MIXED, "method.mix.switch": 0.0}),
+    "method.mix.cutmix": (0.1, {**MIXED, "method.mix.switch": 1.0}),
+    "method.mix.switch": (0.0, {**MIXED, "method.mix.switch": 1.0}),
+    "method.student_temp": (0.2, {}),
+    "method.teacher_temp.start": (0.03, {}),
+    "method.teacher_temp.peak": (0.05, {}),
+    "method.teacher_temp.end": (0.2, {}),
+    "method.teacher_temp.warmup": ("2st", {}),
+    "method.teacher_temp.shape": ("cosine", {}),
+    "method.teacher_momentum.start": (0.8, {}),
+    "method.teacher_momentum.peak": (0.95, {}),
+    "method.teacher_momentum.end": (0.99, {}),
+    "method.teacher_momentum.warmup": ("2st", {}),
+    "method.teacher_momentum.shape": ("linear", {}),
+    "method.center_momentum": (0.5, {}),
+    "method.freeze_prototypes": ("2st", {}),
+    "method.region_weight": (0.1, {}),
+    "method.region_start": ("2st", {}),
+    "backbone.image_size": (16, {}),
+    "backbone.patch": (2, {}),
+    "backbone.drop_path": (0.5, {}),
+    "backbone.dim": (16, {}),
+    "backbone.depths": ((2, 1), {}),
+    "backbone.depth": (1, {}),
+    "backbone.heads": ((2, 2), {}),
+    "backbone.window": (2, {}),
+    "backbone.mlp_ratio": (2.0, {}),
+    "backbone.pool": ("mean", {}),
+    "data.source": ("others", {}),
+    "data.workers": (1, {}),
+    "data.mean": ((0.5, 0.5, 0.5), {}),
+    "data.std": ((0.5, 0.5, 0.5), {}),
+    "optim.lr.start": (2e-4, {}),
+    "optim.lr.peak": (1e-3, {}),
+    "optim.lr.end": (1e-4, {}),
+    "optim.lr.warmup": ("2st", {}),
+    "optim.lr.shape": ("linear", {}),
+    "optim.lr_rule": ("sqrt", {}),
+    "optim.weight_decay.start": (0.1, {}),
+    "optim.weight_decay.peak": (0.2, {}),
+    "optim.weight_decay.end": (0.1, {}),
+    "optim.weight_decay.warmup": ("2st", {}),
+    "optim.weight_decay.shape": ("linear", {}),
+    "optim.decay_all_matrices": (True, {}),
+    "optim.clip": (0.01, {}),
+    "optim.clip_by": ("global", CLIPPED),
+    "optim.betas": ((0.8, 0.9), {}),
+    "optim.momentum": (0.5, {}),
+    "optim.trust": (0.01, {}),
+    "train.duration": ("5st", {}),
+    "train.batch": (6, {}),
+    "train.accumulate": (2, {}),
+    "train.precision": ("bf16", {}),
+    "train.device": ("cuda", {}),
+    "train.seed": (1, {}),
+    "train.log_every": ("2st", {}),
+    "train.save_every": ("1st", {}),
+    "train.keep": (1, {}),
+}
+"""Option -> (another legal value, what else must be set for it to matter)."""
+
+OWN_CHANGES: Mapping[tuple[str, str], object] = {("dino", "backbone.heads"): 1}
+"""(part, option) -> value, where the value above does not fit."""
+
+
+@dataclass
+class Watched:
+    """A folder of images that notes which process read it."""
+
+    source: Source
+    notes: Path
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        worker = get_worker_info()
+        (self.notes / ("main" if worker is None else f"worker {worker.id}")).touch()
+        return self.source[index]
+
+    def name(self, index: int) -> str:
+        """Return the image's name."""
+        return self.source.name(index)
+
+
+def digest(path: Path) -> str:
+    """Return a hash of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train and return all that shows from outside: numbers, files, devices, readers."""
+    notes, out = folder / "notes", folder / "out"
+    for place in (notes, out):
+        place.mkdir(parents=True)
+    source = open_source(config.data.source)
+    try:
+        resolved = resolve(config, gather_facts(source))
+    except ValueError as error:
+        return {"refused": str(error)}
+    run = Run(resolved, Watched(source, notes), out, quiet=True)
+    parts: list[int] = []
+    run.state.method.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    run.train()
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    ignored = ("images_per_s", "data_wait", "lr", "weight_decay")  # timings and settings
+    saved = sorted((out / "checkpoints").iterdir())
+    return {
+        "rows": [{k: v for k, v in row.items() if k not in ignored} for row in rows],
+        "checkpoints": [path.name for path in saved],
+        "weights": digest(saved[-1] / TENSORS),
+        "micro-batches": parts,
+        "device": str(run.state.device),
+        "readers": sorted(path.name for path in notes.iterdir()),
+    }
+
+
+Probe = Callable[[str, Options], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
+    """Return a function that runs a part with some options, once for the same request."""
+    folder, threads = tmp_path_factory.mktemp("options"), torch.get_num_threads()
+    write_images(folder / "images", 12)
+    write_images(folder / "others", 12, side=48)
+    known: dict[str, dict[str, Any]] = {}
+
+    def run(part: str, options: Options) -> dict[str, Any]:
+        key = f"{part} {sorted(options.items())}"
+        if key not in known:
+            config = PARTS[part].config(options)
+            source = str(folder / config.data.source)
+            config = replace_options(config, {"data.source": source})
+            known[key] = fingerprint(config, folder / str(len(known)))
+        return known[key]
+
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(threads)
+
+
+CASES = [(part, name) for part, entry in PARTS.items() for name in sorted(entry.names())]
+
+
+def test_the_table_names_every_option_and_no_other() -> None:
+    assert set(CHANGES) == {name for _, name in CASES}
+    assert set(OWN_CHANGES) <= set(CASES)
+
+
+@pytest.mark.parametrize(("part", "name"), CASES, ids=[f"{p}-{n}" for p, n in CASES])
+def test_an_option_changes_what_a_run_does(part: str, name: str, probe: Probe) -> None:
+    value, base = CHANGES[name]
+    value = OWN_CHANGES.get((part, name), value)
+    assert probe(part, {**base, name: value}) != probe(part, base)
+
+
+def test_an_option_without_its_companion_changes_nothing(probe: Probe) -> None:
+    for name in ("method.mix.mixup", "method.mix.cutmix", "method.mix.switch"):
+        assert probe("esvit", {name: 0.1}) == probe("esvit", {}), "the probe sees what is not there"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_same_options_do_the_same(part: str, probe: Probe) -> None:
+    first = probe(part, {})
+    again = probe(part, {"optim.clip": 3.0})  # the default, so another run of the same
+    assert first["weights"] == again["weights"]
+    assert first == again
+    assert len(first["rows"]) == 4 and len(first["checkpoints"]) == 2
+
+
+def test_accumulation_splits_the_batch_and_keeps_the_loss(probe: Probe) -> None:
+    whole, split = probe("esvit", {}), probe("esvit", {"train.accumulate": 2})
+    assert whole["micro-batches"] == [4] * 4
+    assert split["micro-batches"] == [2] * 8
+    losses = [[row["loss"] for row in run["rows"]] for run in (whole, split)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_workers_read_the_images_and_change_no_number(probe: Probe) -> None:
+    alone, helped = probe("esvit", {}), probe("esvit", {"data.workers": 1})
+    assert alone["readers"] == ["main"]
+    assert helped["readers"] == ["worker 0"]
+    assert {**helped, "readers": ["main"]} == alone
