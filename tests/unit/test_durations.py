@@ -11,6 +11,7 @@ from leanvit.config import Duration, Schedule, constant, steps
 from leanvit.config.duration import UNITS
 from leanvit.core.schedules import schedule_value
 
+
 def refusal(text: str) -> "re.Pattern[str]":
     """Return a pattern of this text, word by word."""
     return re.compile(re.escape(text))
