@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import tyro
 
 import leanvit
-from leanvit.config import BACKBONES, Duration, RunConfig, compose, look_up
-from leanvit.config.convert import KINDS
+from leanvit.config import BACKBONES, Duration, RunConfig, compose, look_up, to_dict
+from leanvit.config.convert import KINDS, leaves
 from leanvit.config.run import OptimConfig
 from leanvit.recipes import RECIPES, recipe
 
@@ -69,25 +70,30 @@ def pretrain(arguments: list[str]) -> int:
     config = compose(
         recipe(names.recipe), data=names.data, backbone=names.backbone, optimizer=names.optimizer
     )
-    config, given = parse_options(config, ["--help"] if names.help_all else rest)
+    options = parse_options(config, ["--help"] if names.help_all else rest)
     if not names.out:
         raise ValueError("Name a folder for the results: --out FOLDER.")
-    chosen = {"data.source": names.data, "backbone": names.backbone, "optim": names.optimizer}
-    given = (*given, *(name for name, value in chosen.items() if value))
     from leanvit.run import pretrain as run
 
     backbone = run(
-        config, out=names.out, given=given, resume=names.resume, overwrite=names.overwrite
+        names.recipe,
+        out=names.out,
+        data=names.data,
+        backbone=names.backbone,
+        optimizer=names.optimizer,
+        options=options,
+        resume=names.resume,
+        overwrite=names.overwrite,
     )
     print(f"The backbone is in {backbone}")
     return 0
 
 
-def parse_options(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, tuple[str, ...]]:
-    """Return the configuration with the options in dotted arguments, and the names given.
+def parse_options(config: RunConfig, arguments: list[str]) -> dict[str, Any]:
+    """Return the options that dotted arguments set, by name; `config` fixes their types.
 
-    The sections' types are those of `config`. Exits with code 2, after saying why and what was
-    probably meant, for an unknown option or a value that does not fit.
+    Exits with code 2, after saying why and what was probably meant, for an unknown option or a
+    value that does not fit.
     """
     registry = tyro.constructors.ConstructorRegistry()
 
@@ -109,12 +115,13 @@ def parse_options(config: RunConfig, arguments: list[str]) -> tuple[RunConfig, t
         parsed = tyro.cli(
             RunConfig, default=config, args=arguments, prog=f"leanvit pretrain {config.recipe}"
         )
-    given = tuple(
-        word.removeprefix("--").split("=")[0].replace("-", "_").replace(".no_", ".")
-        for word in arguments
-        if word.startswith("--")
-    )
-    return parsed, given
+    named = {word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments}
+    before = dict(leaves(to_dict(config)))
+    return {
+        name: value
+        for name, value in leaves(to_dict(parsed))
+        if name in named or value != before[name]
+    }
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType({"pretrain": pretrain})

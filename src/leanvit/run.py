@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ def pretrain(
     backbone: str = "",
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
-    given: Sequence[str] = (),
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
@@ -55,8 +54,7 @@ def pretrain(
 
     recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; data: the folder;
     out: where everything is written; backbone, optimizer: names that replace the recipe's;
-    options: single values by dotted name, such as {"train.batch": 32}; given: options of a
-    whole configuration that a person set, for the record of origins; resume: continue the run
+    options: single values by dotted name, such as {"train.batch": 32}; resume: continue the run
     in `out`; overwrite: remove what is in `out` first; quiet: print nothing.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
@@ -72,7 +70,7 @@ def pretrain(
     else:
         chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
         named = [name for name, value in chosen.items() if value]
-        resolved = resolve(asked, gather_facts(source), given=(*given, *named, *(options or ())))
+        resolved = resolve(asked, gather_facts(source), given=(*named, *(options or ())))
         _require_free(out, overwrite, Path(asked.data.source))
         run = Run(resolved, source, out, quiet=quiet)  # what cannot be built fails before a write
         _start(run, asked, len(source))
