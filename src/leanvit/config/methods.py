@@ -8,13 +8,10 @@ from leanvit.config.checks import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
-    Rule,
     require,
     require_schedule,
 )
 from leanvit.config.duration import Duration, Schedule
-
-LARGE_ENOUGH: Rule = ("at least 8 pixels, which the blur needs", lambda side: side >= 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +47,9 @@ class MultiCropConfig:
                 f"local_sizes {self.local_sizes} and local_counts {self.local_counts} name the "
                 f"same groups of local crops, so they have the same length."
             )
-        require(self, LARGE_ENOUGH, "global_size", "local_sizes")
-        require(self, NOT_NEGATIVE, "local_counts")
-        require(self, SHARE, "flip", "jitter", "jitter_strength", "gray", "blur", "solarize")
+        require(self, AT_LEAST_ONE, "global_size", "local_sizes")
+        require(self, NOT_NEGATIVE, "local_counts", "jitter_strength")
+        require(self, SHARE, "flip", "jitter", "gray", "blur", "solarize")
         if self.jitter_strength[3] > 0.5:
             raise ValueError(
                 f"The hue's strength, the last of jitter_strength, is at most 0.5 (half a turn "

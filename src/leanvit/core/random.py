@@ -13,10 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 
+def _stream(seed: int, purpose: str, *key: int) -> np.random.Philox:
+    """The key's length is part of it, since numpy takes (1, 2) and (1, 2, 0) for the same seed."""
+    words = (seed, zlib.crc32(purpose.encode()), len(key), *key)
+    return np.random.Philox(np.random.SeedSequence(words))
+
+
 def generator(seed: int, purpose: str, *key: int) -> np.random.Generator:
     """Return a fresh generator for this key (Philox, seeded through numpy's SeedSequence)."""
-    words = (seed, zlib.crc32(purpose.encode()), *key)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+    return np.random.Generator(_stream(seed, purpose, *key))
 
 
 def units(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.float64]:
@@ -24,8 +29,7 @@ def units(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.float64]
 
     The raw stream is the one part of numpy's random numbers that is fixed over its versions.
     """
-    words = (seed, zlib.crc32(purpose.encode()), *key)
-    raw = np.random.Philox(np.random.SeedSequence(words)).random_raw(count)
+    raw = _stream(seed, purpose, *key).random_raw(count)
     return (raw >> 11).astype(np.float64) * 2.0**-53
 
 

@@ -1,6 +1,7 @@
 """From encoded bytes to pixels: the one place that meets files of unknown origin."""
 
 import io
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,14 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     """Return the pixels [height, width, 3] as RGB, turned upright as EXIF says.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. Raises
-    whatever the decoder raises for damaged data, and for images of over 179 million pixels.
+    whatever the decoder raises for damaged data, and for images of over 179 million pixels; what
+    it only warns of, such as broken EXIF data, does not cost the image.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
             grey = (np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)

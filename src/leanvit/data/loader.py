@@ -1,5 +1,6 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -20,16 +21,23 @@ Rendered = tuple[list[Tensor], int, int, list[Unreadable]]
 """Views of each size [V_g, 3, S, S], image number, class, what had to be replaced."""
 
 
-class Views(Dataset[Rendered]):
-    """The views of the image at a place in the order."""
+class Views(Dataset[Rendered | ValueError]):
+    """The views of the image at a place in the order.
+
+    An error of the source is returned, not raised: torch would wrap what a worker raises in its
+    own words and a traceback.
+    """
 
     def __init__(self, source: Source, spec: ViewSpec, data: DataConfig, seed: int) -> None:
         self.source, self.spec, self.seed = source, spec, seed
         self.mean = torch.tensor(data.mean).view(-1, 1, 1)
         self.std = torch.tensor(data.std).view(-1, 1, 1)
 
-    def __getitem__(self, key: Key) -> Rendered:
-        pixels, index, target, unreadable = self._readable(key)
+    def __getitem__(self, key: Key) -> Rendered | ValueError:
+        found = self._readable(key)
+        if isinstance(found, ValueError):
+            return found
+        pixels, index, target, unreadable = found
         height, width = pixels.shape[1:]
         units = iter(draw(self.spec, self.seed, key.epoch, index))
         groups = []
@@ -38,28 +46,39 @@ class Views(Dataset[Rendered]):
             groups.append(torch.stack([(render(p, pixels) - self.mean) / self.std for p in plans]))
         return groups, index, target, unreadable
 
-    def _readable(self, key: Key) -> tuple[Tensor, int, int, list[Unreadable]]:
+    def _readable(self, key: Key) -> tuple[Tensor, int, int, list[Unreadable]] | ValueError:
         """Return the pixels of the image, or of the one that stands in for it."""
-        index, unreadable = key.index, []
+        index = key.index
+        unreadable: list[Unreadable] = []
         for attempt in range(REPLACEMENTS):
             try:
                 sample = self.source[index]
                 pixels = torch.from_numpy(decode(sample.image).copy()).permute(2, 0, 1)
             except Exception as error:  # the decoder boundary: any file, any error
-                reason = f"{type(error).__name__}: {error}"
-                unreadable.append(Unreadable(index, self.source.name(index), reason))
+                unreadable.append(Unreadable(index, self.source.name(index), _reason(error)))
                 index = replacement(self.seed, key, attempt, len(self.source))
             else:
                 return pixels, index, sample.target, unreadable
         names = ", ".join(repr(entry.name) for entry in unreadable[:3])
-        raise ValueError(
+        return ValueError(
             f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
             f"because of {unreadable[0].error}"
         )
 
 
-def collate(rendered: list[Rendered]) -> ViewBatch:
-    """Join the views of B images."""
+def _reason(error: Exception) -> str:
+    """Return an error's type and text, without addresses, which differ from run to run."""
+    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", str(error))
+    return f"{type(error).__name__}: {text}"
+
+
+def collate(found: list[Rendered | ValueError]) -> ViewBatch | ValueError:
+    """Join the views of B images, or pass on the first error."""
+    rendered: list[Rendered] = []
+    for entry in found:
+        if isinstance(entry, ValueError):
+            return entry
+        rendered.append(entry)
     groups, index, target, unreadable = zip(*rendered, strict=True)
     return ViewBatch(
         groups=tuple(torch.stack(views, 1) for views in zip(*groups, strict=True)),
@@ -72,7 +91,10 @@ def collate(rendered: list[Rendered]) -> ViewBatch:
 def load_views(
     views: Views, order: Order, start: int, end: int, *, workers: int, device: torch.device
 ) -> Iterator[ViewBatch]:
-    """Yield the batches of steps start..end - 1 on a device; workers changes their speed alone."""
+    """Yield the batches of steps start..end - 1 on a device; workers changes their speed alone.
+
+    Raises ValueError if too many images in a row cannot be read.
+    """
     loader = DataLoader(
         views,
         batch_sampler=order.steps(start, end),
@@ -82,4 +104,6 @@ def load_views(
         generator=torch.Generator(),  # torch would otherwise draw from the global one
     )
     for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
         yield batch.to(device)

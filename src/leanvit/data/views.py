@@ -31,9 +31,20 @@ CROP_TRIES = 10
 UNITS = 2 * CROP_TRIES + 2 + 6 + 4 + 4
 """Unit numbers that one view needs: crop, switches, order and strength of the jitter."""
 
+
+def adjust_contrast(view: Tensor, factor: float) -> Tensor:
+    """Move [3, h, w] away from its mean grey by a factor, or towards it.
+
+    torchvision's own takes the mean in one sum, whose order, and so the last bit, depends on the
+    number of threads; sums of rows do not.
+    """
+    mean = tv.rgb_to_grayscale(view).mean(-1).mean()
+    return (mean + factor * (view - mean)).clamp_(0, 1)
+
+
 _JITTERS = {
     "brightness": tv.adjust_brightness,
-    "contrast": tv.adjust_contrast,
+    "contrast": adjust_contrast,
     "saturation": tv.adjust_saturation,
     "hue": tv.adjust_hue,
 }
@@ -172,7 +183,8 @@ def render(plan: Plan, image: Tensor) -> Tensor:
     if plan.gray:
         view = tv.rgb_to_grayscale(view, num_output_channels=3)
     if plan.sigma:
-        view = tv.gaussian_blur(view, [BLUR_TAPS, BLUR_TAPS], [plan.sigma, plan.sigma])
+        taps = min(BLUR_TAPS, 2 * plan.size - 1)
+        view = tv.gaussian_blur(view, [taps, taps], [plan.sigma, plan.sigma])
     if plan.solarize:
         view = torch.where(view >= SOLARIZE_FROM, 1 - view, view)
     return view

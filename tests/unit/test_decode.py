@@ -1,0 +1,237 @@
+"""Encoded bytes of every kind become upright 8-bit RGB; damaged ones raise."""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from leanvit.data.decode import decode
+
+HEIGHT, WIDTH = 48, 80
+
+Pixels = NDArray[np.uint8]
+
+
+def smooth() -> Pixels:
+    """An image [48, 80, 3] that no lossy format harms much, different in every direction."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    planes = (40 + 2 * x, 200 - 3 * y, 60 + x + y)
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    target = io.BytesIO()
+    image.save(target, kind, **options)
+    return target.getvalue()
+
+
+def check(pixels: Pixels, expected: Pixels, *, within: float = 0) -> None:
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    difference = np.abs(pixels.astype(int) - expected.astype(int))
+    assert difference.mean() <= within
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})],
+)
+def test_lossless_formats_keep_every_pixel(kind: str, options: dict[str, str]) -> None:
+    check(decode(encode(Image.fromarray(smooth()), kind, **options)), smooth())
+
+
+def test_lossless_webp_keeps_every_pixel() -> None:
+    check(decode(encode(Image.fromarray(smooth()), "WEBP", lossless=True)), smooth())
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpeg_is_near_the_original(options: dict[str, Any]) -> None:
+    data = encode(Image.fromarray(smooth()), "JPEG", quality=95, **options)
+    check(decode(data), smooth(), within=1.5)
+
+
+def test_webp_is_near_the_original() -> None:
+    check(decode(encode(Image.fromarray(smooth()), "WEBP", quality=95)), smooth(), within=2)
+
+
+def test_gif_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in ("red", "lime", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
+    check(decode(data), np.asarray(frames[0]))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_grey_has_three_equal_channels(kind: str) -> None:
+    grey = smooth()[..., 0]
+    pixels = decode(encode(Image.fromarray(grey), kind))
+    assert (pixels == pixels[..., :1]).all()
+    check(pixels, np.repeat(grey[..., None], 3, axis=2), within=1)
+
+
+def test_black_and_white_spans_the_range() -> None:
+    bits = Image.fromarray(smooth()[..., 0] > 100)
+    expected = np.repeat(np.asarray(bits)[..., None], 3, axis=2).astype(np.uint8) * 255
+    check(decode(encode(bits, "PNG")), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
+def test_palette_becomes_its_colors(kind: str) -> None:
+    image = Image.fromarray(smooth()).quantize(16)
+    check(decode(encode(image, kind)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [3, bytes([0, 100, 255])], ids=["one", "each"])
+def test_palette_with_transparency_becomes_its_colors(transparency: int | bytes) -> None:
+    """The usual optimised PNG of the web: a palette with an opacity for one or each color."""
+    image = Image.fromarray(smooth()).quantize(16)
+    data = encode(image, "PNG", transparency=transparency)
+    check(decode(data), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_alpha_is_dropped(kind: str) -> None:
+    alpha = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH, 1)
+    image = Image.fromarray(np.concatenate([smooth(), alpha], axis=2))
+    check(decode(encode(image, kind)), smooth())
+
+
+def test_alpha_of_grey_is_dropped() -> None:
+    grey = smooth()[..., 1]
+    image = Image.merge("LA", (Image.fromarray(grey), Image.new("L", (WIDTH, HEIGHT), 9)))
+    check(decode(encode(image, "PNG")), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_becomes_rgb(kind: str) -> None:
+    """Without black, cyan, magenta and yellow are what red, green and blue lack."""
+    inks = np.concatenate([255 - smooth(), np.zeros((HEIGHT, WIDTH, 1), np.uint8)], axis=2)
+    options = {"quality": 95} if kind == "JPEG" else {}
+    data = encode(Image.fromarray(inks, "CMYK"), kind, **options)
+    check(decode(data), smooth(), within=3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_keeps_its_upper_byte(kind: str) -> None:
+    values = np.array([[0, 255, 256, 511], [32_767, 32_768, 65_279, 65_535]], np.uint16)
+    expected = np.array([[0, 0, 1, 1], [127, 128, 254, 255]], np.uint8)
+    data = encode(Image.fromarray(values), kind)
+    check(decode(data), np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_big_endian_sixteen_bit_grey_keeps_its_upper_byte() -> None:
+    values = np.array([[0, 256, 65_535]], ">u2")
+    image = Image.frombytes("I;16B", (3, 1), values.tobytes())
+    expected = np.array([[0, 1, 255]], np.uint8)
+    check(decode(encode(image, "TIFF")), np.repeat(expected[..., None], 3, axis=2))
+
+
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright),  # turned by a quarter clockwise when shown
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+"""EXIF orientation -> how a camera stores an upright image."""
+
+
+def oriented(orientation: int, kind: str, **options: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](smooth()))
+    return encode(Image.fromarray(stored), kind, exif=exif, **options)
+
+
+def test_stored_images_tell_orientations_apart() -> None:
+    stored = {turn(smooth()).tobytes() for turn in STORED.values()}
+    assert len(stored) == 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_images_are_turned_upright(orientation: int, kind: str) -> None:
+    check(decode(oriented(orientation, kind)), smooth())
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_photographs_are_turned_upright(orientation: int) -> None:
+    data = oriented(orientation, "JPEG", quality=95)
+    check(decode(data), smooth(), within=1.5)
+    with Image.open(io.BytesIO(data)) as image:
+        check(decode(data), np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_sixteen_bit_grey_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 17
+    data = encode(Image.fromarray(np.ascontiguousarray(np.rot90(upright))), "PNG", exif=exif)
+    check(decode(data), np.repeat((upright >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_unknown_orientations_change_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    check(decode(encode(Image.fromarray(smooth()), "PNG", exif=exif)), smooth())
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"Exif\0\0no such thing", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0"],
+    ids=["garbage", "cut"],
+)
+def test_broken_exif_does_not_cost_the_image(exif: bytes) -> None:
+    data = encode(Image.fromarray(smooth()), "JPEG", quality=95, exif=exif)
+    check(decode(data), smooth(), within=1.5)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_images_raise(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    decode(data)
+    with pytest.raises((OSError, SyntaxError, EOFError)):
+        decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00" * 1000, b"<html>not found</html>", b"\xff\xd8\xff\xe0"]
+)
+def test_bytes_that_are_no_image_raise(data: bytes) -> None:
+    with pytest.raises(OSError):
+        decode(data)
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_a_decompression_bomb_raises() -> None:
+    """A header of 400 million pixels on a file of a hundred bytes."""
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(bytes(100)))
+        + png_chunk(b"IEND", b"")
+    )
+    with pytest.raises(Image.DecompressionBombError):
+        decode(data)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_thin_images_decode(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (10, 20, 30))
+    check(decode(encode(image, "PNG")), np.asarray(image))
