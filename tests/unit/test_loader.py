@@ -10,7 +10,7 @@ from PIL import Image
 
 from leanvit.config import DataConfig, MultiCropConfig
 from leanvit.data.batch import ViewBatch
-from leanvit.data.loader import REPLACEMENTS, Views, load_views
+from leanvit.data.loader import REPLACEMENTS, Rendered, Views, load_views
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import FolderSource
 from leanvit.data.views import ViewSpec, draw, multi_crop, plan, render
@@ -52,6 +52,12 @@ def batches(
     views = Views(source, spec, data or DataConfig(), seed)
     order = Order(len(source), BATCH, seed)
     return list(load_views(views, order, start, end, workers=workers, device=CPU))
+
+
+def rendered(source: FolderSource, key: Key, seed: int = SEED) -> Rendered:
+    found = Views(source, SPEC, DataConfig(), seed)[key]
+    assert not isinstance(found, ValueError)
+    return found
 
 
 def keys(start: int = 0, end: int = 4, images: int = IMAGES) -> list[list[Key]]:
@@ -150,7 +156,7 @@ def test_an_image_has_other_views_in_another_epoch(folder: Path) -> None:
 def test_another_seed_gives_other_views(folder: Path) -> None:
     source = FolderSource(folder)
     key = Key(epoch=0, position=0, index=5)
-    one, other = (Views(source, SPEC, DataConfig(), seed)[key] for seed in (SEED, SEED + 1))
+    one, other = (rendered(source, key, seed) for seed in (SEED, SEED + 1))
     assert one[1] == other[1] == 5
     assert not any(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
 
@@ -243,8 +249,8 @@ def test_an_unreadable_image_is_replaced_by_hash(tmp_path: Path) -> None:
     batch = after[number]
     assert batch.index[place] == stand_in
     assert batch.target[place] == source[stand_in].target
-    views = Views(source, SPEC, DataConfig(), SEED)
-    groups, index, _, unreadable = views[Key(step[place].epoch, 0, stand_in)]
+    key = Key(step[place].epoch, 0, stand_in)
+    groups, index, _, unreadable = rendered(source, key)
     assert (index, unreadable) == (stand_in, [])
     for group, expected in zip(batch.groups, groups, strict=True):
         assert torch.equal(group[:, place], expected)
@@ -271,7 +277,7 @@ def test_a_vanished_image_is_recorded(tmp_path: Path) -> None:
     source = FolderSource(write_images(tmp_path))
     key = Key(epoch=0, position=1, index=5)
     (tmp_path / source.name(5)).unlink()
-    _, index, _, unreadable = Views(source, SPEC, DataConfig(), SEED)[key]
+    _, index, _, unreadable = rendered(source, key)
     assert index == replacement(SEED, key, 0, IMAGES)
     (entry,) = unreadable
     assert (entry.index, entry.name) == (5, source.name(5))
@@ -289,7 +295,7 @@ def test_an_unreadable_replacement_is_replaced_too(tmp_path: Path) -> None:
     first, second = (replacement(SEED, key, attempt, IMAGES) for attempt in (0, 1))
     break_image(tmp_path, 5)
     break_image(tmp_path, first)
-    _, index, _, unreadable = Views(source, SPEC, DataConfig(), SEED)[key]
+    _, index, _, unreadable = rendered(source, key)
     assert index == second
     assert [entry.index for entry in unreadable] == [5, first]
     assert [entry.name for entry in unreadable] == [source.name(5), source.name(first)]
