@@ -235,3 +235,15 @@ def test_a_decompression_bomb_raises() -> None:
 def test_thin_images_decode(size: tuple[int, int]) -> None:
     image = Image.new("RGB", size, (10, 20, 30))
     check(decode(encode(image, "PNG")), np.asarray(image))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_unknown_range_are_refused(dtype: type) -> None:
+    data = encode(Image.fromarray(np.ones((4, 5), dtype)), "TIFF")
+    with pytest.raises(ValueError, match="32-bit pixels have no known range"):
+        decode(data)
+
+
+def test_a_document_is_no_image() -> None:
+    with pytest.raises(OSError, match="cannot identify"):
+        decode(encode(Image.fromarray(smooth()), "EPS"))

@@ -135,3 +135,14 @@ def test_a_name_on_the_command_line_is_a_folder(tmp_path: Path) -> None:
 def test_no_name_is_an_error() -> None:
     with pytest.raises(ValueError, match="--data FOLDER"):
         open_source("")
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "one.jpg").write_bytes(b"1")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(data)
+    source = FolderSource(data)
+    assert [source.name(number) for number in range(len(source))] == ["a/deep/one.jpg"]

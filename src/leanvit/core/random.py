@@ -45,5 +45,6 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
     Inside, the CPU generator is seeded by (seed, purpose); afterwards it is as it was before.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, purpose).integers(2**62)))
+        # the CPU's generator alone: torch.manual_seed would move every device's
+        torch.default_generator.manual_seed(int(_stream(seed, purpose).random_raw()) >> 1)
         yield

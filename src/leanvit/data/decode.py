@@ -7,19 +7,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What may lie behind an image's name; Pillow knows others that are no photographs."""
+
 
 def decode(data: bytes) -> NDArray[np.uint8]:
     """Return the pixels [height, width, 3] as RGB, turned upright as EXIF says.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparency is dropped. Raises
-    whatever the decoder raises for damaged data, and for images of over 179 million pixels; what
-    it only warns of, such as broken EXIF data, does not cost the image.
+    ValueError for 32-bit and floating-point pixels, whose range is unknown, and whatever the
+    decoder raises for damaged data and for images of over 179 million pixels; what it only warns
+    of, such as broken EXIF data, does not cost the image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
             upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F" or (upright.mode == "I" and image.format != "PNG"):
+            raise ValueError("32-bit pixels have no known range; store the image with 8 or 16 bits")
         if upright.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
             grey = (np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)

@@ -59,7 +59,7 @@ class Views(Dataset[Rendered | ValueError]):
                 index = replacement(self.seed, key, attempt, len(self.source))
             else:
                 return pixels, index, sample.target, unreadable
-        names = ", ".join(repr(entry.name) for entry in unreadable[:3])
+        names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
         return ValueError(
             f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
             f"because of {unreadable[0].error}"

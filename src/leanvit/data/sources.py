@@ -72,10 +72,19 @@ class FolderSource:
 
 
 def _image_paths(folder: str) -> list[str]:
-    """Return the images below a folder, as paths relative to it; hidden entries are left out."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """Return the images below a folder, as paths relative to it; hidden entries are left out.
+
+    Linked folders are followed, each real folder once, so that a loop of links ends.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118
             for name in files

@@ -169,9 +169,8 @@ def _jitter(
 
 def render(plan: Plan, image: Tensor) -> Tensor:
     """Return the view [3, size, size] in [0, 1] of a uint8 image [3, height, width]."""
-    view = tv.resized_crop(
-        image.float() / 255,
-        *plan.box,
+    view = tv.resize(
+        tv.crop(image, *plan.box).float() / 255,
         size=[plan.size, plan.size],
         interpolation=InterpolationMode.BICUBIC,
         antialias=True,
