@@ -12,6 +12,7 @@ import leanvit
 from leanvit.config import BACKBONES, Duration, RunConfig, compose, look_up, to_dict
 from leanvit.config.convert import KINDS, leaves
 from leanvit.config.run import OptimConfig
+from leanvit.core.errors import RunError
 from leanvit.recipes import RECIPES, recipe
 
 USAGE = """leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
@@ -36,16 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"leanvit: {error}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if type(error) is RuntimeError:  # not one of ours: a defect, to be seen whole
-            raise
+    except RunError as error:
         print(f"leanvit: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None
         return 0
     except KeyboardInterrupt:
-        print("leanvit: interrupted; continue with --resume", file=sys.stderr)
+        print("leanvit: interrupted; a saved run continues with --resume", file=sys.stderr)
         return 130
 
 

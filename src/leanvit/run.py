@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,37 @@ from leanvit.config import (
     compose,
     from_dict,
     load_config,
+    replace_options,
     resolve,
     save_config,
     to_dict,
 )
 from leanvit.config.convert import leaves
 from leanvit.core.distributed import world_size
+from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source, open_source
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe as recipe_named
-from leanvit.train.checkpoint import Replacing, newest_checkpoint, save_checkpoint, save_tensors
+from leanvit.train.checkpoint import (
+    Replacing,
+    newest_checkpoint,
+    refusals_named,
+    save_checkpoint,
+    save_tensors,
+)
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard, Terminal
 from leanvit.train.state import TrainState
 
-CHECKPOINTS = "checkpoints"
+ASKED, RESOLVED = "config.json", "resolved.json"
+METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+UNREADABLE = "unreadable.jsonl"
+WRITTEN = (ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE, FILE)
+"""All that a run writes, and all that --overwrite removes."""
+FREE = ("data.source", "data.workers", "train.keep")
+"""Options that change no number, so that a resumed run may have others."""
 
 
 def pretrain(
@@ -64,16 +79,16 @@ def pretrain(
     config = recipe_named(recipe) if isinstance(recipe, str) else recipe
     asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     source = open_source(asked.data.source)
+    chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
+    named = [name for name, value in chosen.items() if value]
+    resolved = resolve(asked, gather_facts(source), given=(*named, *(options or ())))
     out = Path(out)
     if resume:
-        run = Run(_resumed(asked, out, len(source)), source, out, quiet=quiet)
+        run = Run(_resumed(asked, resolved, out, source), source, out, quiet=quiet)
     else:
-        chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
-        named = [name for name, value in chosen.items() if value]
-        resolved = resolve(asked, gather_facts(source), given=(*named, *(options or ())))
         _require_free(out, overwrite, Path(asked.data.source))
         run = Run(resolved, source, out, quiet=quiet)  # what cannot be built fails before a write
-        _start(run, asked, len(source))
+        _start(run, asked)
     run.train()
     return out / FILE
 
@@ -93,15 +108,21 @@ def gather_facts(source: Source) -> Facts:
         images=len(source),
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
-        bf16=cuda and torch.cuda.is_bf16_supported(),
+        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
         world=world_size(),
     )
 
 
 def _require_free(out: Path, overwrite: bool, source: Path) -> None:
-    """Raise ValueError if something is in the folder that may not be removed."""
+    """Raise ValueError if the folder holds what must not be touched or mixed with results."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {str(out)!r} is a file; name a folder.")
+    images, results = source.resolve(), out.resolve()
+    if images.is_relative_to(results) or results.is_relative_to(images):
+        raise ValueError(
+            f"The images in {str(source)!r} and the results in {str(out)!r} would lie in one "
+            f"another; name an --out beside the images."
+        )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -109,49 +130,61 @@ def _require_free(out: Path, overwrite: bool, source: Path) -> None:
             f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
             f"replace it with --overwrite, or name another --out."
         )
-    if not (out / "config.json").exists():
+    if not (out / RESOLVED).exists():
         raise ValueError(
             f"The folder {str(out)!r} holds no run of leanvit, so --overwrite leaves it alone."
         )
-    if source.resolve().is_relative_to(out.resolve()):
-        raise ValueError(
-            f"The images lie in {str(out)!r}, which --overwrite would remove; name another --out."
-        )
 
 
-def _start(run: "Run", asked: RunConfig, images: int) -> None:
-    """Empty the run's folder and write down what was asked and what will run."""
-    if run.out.exists():
-        shutil.rmtree(run.out)
-    run.out.mkdir(parents=True)
-    save_config(asked, run.out / "config.json")
-    record = {**run.resolved.to_dict(), "images": images}
-    (run.out / "resolved.json").write_text(json.dumps(record, indent=2) + "\n")
+def _start(run: "Run", asked: RunConfig) -> None:
+    """Remove an old run's files, and only those; write down what was asked and what will run."""
+    out = run.out
+    try:
+        for name in WRITTEN:
+            if (out / name).is_dir():
+                shutil.rmtree(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(asked, out / ASKED)
+        images = {"count": len(run.source), "fingerprint": run.source.fingerprint()}
+        record = {**run.resolved.to_dict(), "images": images}
+        (out / RESOLVED).write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror}.") from error
 
 
-def _resumed(asked: RunConfig, out: Path, images: int) -> Resolved:
-    """Return what the run in `out` was resolved to, if the same is asked for now."""
-    if not (out / "resolved.json").exists():
+def _resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> Resolved:
+    """Return what the run in `out` was resolved to, if the same is asked for now.
+
+    What changes no number (`FREE`) may change and is taken from now.
+    """
+    if not (out / RESOLVED).exists():
         raise ValueError(f"There is no run to resume in {str(out)!r}.")
-    before = dict(leaves(to_dict(load_config(out / "config.json"))))
+    before = dict(leaves(to_dict(load_config(out / ASKED))))
     now = dict(leaves(to_dict(asked)))
     changed = [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name not in FREE
     ]
     if changed:
         raise ValueError(
             f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
             f"new run in another folder."
         )
-    record = json.loads((out / "resolved.json").read_text())
-    if record["images"] != images:
+    record = json.loads((out / RESOLVED).read_text())
+    count = record["images"]["count"]
+    if record["images"] != {"count": len(source), "fingerprint": source.fingerprint()}:
+        what = f"{len(source)} now" if count != len(source) else "the same number of others now"
         raise ValueError(
-            f"The run began with {record['images']} images and there are {images} now, so their "
-            f"order cannot be continued."
+            f"The run began with {count} images and there are {what}, so their order cannot be "
+            f"continued."
         )
-    return Resolved(from_dict(RunConfig, record["config"]), record["origins"])
+    current = dict(leaves(to_dict(resolved.config)))
+    config = from_dict(RunConfig, record["config"])
+    free = {name: current[name] for name in FREE}
+    return Resolved(replace_options(config, free), record["origins"])
 
 
 @dataclass
@@ -185,10 +218,11 @@ class Run:
             workers=config.data.workers,
             device=state.device,
         )
-        train(state, batches, save=self.save, observers=self._observers())
+        noted = self._noting_unreadable(batches)
+        train(state, noted, save=self.save, observers=self._observers())
 
     def _restore(self) -> None:
-        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, self._say)
+        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, _warn)
         if checkpoint is None:
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
@@ -196,11 +230,8 @@ class Run:
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
     def save(self) -> None:
-        """Write a checkpoint, and the backbone as it is now beside it."""
+        """Write the backbone as it is now, then a checkpoint: none without its backbone."""
         state, config = self.state, self.config
-        save_checkpoint(
-            self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
-        )
         encoder = state.method.encoder()
         facts = {
             "method": config.method.kind,
@@ -210,13 +241,30 @@ class Run:
             "std": config.data.std,
             "version": leanvit.__version__,
         }
-        with Replacing(self.out / FILE) as beside:
+        with refusals_named(self.out / FILE), Replacing(self.out / FILE) as beside:
             save_tensors(encoder.state_dict(), beside, header(encoder, facts))
+        save_checkpoint(
+            self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
+        )
+
+    def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
+        """Pass batches on; write down, and say once, which images had to be replaced."""
+        path = self.out / UNREADABLE
+        for batch in batches:
+            for entry in batch.unreadable:
+                if not path.exists():
+                    _warn(
+                        f"The image {entry.name!r} cannot be read ({entry.error}); another one "
+                        f"stands in. All such images are listed in {path}."
+                    )
+                with path.open("a") as file:
+                    file.write(json.dumps(asdict(entry)) + "\n")
+            yield batch
 
     def _observers(self) -> list[Observer]:
         observers: list[Observer] = [
-            JsonLines(self.out / "metrics.jsonl", after=self.state.step),
-            TensorBoard(self.out / "tensorboard", after=self.state.step),
+            JsonLines(self.out / METRICS, after=self.state.step),
+            TensorBoard(self.out / CURVES, after=self.state.step),
         ]
         return observers if self.quiet else [*observers, Terminal(self.state.run)]
 
@@ -225,17 +273,22 @@ class Run:
             print(text, flush=True)
 
 
+def _warn(text: str) -> None:
+    """Say what a person must know even of a quiet run."""
+    print(f"leanvit: {text}", file=sys.stderr, flush=True)
+
+
 def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
     """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
-    before = dict(leaves({part: saved[part] for part in ("backbone", "method")}))
-    plain = to_dict(config)
-    now = dict(leaves({part: plain[part] for part in ("backbone", "method")}))
-    kinds = [(part, saved[part]["kind"], plain[part]["kind"]) for part in ("backbone", "method")]
-    differ = [f"{part} {old} (run: {new})" for part, old, new in kinds if old != new]
-    differ += [
-        f"{name} {before[name]} (run: {now[name]})"
-        for name in before
-        if name in now and before[name] != now[name] and not differ
-    ]
+
+    def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
+        parts = {"backbone": plain["backbone"], "method.head": plain["method"]["head"]}
+        kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
+        return kinds | dict(leaves(parts))
+
+    before, now = sizes(saved), sizes(to_dict(config))
+    differ = [name for name in before if name in now and before[name] != now[name]]
+    differ = [name for name in differ if name in ("backbone", "method")] or differ
     if differ:
-        raise ValueError(f"The checkpoint {path} holds another network: {', '.join(differ)}.")
+        named = ", ".join(f"{name} {before[name]} (run: {now[name]})" for name in differ)
+        raise ValueError(f"The checkpoint {path} holds another network: {named}.")

@@ -180,7 +180,7 @@ def test_a_run_records_what_was_asked_and_what_it_became(run: Finished) -> None:
     assert str(resolved.method.teacher_temp.warmup) == "0st"  # type: ignore[attr-defined]
     assert resolved.backbone == asked.backbone
     assert not resolved.method.head.train_gain  # type: ignore[attr-defined]
-    assert record["images"] == 12
+    assert record["images"]["count"] == 12
 
 
 def test_a_run_records_what_a_person_gave(run: Finished) -> None:
@@ -226,9 +226,11 @@ def test_a_run_continues_to_the_same_end(run: Finished, tmp_path: Path) -> None:
 def test_overwrite_replaces_a_run(run: Finished, tmp_path: Path) -> None:
     out = run.copy(tmp_path)
     (out / "metrics.jsonl").write_text("old\n")
-    (out / "left.txt").write_text("over")
+    (out / "unreadable.jsonl").write_text("old\n")
+    (out / "thesis.txt").write_text("years of work")
     assert main([*run.arguments, "--out", str(out), "--overwrite"]) == 0
-    assert not (out / "left.txt").exists()
+    assert not (out / "unreadable.jsonl").exists()
+    assert (out / "thesis.txt").read_text() == "years of work", "only a run's files are removed"
     assert "old" not in (out / "metrics.jsonl").read_text()
 
 
@@ -334,12 +336,19 @@ def test_overwrite_leaves_images_alone_that_lie_in_the_run(
 
 @pytest.mark.parametrize("how", [(), ("--overwrite",)], ids=["new", "overwrite"])
 def test_a_network_that_cannot_be_built_leaves_the_folder_as_it_was(
-    how: tuple[str, ...], run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: tuple[str, ...],
+    run: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no such network")
+
+    monkeypatch.setattr("leanvit.run.build_method", refuse)
     out = run.copy(tmp_path) if how else tmp_path / "new"
     before = sorted(out.rglob("*"))
-    said = refused(capsys, *run.arguments, "--backbone.image-size", "4", "--out", str(out), *how)
-    assert "image_size 4 leaves no token after 2 stages with patch 4" in said
+    assert "no such network" in refused(capsys, *run.arguments, "--out", str(out), *how)
     assert sorted(out.rglob("*")) == before
 
 
@@ -395,3 +404,66 @@ def test_several_processes_are_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = refused(capsys, *run.arguments, "--out", str(tmp_path / "out"))
     assert "trains in one process, but WORLD_SIZE is 2" in said
+
+
+def test_a_folder_of_another_program_is_no_run(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("weights")
+    said = refused(capsys, *run.arguments, "--out", str(tmp_path), "--overwrite")
+    assert "holds no run of leanvit" in said
+    assert (tmp_path / "model.safetensors").read_text() == "weights"
+
+
+def test_results_may_lie_behind_a_link(run: Finished, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "disk")
+    assert main([*run.arguments, "--out", str(link)]) == 0
+    assert main([*run.arguments, "--out", str(link), "--overwrite"]) == 0
+    assert link.is_symlink() and (tmp_path / "disk" / "backbone.safetensors").exists()
+
+
+def test_results_and_images_do_not_mix(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = write_images(tmp_path / "images", 12)
+    for out in (images, images / "results", tmp_path):
+        said = refused(capsys, "pretrain", "esvit", *TINY, "--data", str(images), "--out", str(out))
+        assert "would lie in one another" in said
+
+
+def test_a_place_that_cannot_be_written_is_an_error(
+    run: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Cannot write to '/proc/run'" in refused(capsys, *run.arguments, "--out", "/proc/run")
+
+
+def test_what_changes_no_number_may_change_on_resume(run: Finished, tmp_path: Path) -> None:
+    out = run.copy(tmp_path)
+    moved = shutil.copytree(run.arguments[3], tmp_path / "moved")
+    arguments = ["pretrain", "esvit", "--data", str(moved), *TINY, "--train.keep", "1"]
+    assert main([*arguments, "--out", str(out), "--resume"]) == 0
+
+
+def test_other_images_of_the_same_number_are_noticed(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.copy(tmp_path)
+    moved = shutil.copytree(run.arguments[3], tmp_path / "moved")
+    (moved / "000.png").rename(moved / "zzz.png")
+    said = refused(
+        capsys, "pretrain", "esvit", "--data", str(moved), *TINY, "--out", str(out), "--resume"
+    )
+    assert "began with 12 images and there are the same number of others now" in said
+
+
+def test_unreadable_images_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", 12)
+    (images / "003.png").write_bytes(b"broken")
+    out = tmp_path / "out"
+    assert main(["pretrain", "esvit", "--data", str(images), *TINY, "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
+    assert {line["name"] for line in lines} == {"003.png"}
+    assert "The image '003.png' cannot be read (UnidentifiedImageError" in capsys.readouterr().err

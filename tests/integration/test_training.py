@@ -25,13 +25,14 @@ from leanvit.config import (
     steps,
     to_dict,
 )
+from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import open_source
 from leanvit.methods.catalogue import build_method
 from leanvit.run import Run, gather_facts, require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.loop import train
-from leanvit.train.state import NonFiniteError, TrainState
+from leanvit.train.state import TrainState
 from tests.tiny import SWIN, VIEWS, VIT, dino, esvit, run_config, view_batch, write_images
 
 
@@ -136,7 +137,7 @@ def test_a_bad_loss_stops_before_the_weights_change(image: int) -> None:
 
 def test_a_bad_gradient_stops_before_the_weights_change() -> None:
     state = fresh(run_config())
-    parameter = next(iter(state.method.parts()["backbone"].parameters()))
+    parameter = state.parts["backbone"][0]
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     before = parameter.detach().clone()
     step(state, view_batch())
@@ -308,3 +309,44 @@ def test_a_method_sees_whole_runs_of_a_source(images: Path, tmp_path: Path) -> N
     source = open_source(str(images))
     run = Run(resolve(config, gather_facts(source)), source, tmp_path, quiet=True)
     assert run.order.epoch_steps == 3 and run.state.run == 10
+
+
+def test_rows_are_exact_on_resume(tmp_path: Path, images: Path) -> None:
+    config = compose(run_config(log_every=steps(4)), data=str(images), options={"data.workers": 0})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    leanvit.pretrain(config, out=whole, quiet=True)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-00000010")
+    leanvit.pretrain(config, out=cut, resume=True, quiet=True)
+    assert losses(cut) == losses(whole) and len(losses(cut)) == 4  # steps 4, 5, 8, 10
+
+
+def test_an_incomplete_optimiser_state_is_refused() -> None:
+    state = fresh(run_config())
+    step(state, view_batch())
+    step(state, view_batch(seed=1))
+    tensors = state.tensors()
+    name = next(name for name in tensors if name.endswith("exp_avg_sq"))
+    for broken in (
+        {n: t for n, t in tensors.items() if n != name},
+        tensors | {name: torch.zeros(1, 2, 3)},
+        tensors | {"optimizer.nobody.exp_avg": torch.zeros(1)},
+    ):
+        with pytest.raises(ValueError, match="optimiser state"):
+            fresh(run_config()).restore(broken, 2)
+
+
+def test_damaged_checkpoints_do_not_restart_a_run(tmp_path: Path, images: Path) -> None:
+    config = compose(run_config(), data=str(images), options={"data.workers": 0})
+    leanvit.pretrain(config, out=tmp_path, quiet=True)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "state.json").unlink()
+    with pytest.raises(ValueError, match="is whole, so the run cannot be continued"):
+        leanvit.pretrain(config, out=tmp_path, resume=True, quiet=True)
+
+
+def test_every_trained_parameter_counts_to_a_part() -> None:
+    state = fresh(run_config())
+    counted = {id(p) for part in state.parts.values() for p in part}
+    assert counted == {id(p) for p in state.method.parameters() if p.requires_grad}
+    assert set(state.parts) == {"backbone", "head", "region_head"}

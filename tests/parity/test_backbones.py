@@ -240,3 +240,37 @@ def test_positions_follow_the_image() -> None:
     assert small.grid.shape == (1, 4, 12, 16)
     square = vit.positions(8, 8)  # type: ignore[operator]
     assert square.flatten(1, 2).equal(vit.pos_embed[:, 1:])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+def test_logits_are_full_precision_under_bf16(config: SwinConfig | ViTConfig) -> None:
+    backbone = build(config).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = backbone([noise(2, 3, 32, 32)], Ask(logits=(0, -1), hidden=(-1,)))
+    assert found.hidden[0].grid.dtype == torch.float32
+    for logits in found.logits:
+        values = logits.values
+        assert values.dtype == torch.float32 and not values.equal(values.bfloat16().float())
+
+
+@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+def test_a_graph_can_be_exported_and_leaves_nothing_behind(config: SwinConfig | ViTConfig) -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = build(config).eval()
+
+        def forward(self, image: Tensor) -> Tensor:
+            (found,) = self.backbone([image])
+            grid: Tensor = found.grid
+            return grid
+
+    model, image = Regions(), noise(1, 3, 40, 24)
+    exported = torch.export.export(model, (image,), strict=False)
+    torch.testing.assert_close(exported.module()(image), model(image))
+
+
+def test_a_window_covers_a_map_that_fits_into_it() -> None:
+    swin = build(SwinConfig(image_size=144, dim=8, depths=(1,) * 4, heads=(1,) * 4, window=5))
+    last = list(swin.blocks())[-1]
+    assert isinstance(last, SwinBlock) and (last.window, last.shift) == (5, 0)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from leanvit.core.errors import CheckpointError
 from leanvit.train.checkpoint import (
     Checkpoint,
-    CheckpointError,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -59,13 +59,20 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_newest_stay(tmp_path: Path) -> None:
-    for step in (5, 50, 500, 1000, 99):
+    for step in (5, 50, 99, 500, 1000):
         save(tmp_path, step, keep=3)
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "step-00000099",
         "step-00000500",
         "step-00001000",
     ]
+
+
+def test_a_damaged_later_one_never_outlives_a_new_one(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    (save(tmp_path, 20) / "state.json").unlink()
+    save(tmp_path, 15, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000015"]
 
 
 def test_a_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
@@ -78,7 +85,7 @@ def test_a_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Could not write the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"Could not write .*step-00000001"):
         save(tmp_path / "file" / "checkpoints", 1)
 
 
@@ -110,7 +117,8 @@ def test_another_format_is_not_guessed_at(tmp_path: Path) -> None:
     record = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps(record | {"format": 99}))
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) is None
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole"):
+        newest_checkpoint(tmp_path, said.append)
     assert "its format is 99" in said[0]
 
 

@@ -20,9 +20,7 @@ from tests.tiny import SWIN, esvit, noise
 
 
 def decayed_names(decay_all_matrices: bool) -> set[str]:
-    groups = parameter_groups(
-        EsViT(esvit(), SWIN).named_parameters(), decay_all_matrices=decay_all_matrices
-    )
+    groups = parameter_groups(EsViT(esvit(), SWIN), decay_all_matrices=decay_all_matrices)
     return {name for group in groups if group["decayed"] for name in group["names"]}
 
 
@@ -36,7 +34,7 @@ def test_the_official_rule_decays_every_matrix() -> None:
 
 
 def test_the_teacher_is_not_optimised() -> None:
-    groups = parameter_groups(EsViT(esvit(), SWIN).named_parameters(), decay_all_matrices=True)
+    groups = parameter_groups(EsViT(esvit(), SWIN), decay_all_matrices=True)
     assert all(name.startswith("student.") for group in groups for name in group["names"])
 
 
@@ -48,10 +46,14 @@ def parts() -> Mapping[str, nn.Module]:
     return modules
 
 
+def parameters(modules: Mapping[str, nn.Module]) -> dict[str, list[Tensor]]:
+    return {name: list(module.parameters()) for name, module in modules.items()}
+
+
 @pytest.mark.parametrize("by", ["tensor", "module", "global"])
 def test_clipping_limits_what_it_says(by: str) -> None:
     clipped, before = parts(), parts()
-    norms, whole = clip_gradients(clipped, 0.5, by)
+    norms, whole = clip_gradients(parameters(clipped), 0.5, by)
     trained = ("backbone", "head")
     gradients = {n: [p.grad for p in before[n].parameters() if p.grad is not None] for n in trained}
     module_norms = {n: torch.stack([g.norm() for g in gradients[n]]).norm() for n in trained}
@@ -69,7 +71,7 @@ def test_clipping_limits_what_it_says(by: str) -> None:
 
 def test_no_limit_only_measures() -> None:
     free, before = parts(), parts()
-    clip_gradients(free, 0.0, "tensor")
+    clip_gradients(parameters(free), 0.0, "tensor")
     for one, other in zip(free["head"].parameters(), before["head"].parameters(), strict=True):
         assert one.grad is not None and other.grad is not None and one.grad.equal(other.grad)
 
@@ -84,7 +86,7 @@ def plain_lars(p: Tensor, g: Tensor, mu: Tensor, lr: float, decay: float) -> tup
 
 def test_lars_is_its_definition() -> None:
     layer = nn.Linear(4, 3)
-    groups = parameter_groups(layer.named_parameters(), decay_all_matrices=False)
+    groups = parameter_groups(layer, decay_all_matrices=False)
     optimizer = build_optimizer(groups, LARSConfig())
     expected = {n: (p.detach().clone(), torch.zeros_like(p)) for n, p in layer.named_parameters()}
     for step in range(3):
@@ -105,7 +107,7 @@ def _first(state: tuple[Tensor, Tensor], gradient: Tensor) -> tuple[Tensor, Tens
 @pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(), LARSConfig()])
 def test_the_flag_stops_a_step_on_the_device(config: OptimConfig) -> None:
     layer = nn.Linear(4, 3)
-    groups = parameter_groups(layer.named_parameters(), decay_all_matrices=False)
+    groups = parameter_groups(layer, decay_all_matrices=False)
     optimizer = build_optimizer(groups, config)
     set_rates(optimizer, 0.1, 0.1)
 

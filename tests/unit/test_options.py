@@ -191,6 +191,10 @@ class Watched:
         (self.notes / ("main" if worker is None else f"worker {worker.id}")).touch()
         return self.source[index]
 
+    def fingerprint(self) -> str:
+        """Return the folder's own."""
+        return self.source.fingerprint()
+
     def name(self, index: int) -> str:
         """Return the image's name."""
         return self.source.name(index)

@@ -139,12 +139,19 @@ class Backbone(nn.Module):
     can: ClassVar[frozenset[str]] = frozenset()
     """Which of keep, fill and logits a caller may ask for."""
 
-    feature_dim: int
-    """D of the final features."""
-    stride: int
-    """Pixels between neighbouring tokens of the final grid."""
+    undecayed: ClassVar[frozenset[str]] = frozenset()
+    """Own parameters that weight decay leaves alone: where things lie, not what they are."""
+
     stage_ends: tuple[int, ...]
     """Last block of each stage: what a feature pyramid asks for."""
+    stage_dims: tuple[int, ...]
+    """Channels of each stage."""
+    stage_strides: tuple[int, ...]
+    """Pixels between neighbouring tokens of each stage."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean of the channels that the input is normalised with, pixels in [0, 1]."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation of the channels."""
     norm: nn.Module
     """Final norm."""
 
@@ -178,6 +185,16 @@ class Backbone(nn.Module):
         return [self.config.drop_path * index / last for index in range(self.depth)]
 
     @property
+    def feature_dim(self) -> int:
+        """D of the final features."""
+        return self.stage_dims[-1]
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring tokens of the final grid."""
+        return self.stage_strides[-1]
+
+    @property
     def depth(self) -> int:
         """L."""
         return self.stage_ends[-1] + 1
@@ -193,8 +210,9 @@ class Backbone(nn.Module):
         want_logits = [index % self.depth for index in ask.logits]
         hidden: dict[int, list[Tokens]] = {}
         logits: dict[int, list[Logits]] = {}
+        rates = self.drop_rates()
         for index, block in enumerate(self.blocks()):
-            scales = self._scales(packed, ask.drop, index)
+            scales = self._scales(packed, ask.drop, index, rates[index])
             packed, block_logits = block(packed, scales, index in want_logits)
             if index in want_hidden:
                 hidden[index] = packed.tokens()
@@ -217,10 +235,9 @@ class Backbone(nn.Module):
         return self([images])[0]
 
     def _scales(
-        self, packed: Packed, drop: Tensor | None, index: int
+        self, packed: Packed, drop: Tensor | None, index: int, rate: float
     ) -> tuple[Tensor, Tensor] | None:
         """Turn a keep mask into factors 0 or 1 / (1 - rate), so that the expectation stays."""
-        rate = self.drop_rates()[index]
         if drop is None or rate == 0:
             return None
         kept = drop[index].to(packed.x.dtype) / (1 - rate)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.config import SwinConfig
+from leanvit.core.precision import full
 from leanvit.kernels.window_attention import WindowLayout, window_attention, window_layout
 
 
@@ -50,12 +51,13 @@ class PatchMerging(nn.Module):
             grid = torch.cat(corners, -1)
             merged.append(grid.reshape(-1, grid.shape[-1]))
             shapes.append((grid.shape[0], grid.shape[1], grid.shape[2]))
-        return Packed(self.reduction(self.norm(torch.cat(merged))), tuple(shapes))
+        return Packed(full(self.reduction(self.norm(torch.cat(merged)))), tuple(shapes))
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention within windows, with a learned bias for every relative position."""
 
+    undecayed: ClassVar[frozenset[str]] = frozenset({"relative_position_bias_table"})
     relative_position_index: Tensor
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
@@ -135,7 +137,7 @@ class SwinStage(nn.Module):
     def __init__(self, config: SwinConfig, stage: int) -> None:
         super().__init__()
         dim = config.dim * 2**stage
-        side = config.image_size // config.patch // 2**stage
+        side = -(-(config.image_size // config.patch) // 2**stage)  # merging rounds up
         window, shift = config.window, config.window // 2
         if side <= window:  # one window covers the nominal map: nothing to shift (official rule)
             window, shift = side, 0
@@ -154,13 +156,8 @@ class Swin(Backbone):
     def __init__(self, config: SwinConfig) -> None:
         super().__init__(config)
         stages = len(config.depths)
-        if config.image_size // config.patch // 2 ** (stages - 1) < 1:
-            raise ValueError(
-                f"image_size {config.image_size} leaves no token after {stages} stages with patch "
-                f"{config.patch}; use a larger image, a smaller patch or fewer stages."
-            )
-        self.feature_dim = config.dim * 2 ** (stages - 1)
-        self.stride = config.patch * 2 ** (stages - 1)
+        self.stage_dims = tuple(config.dim * 2**stage for stage in range(stages))
+        self.stage_strides = tuple(config.patch * 2**stage for stage in range(stages))
         self.stage_ends = tuple(blocks - 1 for blocks in accumulate(config.depths))
         self.patch_embed = PatchEmbed(config.patch, config.dim)
         self.layers = nn.ModuleList(SwinStage(config, stage) for stage in range(stages))

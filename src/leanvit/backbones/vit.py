@@ -44,7 +44,8 @@ class Attention(nn.Module):
             b, t, width = qkv.shape
             q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             if with_logits:
-                logits.append(full(q) @ full(k).mT * q.shape[-1] ** -0.5)
+                with torch.autocast(q.device.type, enabled=False):
+                    logits.append(full(q) @ full(k).mT * q.shape[-1] ** -0.5)
                 out = logits[-1].softmax(-1).to(v.dtype) @ v
             else:
                 out = functional.scaled_dot_product_attention(q, k, v)
@@ -79,11 +80,12 @@ class ViT(Backbone):
     """Plain ViT; view feature: class token or mean of the patches, as its options say."""
 
     can: ClassVar[frozenset[str]] = frozenset({"keep", "fill", "logits"})
+    undecayed: ClassVar[frozenset[str]] = frozenset({"cls_token", "pos_embed"})
     config: ViTConfig
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        self.feature_dim, self.stride = config.dim, config.patch
+        self.stage_dims, self.stage_strides = (config.dim,), (config.patch,)
         self.stage_ends = (config.depth - 1,)
         self.grid_side = config.image_size // config.patch
         self.patch_embed = PatchEmbed(config.patch, config.dim)

@@ -27,6 +27,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             found = json.loads((file.metadata() or {})[HEADER])
+    except PermissionError as error:
+        raise ValueError(f"{path} may not be read.") from error
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a backbone that leanvit wrote.") from error
     return dict(found)
@@ -36,7 +38,8 @@ def load_backbone(path_or_name: str | Path) -> Backbone:
     """Return a backbone, in evaluation mode, on the CPU.
 
     path_or_name: a backbone file, the folder of a run, or a name of `list_backbones()`, which
-    gives untrained weights. Raises ValueError if it is none of these or does not fit exactly.
+    gives untrained weights. Its `mean` and `std` are those it was trained with. Raises
+    ValueError if it is none of these or does not fit exactly.
     """
     path = Path(path_or_name)
     if path.is_dir():
@@ -52,11 +55,14 @@ def load_backbone(path_or_name: str | Path) -> Backbone:
 
 
 def _from_file(path: Path) -> Backbone:
-    config = from_dict(BackboneConfig, read_header(path)["backbone"], "backbone")
+    facts = read_header(path)
+    config = from_dict(BackboneConfig, facts["backbone"], "backbone")
     with seeded(0, "weights"):
         backbone = build_backbone(config)
     try:
         backbone.load_state_dict(load_file(path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit its own header: {error}") from error
+    backbone.mean = tuple(facts.get("mean", backbone.mean))
+    backbone.std = tuple(facts.get("std", backbone.std))
     return backbone.eval()

@@ -82,7 +82,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixConfig:
-    """Mixup and CutMix of the student's views; the targets of the view loss are mixed alike."""
+    """Mixup and CutMix of the student's views; the targets of both losses are mixed alike."""
 
     views: int = 0
     """How many of the student's views are mixed, counted from the first; 0 switches mixing off."""

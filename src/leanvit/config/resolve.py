@@ -81,7 +81,10 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
     if config.data.workers == "auto":
         share = facts.cores // facts.world
         workers = min(share - 1, 16) if share > 1 else 0
-        decided["data.workers"] = (workers, f"{share} cores a process, one for the step")
+        decided["data.workers"] = (
+            workers,
+            f"{share} cores a process, one of them for the step, 16 at most",
+        )
     return decided
 
 
@@ -165,6 +168,10 @@ def _check(config: RunConfig, facts: Facts) -> None:
         if not name.startswith("train.") and duration.amount > limit:
             raise ValueError(
                 f"{name} takes {duration.amount:g} steps, but the whole run has "
+                f"{train.duration.amount:g}, and something must come after it: shorten it or "
+                f"train longer."
+                if limit < train.duration.amount
+                else f"{name} takes {duration.amount:g} steps, but the whole run has "
                 f"{train.duration.amount:g}: shorten it or train longer."
             )
 

@@ -39,9 +39,3 @@ def all_sum_with_grad(tensor: Tensor) -> Tensor:
         return tensor
     total: Tensor = _differentiable_all_reduce(tensor)
     return total
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    if world_size() > 1:
-        dist.barrier()

@@ -1,4 +1,4 @@
-"""Arithmetic of the networks, and full precision where numbers are fragile."""
+"""Arithmetic of the networks, full precision where numbers are fragile, and moving numbers."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,13 @@ from torch import Tensor
 def autocast(precision: str, device: str) -> torch.autocast:
     """Return the context in which a network runs: bf16 matrix products, or everything as it is."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small CPU tensor to the device without waiting for what the device is doing."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # a copy from pageable memory would wait
+    return tensor.to(device, non_blocking=True)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What travels from the loader to the method. The loop only calls `to`, `len` and `split`.
+"""What travels from the loader to the method. Of a batch the loop asks nothing but `split`.
 
 Letters: V_g views of one size, B images, S side in pixels.
 """

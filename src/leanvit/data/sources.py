@@ -1,5 +1,6 @@
 """Where images come from: map-style, with stable indices."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Return what a person would call this image."""
 
+    def fingerprint(self) -> str:
+        """Return a word that changes when the images' number, names or order change."""
+
 
 class FolderSource:
     """All images below a folder, at any depth, in the order of their paths.
@@ -69,6 +73,10 @@ class FolderSource:
     def name(self, index: int) -> str:
         """Return the image's path below the folder."""
         return self._paths[index]
+
+    def fingerprint(self) -> str:
+        """Return a digest of all paths."""
+        return hashlib.sha256("\0".join(self._paths).encode(errors="surrogateescape")).hexdigest()
 
 
 def _image_paths(folder: str) -> list[str]:

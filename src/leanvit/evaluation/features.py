@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from leanvit.backbones.base import Ask, Backbone
+from leanvit.backbones.base import Ask, Backbone, Tokens
 
 
 def last_block_features(backbone: Backbone, images: Tensor, blocks: int = 4) -> Tensor:
@@ -18,7 +18,7 @@ def last_block_features(backbone: Backbone, images: Tensor, blocks: int = 4) -> 
     parts = []
     for place, tokens in zip(range(-blocks, 0), features.hidden, strict=True):
         if place >= -last_stage:
-            tokens = type(tokens)(
+            tokens = Tokens(
                 backbone.norm(tokens.grid),
                 None if tokens.prefix is None else backbone.norm(tokens.prefix),
             )

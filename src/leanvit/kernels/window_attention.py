@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -35,65 +37,80 @@ class WindowLayout:
     """[N] slot of each token."""
     padding: Tensor
     """[p] slots that hold no token."""
-    mask: Tensor | None
-    """[S / T, T, T] 0 or -100 added to logits; None where no window wraps around."""
+    images: tuple[int, ...]
+    """Images of each size."""
     places: tuple[Tensor, ...]
-    """For each size [windows, T]: row-major place in the image of each slot, -1 for padding."""
+    """For each size [G, T]: row-major place in the image of each slot, -1 for padding."""
+    masks: tuple[Tensor, ...]
+    """For each size [G, T, T]: 0 or -100 added to logits; empty where no window wraps around."""
 
 
-@lru_cache(maxsize=128)
 def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
     """Return the layout for images that are zero-padded right and below, then rolled (EsViT).
 
-    The mask follows the real padded size. Cached: the same sizes share one layout.
+    The mask follows the real padded size. The same sizes share one layout, except while torch
+    traces a graph: its stand-ins for tensors must not outlive the trace.
     """
+    if torch.compiler.is_compiling():
+        return _build(shapes, window, shift, device)
     with torch.inference_mode(False):
-        tokens, masks, places, start = [], [], [], 0
-        for images, rows, columns in shapes:
-            place, mask = _one_image(rows, columns, window, shift)
-            offset = start + torch.arange(images).view(-1, 1, 1) * rows * columns
-            tokens.append(torch.where(place < 0, -1, place + offset).flatten())
-            masks.append(mask.expand(images, -1, -1, -1).flatten(0, 1))
-            places.append(place.to(device))
-            start += images * rows * columns
-        slot_tokens = torch.cat(tokens)
-        real = slot_tokens >= 0
-        slots = torch.empty(start, dtype=torch.long)
-        slots[slot_tokens[real]] = real.nonzero().flatten()
-        return WindowLayout(
-            tokens=slot_tokens.clamp(min=0).to(device),
-            slots=slots.to(device),
-            padding=(~real).nonzero().flatten().to(device),
-            mask=torch.cat(masks).to(device) if shift else None,
-            places=tuple(places),
-        )
+        return _cached(shapes, window, shift, device)
 
 
-def _one_image(rows: int, columns: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
+def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
+    tokens, start = [], 0
+    patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
+    for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
+        offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
+        tokens.append(np.where(place < 0, -1, place + offset).ravel())
+        start += images * rows * columns
+    slot_tokens = np.concatenate(tokens)
+    real = np.flatnonzero(slot_tokens >= 0)
+    slots = np.empty(start, dtype=np.int64)
+    slots[slot_tokens[real]] = real
+
+    def tensor(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    return WindowLayout(
+        tokens=tensor(slot_tokens.clip(min=0)),
+        slots=tensor(slots),
+        padding=tensor(np.flatnonzero(slot_tokens < 0)),
+        images=tuple(images for images, _, _ in shapes),
+        places=tuple(tensor(place) for place, _ in patterns),
+        masks=tuple(tensor(mask) for _, mask in patterns) if shift else (),
+    )
+
+
+_cached = lru_cache(maxsize=32)(_build)
+
+
+def _one_image(
+    rows: int, columns: int, window: int, shift: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return places [G, T] and mask [G, T, T] of the windows of one image."""
-    place = torch.arange(rows * columns).view(rows, columns)
-    place = functional.pad(place, (0, -columns % window, 0, -rows % window), value=-1)
-    place = _partition(place.roll((-shift, -shift), (0, 1)), window)
-    padded = (rows + -rows % window, columns + -columns % window)
-    down, right = (_regions(side, window, shift) for side in padded)
+    place = np.arange(rows * columns).reshape(rows, columns)
+    place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
+    down, right = (_regions(side, window, shift) for side in place.shape)
+    place = _partition(np.roll(place, (-shift, -shift), (0, 1)), window)
     region = _partition(down[:, None] * 3 + right[None, :], window)
     differ = region[:, :, None] != region[:, None, :]
-    return place, torch.zeros(differ.shape).masked_fill(differ, _MASKED)
+    return place, np.where(differ, np.float32(_MASKED), np.float32(0))
 
 
-def _regions(side: int, window: int, shift: int) -> Tensor:
+def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
     """Number the parts of a rolled side that were not neighbours before rolling."""
-    position = torch.arange(side)
+    position = np.arange(side)
     if not shift:
-        return torch.zeros_like(position)
-    return (position >= side - window).long() + (position >= side - shift).long()
+        return np.zeros_like(position)
+    return (position >= side - window).astype(np.int64) + (position >= side - shift)
 
 
-def _partition(grid: Tensor, window: int) -> Tensor:
+def _partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
     """Cut [rows, columns] into [G, T]."""
     rows, columns = grid.shape
-    grid = grid.view(rows // window, window, columns // window, window)
-    return grid.transpose(1, 2).reshape(-1, window * window)
+    grid = grid.reshape(rows // window, window, columns // window, window)
+    return grid.swapaxes(1, 2).reshape(-1, window * window)
 
 
 class _ToWindows(torch.autograd.Function):
@@ -141,12 +158,25 @@ def window_attention(
     heads, side = bias.shape[0], bias.shape[-1]
     slots = _ToWindows.apply(qkv, fill.to(qkv.dtype), layout)
     q, k, v = slots.view(-1, side, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
-    bias = bias[None] if layout.mask is None else bias[None] + layout.mask[:, None]
+    bias = _with_masks(bias, layout)
     logits = None
     if with_logits:
-        logits = full(q) @ full(k).mT * q.shape[-1] ** -0.5 + bias
+        with torch.autocast(qkv.device.type, enabled=False):
+            logits = full(q) @ full(k).mT * q.shape[-1] ** -0.5 + bias
         attended = logits.softmax(-1).to(v.dtype) @ v
     else:
         attended = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
     attended = attended.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
     return _FromWindows.apply(attended, layout), logits
+
+
+def _with_masks(bias: Tensor, layout: WindowLayout) -> Tensor:
+    """Return [1 or S / T, H, T, T]: the bias, and the mask of each window that wraps around."""
+    if not layout.masks:
+        return bias[None]
+    return torch.cat(
+        [
+            (bias[None] + mask[:, None]).expand(images, -1, -1, -1, -1).flatten(0, 1)
+            for images, mask in zip(layout.images, layout.masks, strict=True)
+        ]
+    )

@@ -69,9 +69,9 @@ class Method(nn.Module):
         """Return the weights that evaluation and export see."""
         raise NotImplementedError
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Return the trained modules by name, for clipping and norms by module."""
-        raise NotImplementedError
+    def part(self, name: str) -> str:
+        """Return the module that a trained parameter counts to, in norms and clipping."""
+        return name.split(".")[0]
 
     def frozen(self, at: Moment) -> list[nn.Parameter]:
         """Return the parameters that get no update now."""

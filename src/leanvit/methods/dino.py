@@ -4,7 +4,7 @@ arXiv 2104.14294; the view-only case of EsViT. Letters: V_g views of one size, B
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
 from leanvit.core.ema import ema_update
+from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.losses.view import Mixing, view_loss
@@ -52,9 +53,9 @@ class DINO(Method):
         """Return the teacher's backbone."""
         return self.teacher.backbone
 
-    def parts(self) -> Mapping[str, nn.Module]:
-        """Return the student's backbone and heads."""
-        return dict(self.student.named_children())
+    def part(self, name: str) -> str:
+        """Return backbone, head or region_head."""
+        return name.split(".")[1]
 
     def frozen(self, at: Moment) -> list[nn.Parameter]:
         """Return the student's prototypes while they are frozen."""
@@ -70,7 +71,7 @@ class DINO(Method):
             (seen,) = self.teacher.backbone([batch.groups[0].flatten(0, 1)])
         views = sum(len(group) for group in groups)
         drop = keep_mask(self.student.backbone.drop_rates(), views, batch.index, at)
-        ask = Ask(drop=None if drop is None else drop.to(groups[0].device, non_blocking=True))
+        ask = Ask(drop=None if drop is None else to_device(drop, groups[0].device))
         found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
         return self.objective(found, seen, mixing, at)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from leanvit.backbones.base import Features
 from leanvit.config import BackboneConfig, EsViTConfig
 from leanvit.losses.region import region_loss
-from leanvit.losses.view import Mixing
+from leanvit.losses.view import TEACHER_VIEWS, Mixing
 from leanvit.methods.base import Moment, StepOutput
 from leanvit.methods.dino import DINO, spread
 from leanvit.methods.heads import Center
@@ -51,7 +51,7 @@ class EsViT(DINO):
             teacher = self.teacher.region_head(seen.grid.flatten(0, 2))
         self.region_center.collect(teacher.rows)
         temperature = at.value(self.config.teacher_temp)
-        batch = len(seen.pooled) // 2
+        batch = len(seen.pooled) // TEACHER_VIEWS
         regions = [features.grid.flatten(1, 2).unflatten(0, (-1, batch)) for features in found]
         return region_loss(
             self.student.region_head(torch.cat([group.flatten(0, 2) for group in regions])),
@@ -67,6 +67,7 @@ class EsViT(DINO):
     def after_step(self, at: Moment) -> None:
         """Move both centers with the old teacher's prototypes, then the teacher."""
         assert self.teacher.region_head is not None
-        prototypes = self.teacher.region_head.last_layer()
-        self.region_center.update(prototypes, self.config.center_momentum)
+        if at.step >= self.config.region_start.amount:
+            prototypes = self.teacher.region_head.last_layer()
+            self.region_center.update(prototypes, self.config.center_momentum)
         super().after_step(at)

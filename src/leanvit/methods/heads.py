@@ -4,6 +4,7 @@ Letters: N rows, d backbone channels, D bottleneck width, K prototypes.
 """
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from leanvit.kernels.prototype_attention import Projection
 
 class Prototypes(nn.Module):
     """K prototypes as direction and length (weight norm); parameter names are the official ones."""
+
+    undecayed: ClassVar[frozenset[str]] = frozenset({"weight_g"})
 
     def __init__(self, prototypes: int, bottleneck: int, train_gain: bool) -> None:
         super().__init__()
@@ -59,7 +62,8 @@ class Center(nn.Module):
 
     The mean of the logits is the prototypes applied to the mean row, so no K-wide row is needed
     and processes exchange D numbers. Rows are collected over a step's micro-batches, all of which
-    see the same center; it moves once, in `update`.
+    see the same center; it moves once, in `update`. Under DDP buffers must not be broadcast
+    (`broadcast_buffers=False`): what a process collected is its own until then.
     """
 
     value: Tensor

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leanvit.config import MixConfig
 from leanvit.core import random
+from leanvit.core.precision import to_device
 from leanvit.losses.view import Mixing
 
 
@@ -39,7 +40,7 @@ def mix_views(
         mixed.append(torch.stack(views))
     device = groups[0].device
     partner = torch.arange(groups[0].shape[1], device=device) ^ 1
-    return mixed, Mixing(partner, torch.tensor(own, dtype=torch.float64).to(device))
+    return mixed, Mixing(partner, to_device(torch.tensor(own, dtype=torch.float64), device))
 
 
 def _mix(view: Tensor, config: MixConfig, draw: np.random.Generator) -> tuple[Tensor, float]:

@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leanvit.core.errors import CheckpointError
+
 TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 1
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; those before it are as they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def save_checkpoint(
     older untouched, if the disk refuses.
     """
     path = folder / f"step-{step:08d}"
-    try:
+    with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         with Replacing(path) as beside:
             beside.mkdir()
@@ -63,23 +62,46 @@ def save_checkpoint(
             }
             write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
             _sync(beside)
-    except OSError as error:
-        raise CheckpointError(
-            f"Could not write the checkpoint {path}: {error.strerror or error}. Earlier "
-            f"checkpoints are untouched; make room and continue with resume."
-        ) from error
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        _prune(folder, path, keep)
     return path
 
 
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Keep the newest; later ones were found damaged, or the run would not be here again."""
+    found = sorted(folder.glob("step-*"))
+    place = found.index(newest)
+    for path in found[: max(place + 1 - keep, 0)] + found[place + 1 :]:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def refusals_named(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal into a CheckpointError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write {path}: {error.strerror or error}. Earlier checkpoints are "
+            f"untouched; make room and continue with resume."
+        ) from error
+
+
 def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
-    """Return the newest complete checkpoint; `tell` hears of every damaged one passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    """Return the newest complete checkpoint, None if there is none at all.
+
+    `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
+    """
+    found = sorted(folder.glob("step-*"), reverse=True)
+    for path in found:
         try:
             return _open(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            tell(f"The checkpoint {path} is damaged ({error}); the one before it is used.")
+            tell(f"The checkpoint {path} is damaged ({error}) and passed over.")
+    if found:
+        raise ValueError(
+            f"No checkpoint in {folder} is whole, so the run cannot be continued; begin it again "
+            f"with --overwrite or in another folder."
+        )
     return None
 
 
@@ -119,7 +141,7 @@ class Replacing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._beside = path.with_name(f".{path.name}.tmp")
 
     def __enter__(self) -> Path:
         _remove(self._beside)

@@ -32,13 +32,13 @@ def train(
                 state.backward(micro, at, config.accumulate)
             state.update(at)
             last = state.step == state.run
-            if last or state.step % int(config.log_every.amount) == 0:
+            saving = last or state.step % int(config.save_every.amount) == 0
+            if saving or state.step % int(config.log_every.amount) == 0:
                 state.require_finite()
                 row = state.row() | clock.row(config.batch)
                 for observer in observers:
                     observer.on_row(row)
-            if last or state.step % int(config.save_every.amount) == 0:
-                state.require_finite()
+            if saving:  # after a row, so that none covers steps on both sides of a checkpoint
                 save()
     finally:
         for observer in observers:

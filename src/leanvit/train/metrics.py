@@ -12,8 +12,7 @@ from torch import Tensor
 class Meter:
     """Means of scalars since the last row, without reading any back in between."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 

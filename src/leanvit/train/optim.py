@@ -1,6 +1,6 @@
 """Parameter groups, optimisers, clipping. Nothing here reads a number back from the device."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,29 +9,24 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from leanvit.config import AdamWConfig, LARSConfig, OptimConfig, SGDConfig
 
-UNDECAYED = ("relative_position_bias_table", "pos_embed", "cls_token", "mask_token", "weight_g")
-"""Matrices that say where or how long, not what: decay pulls them nowhere useful."""
 
-
-def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], *, decay_all_matrices: bool
-) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, *, decay_all_matrices: bool) -> list[dict[str, Any]]:
     """Split trained parameters into those with weight decay and those without.
 
-    Biases and vectors are never decayed; tables, tokens and gains only with
-    `decay_all_matrices`, which is the official rule.
+    Biases and vectors are never decayed; what a module lists as `undecayed` (position tables,
+    class tokens, prototype gains) only with `decay_all_matrices`, which is the official rule.
     """
     groups: dict[bool, dict[str, Any]] = {
         decayed: {"params": [], "names": [], "decayed": decayed} for decayed in (True, False)
     }
-    for name, parameter in named:
-        if not parameter.requires_grad:
-            continue
-        decayed = parameter.ndim > 1 and not name.endswith(".bias")
-        if not decay_all_matrices and name.endswith(UNDECAYED):
-            decayed = False
-        groups[decayed]["params"].append(parameter)
-        groups[decayed]["names"].append(name)
+    for place, owner in module.named_modules():
+        spared = () if decay_all_matrices else getattr(owner, "undecayed", ())
+        for name, parameter in owner.named_parameters(place, recurse=False):
+            if parameter.requires_grad:
+                leaf = name.rpartition(".")[2]
+                decayed = parameter.ndim > 1 and leaf != "bias" and leaf not in spared
+                groups[decayed]["params"].append(parameter)
+                groups[decayed]["names"].append(name)
     return [group for group in groups.values() if group["params"]]
 
 
@@ -105,16 +100,17 @@ class LARS(Optimizer):
 
 
 def clip_gradients(
-    parts: Mapping[str, nn.Module], limit: float, by: str
+    parts: Mapping[str, Sequence[Tensor]], limit: float, by: str
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Scale gradients down to a largest norm; return each part's norm before that, and the whole.
 
-    by: "tensor" limits every tensor's norm (DINO, EsViT), "module" every part's, "global" the
-    norm of all together. limit 0 only measures. A part without gradients is left out.
+    parts: trained parameters by part. by: "tensor" limits every tensor's norm (DINO, EsViT),
+    "module" every part's, "global" the norm of all together. limit 0 only measures. A part
+    without gradients is left out.
     """
     gradients = {
-        name: [p.grad for p in part.parameters() if p.grad is not None]
-        for name, part in parts.items()
+        name: [p.grad for p in parameters if p.grad is not None]
+        for name, parameters in parts.items()
     }
     gradients = {name: found for name, found in gradients.items() if found}
     tensor_norms = {

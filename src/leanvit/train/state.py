@@ -8,6 +8,7 @@ from torch import Tensor
 
 from leanvit.config import RunConfig
 from leanvit.core.distributed import all_max
+from leanvit.core.errors import NonFiniteError
 from leanvit.core.precision import autocast
 from leanvit.methods.base import Method, Moment, StepOutput
 from leanvit.train.metrics import Meter
@@ -20,10 +21,6 @@ from leanvit.train.optim import (
 )
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or a gradient was not a number; the weights are those before it."""
-
-
 class TrainState:
     """The method under training and everything that a checkpoint must hold."""
 
@@ -33,11 +30,12 @@ class TrainState:
         self.method.to(self.device).train()
         self.run = int(config.train.duration.amount)
         self.step = 0
-        groups = parameter_groups(
-            method.named_parameters(), decay_all_matrices=config.optim.decay_all_matrices
-        )
+        groups = parameter_groups(method, decay_all_matrices=config.optim.decay_all_matrices)
         self.optimizer = build_optimizer(groups, config.optim)
-        self.meter = Meter(self.device)
+        self.parts: dict[str, list[Tensor]] = {}
+        for name, parameter in self._optimized():
+            self.parts.setdefault(method.part(name), []).append(parameter)
+        self.meter = Meter()
         self._bad_step = torch.full((), -1, device=self.device)
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
@@ -64,10 +62,10 @@ class TrainState:
     def update(self, at: Moment) -> None:
         """Clip, step and move what follows the weights; change no weight if a number is bad."""
         config = self.config.optim
-        norms, whole = clip_gradients(self.method.parts(), config.clip, config.clip_by)
-        self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         for parameter in self.method.frozen(at):
             parameter.grad = None
+        norms, whole = clip_gradients(self.parts, config.clip, config.clip_by)
+        self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         self._note_finite(whole)
         skip_if(self.optimizer, (self._bad_step >= 0).float())
         self.optimizer.step()
@@ -113,22 +111,31 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Become what `tensors` returned at a step. Raises ValueError on any mismatch."""
-        prefix = "method."
-        weights = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        weights, remembered = (
+            {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+            for part in ("method.", "optimizer.")
+        )
         try:
             self.method.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"The checkpoint's weights do not fit this run: {first}") from error
-        known = dict(self._optimized())
-        for full_name, value in tensors.items():
-            if full_name.startswith("optimizer."):
-                name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
-                if name not in known:
-                    raise ValueError(f"The checkpoint has optimiser state for unknown {name!r}.")
-                parameter = known[name]
-                self.optimizer.state[parameter][key] = value.to(self.device)
+        self._restore_optimizer(remembered)
         self.step = step
+
+    def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what the optimiser remembers of each parameter: everything, or nothing."""
+        known = dict(self._optimized())
+        found: dict[str, dict[str, Tensor]] = {}
+        for full_name, value in tensors.items():
+            name, key = full_name.rsplit(".", 1)
+            if name not in known or (value.ndim and value.shape != known[name].shape):
+                raise ValueError(f"The checkpoint's optimiser state of {name!r} fits no parameter.")
+            found.setdefault(name, {})[key] = value.to(self.device)
+        if len({frozenset(entry) for entry in found.values()}) > 1:
+            raise ValueError("The checkpoint's optimiser state is not complete.")
+        for name, entry in found.items():
+            self.optimizer.state[known[name]].update(entry)
 
     def _optimized(self) -> list[tuple[str, Tensor]]:
         return [
