@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.config import BackboneConfig
-from leanvit.kernels.window_attention import Shapes
+from leanvit.kernels.window_attention import Shapes, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ class Packed:
     """P."""
     where: tuple[Tensor, ...] = ()
     """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
+    layouts: tuple[WindowLayout, ...] = ()
+    """Window models: which token lies in which window, without and with shift."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""

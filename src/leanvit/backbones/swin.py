@@ -4,6 +4,7 @@ Parameter names are the official ones. Letters as in base.py.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import ClassVar
 
@@ -110,7 +111,7 @@ class SwinBlock(Block):
         self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
     ) -> tuple[Packed, list[Logits]]:
         """Run the block on the tokens of all views at once."""
-        layout = window_layout(packed.shapes, self.window, self.shift, packed.x.device)
+        layout = packed.layouts[1 if self.shift else 0]
         attended, logits = self.attn(self.norm1(packed.x), layout, with_logits)
         x = residual(packed.x, attended, scales and scales[0])
         x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
@@ -134,6 +135,9 @@ class SwinBlock(Block):
 class SwinStage(nn.Module):
     """Blocks at one resolution and, but for the last stage, the merging that ends it."""
 
+    window: int
+    shift: int
+
     def __init__(self, config: SwinConfig, stage: int) -> None:
         super().__init__()
         dim = config.dim * 2**stage
@@ -141,6 +145,7 @@ class SwinStage(nn.Module):
         window, shift = config.window, config.window // 2
         if side <= window:  # one window covers the nominal map: nothing to shift (official rule)
             window, shift = side, 0
+        self.window, self.shift = window, shift
         self.blocks = nn.ModuleList(
             SwinBlock(dim, config.heads[stage], window, shift * (index % 2), config.mlp_ratio)
             for index in range(config.depths[stage])
@@ -167,23 +172,38 @@ class Swin(Backbone):
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
         """Embed patches; hidden ones are replaced by the given token."""
         packed: Packed = self.patch_embed(views)
-        if ask.fill is None:
-            return packed
-        mask, token = ask.fill
-        return packed.with_(torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x))
+        if ask.fill is not None:
+            mask, token = ask.fill
+            x = torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x)
+            packed = packed.with_(x)
+        return self._laid_out(packed, 0)
+
+    def _laid_out(self, packed: Packed, stage: int) -> Packed:
+        """Add the stage's window layouts, outside the blocks, so that these compile cleanly."""
+        window, shift = self.stages[stage].window, self.stages[stage].shift
+        layouts = (
+            window_layout(packed.shapes, window, moved, packed.x.device) for moved in (0, shift)
+        )
+        return replace(packed, layouts=tuple(layouts))
+
+    @property
+    def stages(self) -> list[SwinStage]:
+        """The stages in order."""
+        return list(self.layers)  # type: ignore[arg-type]
 
     def blocks(self) -> Iterator[SwinBlock]:
         """Yield the blocks of all stages in order."""
-        for stage in self.layers:
+        for stage in self.stages:
             yield from stage.blocks  # type: ignore[misc]
 
     def after_block(self, index: int, packed: Packed) -> Packed:
         """Merge patches at the end of every stage but the last."""
         if index not in self.stage_ends[:-1]:
             return packed
-        merge = self.layers[self.stage_ends.index(index)].downsample
-        merged: Packed = merge(packed)  # type: ignore[operator]
-        return merged
+        stage = self.stage_ends.index(index)
+        merge = self.stages[stage].downsample
+        assert merge is not None
+        return self._laid_out(merge(packed), stage + 1)
 
     def param_layers(self) -> Iterator[tuple[str, int]]:
         """Yield names and depths; a merging belongs to the last block before it."""
