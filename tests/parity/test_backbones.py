@@ -274,3 +274,16 @@ def test_a_window_covers_a_map_that_fits_into_it() -> None:
     swin = build(SwinConfig(image_size=144, dim=8, depths=(1,) * 4, heads=(1,) * 4, window=5))
     last = list(swin.blocks())[-1]
     assert isinstance(last, SwinBlock) and (last.window, last.shift) == (5, 0)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+def test_blocks_compile_whole(config: SwinConfig | ViTConfig) -> None:
+    backbone, views = build(config).eval(), [noise(2, 3, 32, 32), noise(1, 3, 16, 24)]
+    with torch.no_grad():
+        expected = [found.grid for found in backbone(views)]
+        for block in backbone.blocks():
+            block.compile(backend="eager", fullgraph=True)
+        for _ in range(2):
+            for found, grid in zip(backbone(views), expected, strict=True):
+                torch.testing.assert_close(found.grid, grid)
