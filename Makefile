@@ -19,7 +19,7 @@ test: check
 	$(BIN)/pytest
 
 demo: install
-	$(BIN)/python examples/demo.py $(DATA)
+	$(BIN)/python examples/demo.py "$(DATA)"
 
 clean:
 	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache

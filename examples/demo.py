@@ -45,12 +45,21 @@ def draw_shapes(folder: Path, count: int = 256) -> Path:
 
 def main() -> None:
     """Draw if no folder was named, train, and say where things are."""
-    data = sys.argv[1] if len(sys.argv) > 1 else draw_shapes(Path("runs/demo-images"))
+    named = [word for word in sys.argv[1:] if word]
+    data = named[0] if named else draw_shapes(Path("runs/demo-images"))
     out = Path("runs/demo")
-    file = leanvit.pretrain(
-        "esvit", data=str(data), out=out, options=OPTIONS, overwrite=out.exists()
+    try:
+        file = leanvit.pretrain(
+            "esvit", data=str(data), out=out, options=OPTIONS, overwrite=out.exists()
+        )
+    except ValueError as error:
+        sys.exit(f"demo: {error}")
+    print(
+        f"The backbone is in {file}, its curves in {out / 'tensorboard'}. The losses compare a "
+        f"student with a teacher that moves too, so they need not fall; at log(1024) = 6.93 they "
+        f"would say nothing.\n"
+        f"Use it in Python: leanvit.load_backbone({str(out)!r}).features(images)"
     )
-    print(f"The backbone is in {file}, its curves in {out / 'tensorboard'}.")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None
         return 0
-    except KeyboardInterrupt:
-        print("leanvit: interrupted; a saved run continues with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"leanvit: {stop or 'interrupted before the first step'}", file=sys.stderr)
         return 130
 
 
@@ -54,8 +54,11 @@ def pretrain(arguments: list[str]) -> int:
         prog="leanvit pretrain",
         description="Pre-train a backbone on a folder of images.",
         epilog="Every other option is named by its section, such as --train.batch 32 or "
-        "--method.views.local-counts 4; RECIPE --help-all lists them with their defaults.",
+        "--method.views.local-counts 4; `leanvit pretrain RECIPE --help` lists them with their "
+        "defaults. Durations are words: 10ep (epochs), 2000st (steps), 1e6img (images), 5% (of the "
+        "run).",
         allow_abbrev=False,
+        add_help=not arguments or arguments[0].startswith("-"),
     )
     parser.add_argument("recipe", help="one of " + ", ".join(RECIPES))
     parser.add_argument("--data", default="", help="folder of images, of any depth")
@@ -64,7 +67,7 @@ def pretrain(arguments: list[str]) -> int:
     parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--help-all", action="store_true", help="list every option and stop")
+    parser.add_argument("--help-all", action="store_true", help="list every option of RECIPE")
     names, rest = parser.parse_known_args(arguments)
     config = compose(
         recipe(names.recipe), data=names.data, backbone=names.backbone, optimizer=names.optimizer

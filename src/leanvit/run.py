@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def pretrain(
         _require_free(out, overwrite, Path(asked.data.source))
         run = Run(resolved, source, out, quiet=quiet)  # what cannot be built fails before a write
         _start(run, asked)
-    run.train()
+    run.train(resume=resume)
     return out / FILE
 
 
@@ -126,9 +127,11 @@ def _require_free(out: Path, overwrite: bool, source: Path) -> None:
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
+        saved = (out / CHECKPOINTS).exists() or not (out / RESOLVED).exists()
         raise ValueError(
             f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
-            f"replace it with --overwrite, or name another --out."
+            f"replace it with --overwrite{'' if saved else ' (it saved nothing yet)'}, or name "
+            f"another --out."
         )
     if not (out / RESOLVED).exists():
         raise ValueError(
@@ -148,7 +151,10 @@ def _start(run: "Run", asked: RunConfig) -> None:
         out.mkdir(parents=True, exist_ok=True)
         save_config(asked, out / ASKED)
         images = {"count": len(run.source), "fingerprint": run.source.fingerprint()}
-        record = {**run.resolved.to_dict(), "images": images}
+        versions = {"leanvit": leanvit.__version__, "torch": torch.__version__}
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"started": started, "versions": versions, "images": images}
+        record |= run.resolved.to_dict()
         (out / RESOLVED).write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror}.") from error
@@ -173,7 +179,10 @@ def _resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) ->
             f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
             f"new run in another folder."
         )
-    record = json.loads((out / RESOLVED).read_text())
+    try:
+        record = json.loads((out / RESOLVED).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{out / RESOLVED} is damaged: {error}.") from error
     count = record["images"]["count"]
     if record["images"] != {"count": len(source), "fingerprint": source.fingerprint()}:
         what = f"{len(source)} now" if count != len(source) else "the same number of others now"
@@ -203,10 +212,16 @@ class Run:
         self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         self.views = method.views()
 
-    def train(self) -> None:
-        """Train from the newest checkpoint, or from the start, to the end."""
-        self._restore()
+    def train(self, *, resume: bool = False) -> None:
+        """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
+        if resume:
+            self._restore()
         state, config = self.state, self.config
+        every = config.train.save_every.amount
+        self._say(
+            f"{len(self.source)} images, {state.run} steps of {config.train.batch}, a checkpoint "
+            f"every {every:g}; {config.train.precision} on {config.train.device}."
+        )
         assert self.views is not None
         views = Views(self.source, self.views, config.data, config.train.seed)
         assert config.data.workers != "auto"
@@ -219,11 +234,18 @@ class Run:
             device=state.device,
         )
         noted = self._noting_unreadable(batches)
-        train(state, noted, save=self.save, observers=self._observers())
+        try:
+            train(state, noted, save=self.save, observers=self._observers())
+        except KeyboardInterrupt as error:
+            saved = state.step - state.step % every
+            raise KeyboardInterrupt(
+                f"interrupted at step {state.step}; --resume continues from step {saved:g}"
+            ) from error
 
     def _restore(self) -> None:
         checkpoint = newest_checkpoint(self.out / CHECKPOINTS, _warn)
         if checkpoint is None:
+            self._say("The run saved nothing yet, so it begins again at step 0.")
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
@@ -266,7 +288,11 @@ class Run:
             JsonLines(self.out / METRICS, after=self.state.step),
             TensorBoard(self.out / CURVES, after=self.state.step),
         ]
-        return observers if self.quiet else [*observers, Terminal(self.state.run)]
+        return (
+            observers
+            if self.quiet
+            else [*observers, Terminal(self.state.run, self.config.train.batch)]
+        )
 
     def _say(self, text: str) -> None:
         if not self.quiet:

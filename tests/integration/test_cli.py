@@ -467,3 +467,42 @@ def test_unreadable_images_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     lines = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
     assert {line["name"] for line in lines} == {"003.png"}
     assert "The image '003.png' cannot be read (UnidentifiedImageError" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_where_it_stands(
+    run: Finished,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: object, row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("leanvit.train.metrics.Terminal.on_row", interrupted)
+    assert main([*run.arguments, "--out", str(out)]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted at step 3; --resume continues from step 2" in said
+    monkeypatch.undo()
+    assert main([*run.arguments, "--out", str(out), "--resume"]) == 0
+    assert "Continuing at step 2" in capsys.readouterr().out
+
+
+def test_a_run_that_saved_nothing_begins_again(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.copy(tmp_path)
+    shutil.rmtree(out / "checkpoints")
+    assert "(it saved nothing yet)" in refused(capsys, *run.arguments, "--out", str(out))
+    assert main([*run.arguments, "--out", str(out), "--resume"]) == 0
+    assert "saved nothing yet, so it begins again at step 0" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_named(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run.copy(tmp_path)
+    (out / "resolved.json").write_text("{")
+    said = refused(capsys, *run.arguments, "--out", str(out), "--resume")
+    assert "resolved.json is damaged" in said

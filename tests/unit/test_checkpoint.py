@@ -77,7 +77,7 @@ def test_a_damaged_later_one_never_outlives_a_new_one(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    with full_disk(), pytest.raises(CheckpointError, match="Earlier checkpoints are untouched"):
+    with full_disk(), pytest.raises(CheckpointError, match="What was saved before is untouched"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert newest(tmp_path).step == 1
@@ -132,6 +132,13 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 3, {"weight": torch.zeros(2)}, {}, 2)
     assert newest(tmp_path).tensors()["weight"].equal(torch.zeros(2))
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000003.tmp").mkdir()
+    (tmp_path / ".step-00000003.tmp" / "state.safetensors").write_text("half")
+    save(tmp_path, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
 KILLED = """

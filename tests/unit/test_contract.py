@@ -159,6 +159,9 @@ def test_what_a_backbone_cannot_give_is_an_error() -> None:
         (Ask(logits=(-4,)), vit, [image], "has 3 blocks; there is no block -4"),
         (Ask(drop=torch.ones(4, 2, 2)), swin, [image], r"expected \(4, 2, 1\)"),
         (Ask(), vit, [noise(1, 3, 3, 32)], "smaller than one patch of 4"),
+        (Ask(), vit, [noise(3, 32, 32)], "floating-point tensor .B, 3, height, width."),
+        (Ask(), swin, [noise(1, 1, 32, 32)], "floating-point tensor"),
+        (Ask(), swin, [image.byte()], "not torch.uint8"),
     ]:
         with pytest.raises(ValueError, match=message):
             backbone(views, ask)

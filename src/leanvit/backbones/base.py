@@ -257,6 +257,11 @@ class Backbone(nn.Module):
             if not -self.depth <= index < self.depth:
                 raise ValueError(f"{name} has {self.depth} blocks; there is no block {index}.")
         for view in views:
+            if view.ndim != 4 or view.shape[1] != 3 or not view.is_floating_point():
+                raise ValueError(
+                    f"A view is a floating-point tensor [B, 3, height, width], normalised, not "
+                    f"{view.dtype} {tuple(view.shape)}."
+                )
             if min(view.shape[-2:]) < self.config.patch:
                 raise ValueError(
                     f"A view of {tuple(view.shape[-2:])} pixels is smaller than one patch of "

@@ -50,6 +50,8 @@ def save_checkpoint(
     path = folder / f"step-{step:08d}"
     with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".step-*.tmp"):  # by a process that was killed while it saved
+            shutil.rmtree(left)
         with Replacing(path) as beside:
             beside.mkdir()
             save_tensors(tensors, beside / TENSORS)
@@ -81,8 +83,8 @@ def refusals_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"Could not write {path}: {error.strerror or error}. Earlier checkpoints are "
-            f"untouched; make room and continue with resume."
+            f"Could not write {path}: {error.strerror or error}. What was saved before is "
+            f"untouched; make room and continue with --resume."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,8 +97,8 @@ class TensorBoard:
 class Terminal:
     """Prints one line a row."""
 
-    def __init__(self, run: int) -> None:
-        self._run = run
+    def __init__(self, run: int, batch: int) -> None:
+        self._run, self._batch = run, batch
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Print what a person follows."""
@@ -106,7 +107,19 @@ class Terminal:
         shown += [f"{name} {row[name]:.4f}" for name in terms if name in row]
         shown += [f"lr {row['lr']:.2e}", f"{row['images_per_s']:.1f} images/s"]
         shown.append(f"waiting for data {100 * row['data_wait']:.0f}%")
+        images = (self._run - row["step"]) * self._batch
+        shown.append(f"{spoken(images / row['images_per_s'])} left")
         print("  ".join(shown), flush=True)
 
     def on_end(self) -> None:
         """Nothing is left to print."""
+
+
+def spoken(seconds: float) -> str:
+    """Return a length of time in its two largest units, such as `2 h 5 min`."""
+    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+    whole = round(seconds)
+    for (large, size), (small, part) in pairwise(units):
+        if whole >= size:
+            return f"{whole // size} {large} {whole % size // part} {small}"
+    return f"{whole} s"
