@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,9 @@ class Run:
     out: Path
     quiet: bool = False
 
+    saved: int = field(default=0, init=False)
+    """Step of the newest checkpoint of this run."""
+
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
         self.order = Order(len(self.source), config.train.batch, config.train.seed)
@@ -237,9 +240,8 @@ class Run:
         try:
             train(state, noted, save=self.save, observers=self._observers())
         except KeyboardInterrupt as error:
-            saved = state.step - state.step % every
             raise KeyboardInterrupt(
-                f"interrupted at step {state.step}; --resume continues from step {saved:g}"
+                f"interrupted at step {state.step}; --resume continues from step {self.saved}"
             ) from error
 
     def _restore(self) -> None:
@@ -249,6 +251,7 @@ class Run:
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
+        self.saved = checkpoint.step
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
     def save(self) -> None:
@@ -268,6 +271,7 @@ class Run:
         save_checkpoint(
             self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
         )
+        self.saved = state.step
 
     def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
         """Pass batches on; write down, and say once, which images had to be replaced."""

@@ -476,14 +476,14 @@ def test_an_interrupted_run_says_where_it_stands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(self: object, row: dict[str, float]) -> None:
-        if row["step"] == 3:
+        if row["step"] == 4:  # after the step, before its checkpoint
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
     monkeypatch.setattr("leanvit.train.metrics.Terminal.on_row", interrupted)
     assert main([*run.arguments, "--out", str(out)]) == 130
     said = capsys.readouterr().err
-    assert "interrupted at step 3; --resume continues from step 2" in said
+    assert "interrupted at step 4; --resume continues from step 2" in said
     monkeypatch.undo()
     assert main([*run.arguments, "--out", str(out), "--resume"]) == 0
     assert "Continuing at step 2" in capsys.readouterr().out

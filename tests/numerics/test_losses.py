@@ -36,7 +36,9 @@ def shares(mixing: Mixing | None, view: int, image: int) -> list[tuple[int, floa
     return [(image, own), (int(mixing.partner[image]), 1 - own)]
 
 
-MIXED = Mixing(torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 1.0, 0.8, 0.5], dtype=torch.float64))
+MIXED = Mixing(
+    torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 0.6, 0.8, 1.0], dtype=torch.float64), views=3
+)
 
 
 @pytest.mark.parametrize("mixing", [None, MIXED], ids=["clean", "mixed"])
@@ -44,7 +46,7 @@ MIXED = Mixing(torch.tensor([1, 0, 3, 2]), torch.tensor([0.3, 1.0, 0.8, 0.5], dt
 def test_view_loss_is_its_definition(views: int, mixing: Mixing | None) -> None:
     batch = 4
     if mixing is not None:
-        mixing = Mixing(mixing.partner, mixing.own[:views])
+        mixing = Mixing(mixing.partner, mixing.own[:views], min(views, 3))
     z, w = rows(views * batch, 0).requires_grad_(), prototypes(1).requires_grad_()
     t, v, center = rows(2 * batch, 2), prototypes(3), noise(K, seed=4, dtype=torch.float64)
     ours = view_loss(
@@ -78,7 +80,7 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
     batch, regions = 4, 4
     total_views = sum(count for count, _ in sizes)
     if mixing is not None:
-        mixing = Mixing(mixing.partner, mixing.own[:total_views])
+        mixing = Mixing(mixing.partner, mixing.own[:total_views], min(total_views, 3))
     total = sum(count * batch * size for count, size in sizes)
     z, w = rows(total, 0).requires_grad_(), prototypes(1).requires_grad_()
     t, v = rows(2 * batch * regions, 2), prototypes(3)

@@ -442,7 +442,7 @@ def test_every_value_that_moved_says_why() -> None:
 
 
 SPLIT = "micro-batches on each of"
-TOO_LONG = "steps, but the whole run has 1500: shorten it or train longer."
+TOO_LONG = "steps, but the whole run has 1500: shorten it to 1500 or train longer."
 SCHEDULES = ("optim.lr", "optim.weight_decay", "method.teacher_temp", "method.teacher_momentum")
 
 

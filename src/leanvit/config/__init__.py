@@ -19,7 +19,7 @@ from leanvit.config.methods import (
     MultiCropConfig,
 )
 from leanvit.config.names import look_up, unknown_name
-from leanvit.config.resolve import Facts, Resolved, resolve
+from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
 from leanvit.config.run import (
     AdamWConfig,
     DataConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "ViTConfig",
     "compose",
     "constant",
+    "epoch_steps",
     "from_dict",
     "load_config",
     "look_up",

@@ -101,14 +101,15 @@ def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
     }
 
 
-def epoch_steps(config: RunConfig, images: int) -> int:
-    """Steps in one pass over the images; the last incomplete batch is left out."""
-    return images // config.train.batch
+def epoch_steps(images: int, batch: int) -> int:
+    """Return the steps in one pass over the images; the last incomplete batch is left out."""
+    return images // batch
 
 
 def _durations(config: RunConfig, facts: Facts) -> Decisions:
     _check_images(config, facts)
-    epoch, batch = epoch_steps(config, facts.images), config.train.batch
+    batch = config.train.batch
+    epoch = epoch_steps(facts.images, batch)
     asked = config.train.duration
     run = asked.steps(epoch=epoch, batch=batch)
     if run < 1:
@@ -168,11 +169,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
         if not name.startswith("train.") and duration.amount > limit:
             raise ValueError(
                 f"{name} takes {duration.amount:g} steps, but the whole run has "
-                f"{train.duration.amount:g}, and something must come after it: shorten it or "
-                f"train longer."
-                if limit < train.duration.amount
-                else f"{name} takes {duration.amount:g} steps, but the whole run has "
-                f"{train.duration.amount:g}: shorten it or train longer."
+                f"{train.duration.amount:g}: shorten it to {limit:g} or train longer."
             )
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from leanvit.config import epoch_steps
 from leanvit.core import random
 
 
@@ -39,7 +40,7 @@ class Order:
     """Steps in an epoch."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "epoch_steps", self.images // self.batch)
+        object.__setattr__(self, "epoch_steps", epoch_steps(self.images, self.batch))
 
     def keys(self, step: int) -> list[Key]:
         """Return this process's images of a step, counted from 0 over the whole run."""

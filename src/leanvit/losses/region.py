@@ -49,7 +49,7 @@ def region_pairs(student: Sequence[Tensor], teacher: Tensor, mixing: Mixing | No
         rows = torch.arange(start, start + group[..., 0].numel(), device=group.device)
         rows = rows.view(group.shape[:3])
         own = torch.ones(len(group), dtype=torch.float64, device=group.device)
-        if mixing is not None:
+        if mixing is not None and first < mixing.views:
             own = mixing.own[first : first + len(group)]
             found.append(_matched(group, teacher, rows, first, 1 - own, mixing.partner))
         found.append(_matched(group, teacher, rows, first, own))
@@ -74,7 +74,9 @@ def _matched(
     batch, regions = teacher.shape[1:3]
     if images is None:
         images = torch.arange(batch, device=group.device)
-    best = match_regions(group, teacher[:, images])[seen, views]  # [pairs of views, B, T_g]
+    else:
+        teacher = teacher[:, images]
+    best = match_regions(group, teacher)[seen, views]  # [pairs of views, B, T_g]
     offset = (seen[:, None] * batch + images) * regions
     weight = share[views][:, None, None] / rows[0].numel()
     return Pairs(

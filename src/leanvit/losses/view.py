@@ -24,6 +24,8 @@ class Mixing:
     """[B] number of the other image."""
     own: Tensor
     """[V] fp64 share of a view that still shows its own image; 1 where nothing was mixed."""
+    views: int
+    """How many views were mixed, counted from the first."""
 
 
 def view_loss(

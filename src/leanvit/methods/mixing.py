@@ -30,6 +30,10 @@ def mix_views(
     mixed: list[Tensor] = []
     own: list[float] = []
     for group in groups:
+        if len(own) >= config.views:
+            own += [1.0] * len(group)
+            mixed.append(group)
+            continue
         views = list(group)
         for number, view in enumerate(views):
             if len(own) < config.views:
@@ -40,7 +44,8 @@ def mix_views(
         mixed.append(torch.stack(views))
     device = groups[0].device
     partner = torch.arange(groups[0].shape[1], device=device) ^ 1
-    return mixed, Mixing(partner, to_device(torch.tensor(own, dtype=torch.float64), device))
+    shares = to_device(torch.tensor(own, dtype=torch.float64), device)
+    return mixed, Mixing(partner, shares, config.views)
 
 
 def _mix(view: Tensor, config: MixConfig, draw: np.random.Generator) -> tuple[Tensor, float]:
