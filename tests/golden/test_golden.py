@@ -179,7 +179,7 @@ def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
         features = fill("input.student_region", rows, d, seed=seed)
         parts = features.split([count * batch * size for count, size in sizes])
         region_center = center("input.center_region")
-        region = region_loss(
+        region, _ = region_loss(
             Projection(student_region, eye),
             Projection(teacher_region, eye),
             region_center.key_bias(golden["teacher_temp"]),

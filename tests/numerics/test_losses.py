@@ -90,7 +90,7 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
         for n, (count, size) in enumerate(sizes)
     ]
     teacher = noise(2, batch, regions, CHANNELS, seed=9, dtype=torch.float64)
-    ours = region_loss(
+    ours, _ = region_loss(
         Projection(z, w),
         Projection(t, v),
         -center / 0.05,

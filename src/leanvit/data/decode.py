@@ -1,11 +1,14 @@
 """From encoded bytes to pixels: the one place that meets files of unknown origin."""
 
 import io
+import re
 import warnings
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What may lie behind an image's name; Pillow knows others that are no photographs."""
@@ -30,3 +33,15 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             grey = (np.asarray(upright, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8)
             return np.repeat(grey[..., None], 3, axis=2)
         return np.asarray(upright.convert("RGB"))
+
+
+def to_pixels(image: bytes | NDArray[np.uint8]) -> Tensor:
+    """Return uint8 pixels [3, height, width] of an encoded image, or of RGB pixels [h, w, 3]."""
+    pixels = decode(image) if isinstance(image, bytes) else image
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def reason(error: Exception) -> str:
+    """Return an error's type and text, without addresses, which differ from run to run."""
+    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", str(error))
+    return f"{type(error).__name__}: {text}"

@@ -1,6 +1,5 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
-import re
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
 from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.decode import decode
+from leanvit.data.decode import reason, to_pixels
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import ViewSpec, draw, plan, render
@@ -53,9 +52,9 @@ class Views(Dataset[Rendered | ValueError]):
         for attempt in range(REPLACEMENTS):
             try:
                 sample = self.source[index]
-                pixels = torch.from_numpy(decode(sample.image).copy()).permute(2, 0, 1)
+                pixels = to_pixels(sample.image)
             except Exception as error:  # the decoder boundary: any file, any error
-                unreadable.append(Unreadable(index, self.source.name(index), _reason(error)))
+                unreadable.append(Unreadable(index, self.source.name(index), reason(error)))
                 index = replacement(self.seed, key, attempt, len(self.source))
             else:
                 return pixels, index, sample.target, unreadable
@@ -64,12 +63,6 @@ class Views(Dataset[Rendered | ValueError]):
             f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
             f"because of {unreadable[0].error}"
         )
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's type and text, without addresses, which differ from run to run."""
-    text = re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", str(error))
-    return f"{type(error).__name__}: {text}"
 
 
 def collate(found: list[Rendered | ValueError]) -> ViewBatch | ValueError:

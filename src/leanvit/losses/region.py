@@ -25,15 +25,20 @@ def region_loss(
     student_temp: float,
     teacher_temp: float,
     mixing: Mixing | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Return the mean over view pairs, images and student regions of the matched regions' CE.
+
+    Beside it the share of the teacher's regions that some region chose: 1 / T once all choose the
+    same, as they do when the features collapse.
 
     student_features: backbone features [V_g, B, T_g, d] of each size, global views first;
     teacher_features [2, B, T, d]. The projections' rows are the same regions, flattened in that
     order. Matching uses backbone features and passes no gradient.
     """
     pairs = region_pairs(student_features, teacher_features, mixing)
-    return prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
+    loss = prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
+    chosen = torch.zeros(len(teacher.rows), device=loss.device)
+    return loss, chosen.index_fill_(0, pairs.teacher, 1).mean()
 
 
 @torch.no_grad()

@@ -69,6 +69,10 @@ class Method(nn.Module):
         """Return the weights that evaluation and export see."""
         raise NotImplementedError
 
+    def learner(self) -> Backbone | None:
+        """Return the network that takes the gradients, where it is not the encoder."""
+        return None
+
     def part(self, name: str) -> str:
         """Return the module that a trained parameter counts to, in norms and clipping."""
         return name.split(".")[0]

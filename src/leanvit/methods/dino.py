@@ -4,6 +4,7 @@ arXiv 2104.14294; the view-only case of EsViT. Letters: V_g views of one size, B
 """
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from leanvit.core.ema import ema_update
 from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
+from leanvit.kernels.prototype_attention import Projection
 from leanvit.losses.view import Mixing, view_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
 from leanvit.methods.heads import Center, Head
@@ -53,6 +55,10 @@ class DINO(Method):
         """Return the teacher's backbone."""
         return self.teacher.backbone
 
+    def learner(self) -> Backbone:
+        """Return the student's backbone."""
+        return self.student.backbone
+
     def part(self, name: str) -> str:
         """Return backbone, head or region_head."""
         return name.split(".")[1]
@@ -79,30 +85,45 @@ class DINO(Method):
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
     ) -> StepOutput:
         """Return the loss of the student's features (one entry a size) against the teacher's."""
-        view = self.view_term(found, seen, mixing, at)
-        return StepOutput(total=view, terms={"view": view}, stats={"feature_std": spread(seen)})
-
-    def view_term(
-        self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
-    ) -> Tensor:
-        """Return L_V and collect the teacher's rows for the center."""
         with torch.no_grad():
             teacher = self.teacher.head(seen.pooled)
         self.center.collect(teacher.rows)
         temperature = at.value(self.config.teacher_temp)
-        return view_loss(
+        bias = self.center.key_bias(temperature)
+        view = view_loss(
             self.student.head(torch.cat([features.pooled for features in found])),
             teacher,
-            self.center.key_bias(temperature),
+            bias,
             student_temp=self.config.student_temp,
             teacher_temp=temperature,
             mixing=mixing,
         )
+        stats = {
+            "feature_std": spread(seen),
+            "teacher_entropy": teacher_entropy(teacher, bias, temperature),
+        }
+        return StepOutput(total=view, terms={"view": view}, stats=stats)
 
     def after_step(self, at: Moment) -> None:
         """Move the center with the old teacher's prototypes, then the teacher."""
         self.center.update(self.teacher.head.last_layer(), self.config.center_momentum)
         ema_update(self.teacher, self.student, at.value(self.config.teacher_momentum))
+
+
+ENTROPY_ROWS = 64
+"""Rows of a batch whose entropy is measured: few, since K-wide rows are dear."""
+
+
+@torch.no_grad()
+def teacher_entropy(teacher: Projection, key_bias: Tensor, temperature: float) -> Tensor:
+    """Return the mean entropy of the teacher's distributions over K prototypes, over log K.
+
+    1 for a teacher that says nothing, 0 for one that is certain.
+    """
+    rows = teacher.rows[:ENTROPY_ROWS]
+    logits = rows @ teacher.prototypes.to(rows.dtype).T / temperature + key_bias
+    entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
+    return entropy / max(math.log(logits.shape[1]), 1e-9)
 
 
 @torch.no_grad()

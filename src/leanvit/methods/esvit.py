@@ -13,7 +13,7 @@ from leanvit.config import BackboneConfig, EsViTConfig
 from leanvit.losses.region import region_loss
 from leanvit.losses.view import TEACHER_VIEWS, Mixing
 from leanvit.methods.base import Moment, StepOutput
-from leanvit.methods.dino import DINO, spread
+from leanvit.methods.dino import DINO
 from leanvit.methods.heads import Center
 
 
@@ -33,19 +33,19 @@ class EsViT(DINO):
         """Return (1 - w) L_V + w L_R; L_V alone before `region_start`."""
         if at.step < self.config.region_start.amount:
             return super().objective(found, seen, mixing, at)
-        view = self.view_term(found, seen, mixing, at)
-        region = self.region_term(found, seen, mixing, at)
+        out = super().objective(found, seen, mixing, at)
+        region, distinct = self.region_term(found, seen, mixing, at)
         weight = self.config.region_weight
         return StepOutput(
-            total=(1 - weight) * view + weight * region,
-            terms={"view": view, "region": region},
-            stats={"feature_std": spread(seen)},
+            total=(1 - weight) * out.total + weight * region,
+            terms={**out.terms, "region": region},
+            stats={**out.stats, "distinct_matches": distinct},
         )
 
     def region_term(
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
-    ) -> Tensor:
-        """Return L_R and collect the teacher's rows for the region center."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return L_R and the share of distinct matches; collect rows for the region center."""
         assert self.student.region_head is not None and self.teacher.region_head is not None
         with torch.no_grad():
             teacher = self.teacher.region_head(seen.grid.flatten(0, 2))

@@ -1,0 +1,110 @@
+"""Whole images for evaluation: the shorter side resized, the middle taken, nothing drawn.
+
+Letters: B images, S side of the input in pixels.
+"""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from leanvit.data.batch import Unreadable
+from leanvit.data.decode import reason, to_pixels
+from leanvit.data.sources import Source
+
+PAPER_CROP = 0.875
+"""Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """B images that could be read, and those between them that could not."""
+
+    pixels: Tensor
+    """[B, 3, S, S] in [0, 1], not normalised."""
+    index: Tensor
+    """[B] number in the source."""
+    target: Tensor
+    """[B] class, -1 where the source has none."""
+    unreadable: tuple[Unreadable, ...]
+
+
+Middle = tuple[Tensor, int] | Unreadable
+"""Pixels and class of an image, or why there are none."""
+
+
+def middle(pixels: Tensor, size: int, crop: float) -> Tensor:
+    """Return the middle of an image [3, h, w] as [3, size, size].
+
+    Its shorter side becomes size / crop pixels (bicubic, antialiased), of which the middle `size`
+    stay. uint8 becomes [0, 1]; what is floating-point already is taken as it is.
+    """
+    height, width = pixels.shape[-2:]
+    scale = round(size / crop) / min(height, width)
+    target = [max(round(height * scale), size), max(round(width * scale), size)]
+    values = pixels if pixels.is_floating_point() else pixels.float() / 255
+    if target != [height, width]:
+        values = tv.resize(values, target, InterpolationMode.BICUBIC, antialias=True).clamp_(0, 1)
+    return tv.center_crop(values, [size, size])
+
+
+class Images(Dataset[tuple[int, Middle]]):
+    """The middle of every image of a source."""
+
+    def __init__(self, source: Source, size: int, crop: float) -> None:
+        self.source, self.size, self.crop = source, size, crop
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Middle]:
+        try:
+            sample = self.source[index]
+            pixels = middle(to_pixels(sample.image), self.size, self.crop)
+        except Exception as error:  # the decoder boundary: any file, any error
+            return index, Unreadable(index, self.source.name(index), reason(error))
+        return index, (pixels, sample.target)
+
+
+def _collate(found: list[tuple[int, Middle]]) -> ImageBatch:
+    read = [(i, entry) for i, entry in found if not isinstance(entry, Unreadable)]
+    pixels = [entry[0] for _, entry in read]
+    return ImageBatch(
+        torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0),
+        torch.tensor([index for index, _ in read], dtype=torch.long),
+        torch.tensor([entry[1] for _, entry in read], dtype=torch.long),
+        tuple(entry for _, entry in found if isinstance(entry, Unreadable)),
+    )
+
+
+def load_images(
+    source: Source, *, size: int, crop: float, batch: int, workers: int
+) -> Iterator[ImageBatch]:
+    """Yield all images of a source once, in order, in batches of at most `batch`, on the CPU."""
+    loader = DataLoader(
+        Images(source, size, crop),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # torch would otherwise draw from the global one
+    )
+    yield from loader
+
+
+def usual_crop(source: Source, size: int, look_at: int = 32) -> float:
+    """Return the papers' share, or 1 if images are no larger than the input.
+
+    The middle one of a few shorter sides decides for all images.
+    """
+    sides = []
+    for index in range(0, len(source), max(len(source) // look_at, 1)):
+        try:
+            sides.append(min(to_pixels(source[index].image).shape[-2:]))
+        except Exception:  # the decoder boundary; whoever loads the image will name it
+            continue
+    return 1.0 if sides and statistics.median(sides) <= size else PAPER_CROP
