@@ -14,6 +14,9 @@ from leanvit.config import BACKBONES, BackboneConfig, from_dict, to_dict, unknow
 from leanvit.core.random import seeded
 
 FILE = "backbone.safetensors"
+"""The weights that a run is for: a method's teacher, where it has one."""
+STUDENT = "student.safetensors"
+"""Beside it, the network that took the gradients."""
 HEADER = "leanvit"
 
 

@@ -28,6 +28,7 @@ from leanvit.config.run import (
     RunConfig,
     SGDConfig,
     TrainConfig,
+    WatchConfig,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "SwinConfig",
     "TrainConfig",
     "ViTConfig",
+    "WatchConfig",
     "compose",
     "constant",
     "epoch_steps",

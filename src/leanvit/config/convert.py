@@ -156,7 +156,7 @@ def replace_options(config: T, options: Mapping[str, Any]) -> T:
     known = dict(leaves(plain))
     for name, value in options.items():
         if name not in known:
-            raise _unknown_option(name, known)
+            raise unknown_option(name, known)
         *path, last = name.split(".")
         section = plain
         for key in path:
@@ -197,15 +197,18 @@ def compose(
     return replace_options(config, changes)
 
 
-def _unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
-    """Name the options of the section that was meant, not all of them."""
-    sections = sorted({option.rpartition(".")[0] for option in known})
+def unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
+    """Return the error for an unknown option: it names those of the section that was meant."""
     inside = [option for option in known if option.startswith(f"{name}.")]
     if inside:
         return ValueError(f"{name!r} is a section; its options are {', '.join(inside)}.")
     section = name.rpartition(".")[0]
-    if section not in sections:
-        near = get_close_matches(name, known, n=1, cutoff=0.6)
+    sections = sorted({option.rpartition(".")[0] for option in known} - {""})
+    if sections and section not in sections:
+        last = {option.rpartition(".")[2]: option for option in known}
+        near = [last[word] for word in get_close_matches(name, last, n=1, cutoff=0.6)]
+        if section or not near:
+            near = get_close_matches(name, known, n=1, cutoff=0.6) or near
         hint = f"; did you mean {near[0]!r}?" if near else "."
         return ValueError(f"Unknown option {name!r}{hint} Sections: {', '.join(sections)}.")
     siblings = [option for option in known if option.rpartition(".")[0] == section]
@@ -218,11 +221,13 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a configuration that `save_config` wrote. Raises ValueError where it is not one."""
+    """Read the `config.json` or `resolved.json` of a run. Raises ValueError where it is neither."""
     try:
         plain = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     except OSError as error:
         raise ValueError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    if isinstance(plain, dict) and "origins" in plain and "config" in plain:
+        plain = plain["config"]
     return from_dict(RunConfig, plain)

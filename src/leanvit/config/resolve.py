@@ -119,7 +119,7 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
         count = (
             run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
         )
-        if name in ("train.log_every", "train.save_every"):
+        if name in ("train.log_every", "train.save_every", "watch.every"):
             count = max(count, 1)
         if str(steps(count)) != str(duration):
             decided[name] = (steps(count), f"{duration} of {run} steps, {epoch} an epoch")
@@ -166,7 +166,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
             )
     for name, duration in _find_durations(config):
         limit = train.duration.amount - (not name.endswith(".warmup"))
-        if not name.startswith("train.") and duration.amount > limit:
+        if not name.startswith(("train.", "watch.")) and duration.amount > limit:
             raise ValueError(
                 f"{name} takes {duration.amount:g} steps, but the whole run has "
                 f"{train.duration.amount:g}: shorten it to {limit:g} or train longer."

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import tyro
-
 from leanvit.config.backbones import BackboneConfig
 from leanvit.config.checks import (
     AT_LEAST_ONE,
@@ -25,16 +23,18 @@ class DataConfig:
     """Where the images come from and how they reach the step."""
 
     source: str = ""
-    """Folder of images, of any depth."""
+    """Folder of images of any depth, list file, or sample."""
     workers: int | Auto = "auto"
     """Processes that decode and render; 0 does it between the steps."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel, pixels in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of the channels."""
+    max_unreadable: float = 1.0
+    """Percent of the images that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
-        require(self, NOT_NEGATIVE, "workers")
+        require(self, NOT_NEGATIVE, "workers", "max_unreadable")
         require(self, POSITIVE, "std")
 
 
@@ -138,10 +138,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """How a run shows whether it learns: k-NN where images have classes, effective rank always."""
+
+    every: Duration = Duration(10, "%")
+    """How often the features are looked at, besides before the first step."""
+    images: int = 1000
+    """Images whose features are compared, and at most as many to test on; 0 never looks."""
+    val: str = ""
+    """Images to test k-NN on; otherwise what lies beside `train`, or a fifth that is held out."""
+    k: int = 20
+    """Number of neighbours."""
+
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, "images")
+        require(self, AT_LEAST_ONE, "k")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """Everything that decides what a pre-training run does."""
 
-    recipe: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    recipe: str
     """Name of the recipe that this configuration started from."""
     method: MethodConfig
     """The method and its options."""
@@ -153,3 +171,7 @@ class RunConfig:
     """The optimiser."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    """What shows whether the run learns."""
+    init: str = ""
+    """Backbone file, or folder of a run, whose weights the networks start from."""

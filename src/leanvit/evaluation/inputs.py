@@ -1,0 +1,97 @@
+"""From names on a command line to networks, to images, and to the way that one sees the other."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from leanvit.backbones.base import Backbone
+from leanvit.config.evaluation import ImagesConfig, ProbeConfig
+from leanvit.core.console import track, warn
+from leanvit.data.images import load_images, usual_crop
+from leanvit.data.sources import (
+    SAMPLE,
+    Source,
+    hold_out,
+    open_source,
+    open_validation,
+    require_classes,
+)
+from leanvit.evaluation.features import Described, Description, describe
+from leanvit.evaluation.models import open_networks
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How images reach the networks, nothing left open."""
+
+    config: ImagesConfig
+    device: torch.device
+    size: int
+    crop: float
+    workers: int
+    quiet: bool
+
+    def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
+        """Describe all images of a source. Raises ValueError if too many cannot be read."""
+        batch = self.config.batch
+        images = load_images(
+            source, size=self.size, crop=self.crop, batch=batch, workers=self.workers
+        )
+        total = -(-len(source) // batch)
+        found = describe(track(images, text, total, quiet=self.quiet), ways)
+        _require_readable(found, len(source), self.config.max_unreadable)
+        return found
+
+
+def _require_readable(found: Described, images: int, most: float) -> None:
+    bad = found.unreadable
+    if not bad:
+        return
+    text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"
+    if 100 * len(bad) / images > most:
+        raise ValueError(f"{text}; at most {most:g} % may be (max_unreadable).")
+    warn(f"{text}; left out.")
+
+
+def open_both(config: ProbeConfig) -> tuple[Source, Source, list[str]]:
+    """Return the images to learn from, those to test on, and what a reader should know of it."""
+    source = open_source(config.data)
+    require_classes(source)
+    test = open_validation(config.val, source)
+    if test is not None:
+        require_classes(test)
+        return source, test, []
+    learn, test = hold_out(source)
+    note = (
+        f"No images were set aside to evaluate on (--val), so a fifth of each class was: "
+        f"{len(test)} images. If the network was pre-trained on them, it has seen their pixels, "
+        f"not their classes."
+    )
+    return learn, test, [note]
+
+
+def prepare(
+    config: ImagesConfig, model: str | Path, source: Source, quiet: bool
+) -> tuple[Seen, Mapping[str, Backbone]]:
+    """Return the networks, and how images reach them."""
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
+    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+    networks = open_networks(model, device)
+    first = next(iter(networks.values()))
+    size = first.config.image_size if config.image_size == "auto" else config.image_size
+    crop = usual_crop(source, size) if config.crop == "auto" else config.crop
+    cores = len(os.sched_getaffinity(0))
+    workers = min(cores - 1, 16) if config.workers == "auto" else config.workers
+    return Seen(config, device, size, crop, workers, quiet), networks
+
+
+def protocols_of(config: ProbeConfig) -> tuple[str, ...]:
+    """Return the protocols that are asked for."""
+    if config.protocol == "auto":
+        return ("color", "grey") if config.data == SAMPLE else ("color",)
+    return ("color", "grey") if config.protocol == "both" else (config.protocol,)

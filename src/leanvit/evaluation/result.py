@@ -1,0 +1,44 @@
+"""What an evaluation found: printed as a table, given to programs as plain values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Facts about what was done, and a table."""
+
+    name: str
+    """The evaluation."""
+    facts: Mapping[str, Any]
+    """What was evaluated, on which images, how."""
+    rows: Sequence[Mapping[str, Any]]
+    """The table: every row has the same keys."""
+    notes: Sequence[str] = field(default=())
+    """Sentences that a reader of the table should know."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON has them."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return the table as lines of text: a head, then one line a row."""
+        heads = list(self.rows[0])
+        cells = [heads, *([_cell(row[head]) for head in heads] for row in self.rows)]
+        widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+        numeric = [not isinstance(self.rows[0][head], str) for head in heads]
+        return [
+            "  ".join(
+                cell.rjust(width) if right else cell.ljust(width)
+                for cell, width, right in zip(line, widths, numeric, strict=True)
+            ).rstrip()
+            for line in cells
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *self.notes])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
