@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leanvit.backbones.catalogue import list_backbones
     from leanvit.backbones.weights import load_backbone
+    from leanvit.evaluation.embedding import embed
+    from leanvit.evaluation.evaluate import evaluate
+    from leanvit.preflight import check
     from leanvit.run import pretrain
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "check": "leanvit.preflight",
+    "embed": "leanvit.evaluation.embedding",
+    "evaluate": "leanvit.evaluation.evaluate",
     "list_backbones": "leanvit.backbones.catalogue",
     "load_backbone": "leanvit.backbones.weights",
     "pretrain": "leanvit.run",
 }
 
-__all__ = ["list_backbones", "load_backbone", "pretrain"]
+__all__ = ["check", "embed", "evaluate", "list_backbones", "load_backbone", "pretrain"]
 
 
 def __getattr__(name: str) -> object:

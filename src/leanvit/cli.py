@@ -1,26 +1,45 @@
 """The command line: one table of commands. Torch is imported when a command runs, not before."""
 
-import argparse
+import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import tyro
-
 import leanvit
-from leanvit.config import BACKBONES, Duration, RunConfig, compose, look_up, to_dict
-from leanvit.config.convert import KINDS, leaves
+from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
+from leanvit.config.convert import KINDS
+from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
 from leanvit.config.run import OptimConfig
+from leanvit.config.words import Parser, add_options, parse_options
 from leanvit.core.errors import RunError
 from leanvit.recipes import RECIPES, recipe
 
 USAGE = """leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
 
-  leanvit pretrain RECIPE --data FOLDER --out FOLDER    folder of images to backbone
+  leanvit check RECIPE --data FOLDER            what a run would see, need and take
+  leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
+  leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
+  leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
+  leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
   leanvit --version
 
-Every command answers --help."""
+Every command answers --help, and --json prints its result as one JSON object on stdout.
+--data is a folder of any depth, a list file, or `sample`, photographs that come with the package.
+MODEL is the folder of a run, a backbone file, or a backbone's name."""
+
+COMMON = (
+    *("init", "data.workers", "data.max_unreadable"),
+    *("backbone.image_size", "backbone.drop_path"),
+    *("method.views.global_size", "method.views.local_sizes", "method.views.local_counts"),
+    *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
+    *("optim.lr.peak", "optim.weight_decay.peak", "optim.clip"),
+    *("train.duration", "train.batch", "train.accumulate", "train.precision", "train.device"),
+    *("train.seed", "train.save_every", "watch.every", "watch.val"),
+)
+"""The options that people change: what --help shows of a run's."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,41 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except KeyboardInterrupt as stop:
-        print(f"leanvit: {stop or 'interrupted before the first step'}", file=sys.stderr)
+        print(f"leanvit: {stop or 'interrupted'}", file=sys.stderr)
         return 130
 
 
 def pretrain(arguments: list[str]) -> int:
-    """`leanvit pretrain`: names first (recipe, backbone, optimizer), then the options they fix."""
-    parser = argparse.ArgumentParser(
-        prog="leanvit pretrain",
-        description="Pre-train a backbone on a folder of images.",
-        epilog="Every other option is named by its section, such as --train.batch 32 or "
-        "--method.views.local-counts 4; `leanvit pretrain RECIPE --help` lists them with their "
-        "defaults. Durations are words: 10ep (epochs), 2000st (steps), 1e6img (images), 5% (of the "
-        "run).",
-        allow_abbrev=False,
-        add_help=not arguments or arguments[0].startswith("-"),
+    """`leanvit pretrain`: images to backbone."""
+    parser = _run_parser(
+        "pretrain", "Pre-train a backbone on images.", out="folder that everything is written to"
     )
-    parser.add_argument("recipe", help="one of " + ", ".join(RECIPES))
-    parser.add_argument("--data", default="", help="folder of images, of any depth")
-    parser.add_argument("--out", help="folder that everything is written to")
-    parser.add_argument("--backbone", default="", help="one of " + ", ".join(BACKBONES))
-    parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--help-all", action="store_true", help="list every option of RECIPE")
-    names, rest = parser.parse_known_args(arguments)
-    config = compose(
-        recipe(names.recipe), data=names.data, backbone=names.backbone, optimizer=names.optimizer
-    )
-    options = parse_options(config, ["--help"] if names.help_all else rest)
+    found = _run_request(parser, arguments)
+    if found is None:
+        return 0
+    names, options = found
     if not names.out:
         raise ValueError("Name a folder for the results: --out FOLDER.")
+    from leanvit.folder import SUMMARY
     from leanvit.run import pretrain as run
 
     backbone = run(
-        names.recipe,
+        load_config(Path(names.config)) if names.config else names.recipe,
         out=names.out,
         data=names.data,
         backbone=names.backbone,
@@ -87,43 +93,172 @@ def pretrain(arguments: list[str]) -> int:
         resume=names.resume,
         overwrite=names.overwrite,
     )
-    print(f"The backbone is in {backbone}")
+    if names.json:
+        print((Path(names.out) / SUMMARY).read_text(), end="")
+    else:
+        print(
+            f"The backbone is in {backbone}, pictures of its losses, views and matches beside it.\n"
+            f"Evaluate it: leanvit evaluate knn {names.out} --data FOLDER-WITH-CLASSES"
+        )
     return 0
 
 
-def parse_options(config: RunConfig, arguments: list[str]) -> dict[str, Any]:
-    """Return the options that dotted arguments set, by name; `config` fixes their types.
+def check(arguments: list[str]) -> int:
+    """`leanvit check`: the same words as for `pretrain`, but three steps and no run."""
+    parser = _run_parser(
+        "check",
+        "Say what a run would see, need and take: reads every image, does three steps.",
+        out="folder for a picture of the views and for the report (default check)",
+    )
+    found = _run_request(parser, arguments)
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.preflight import check as run
 
-    Exits with code 2, after saying why and what was probably meant, for an unknown option or a
-    value that does not fit.
+    report = run(
+        load_config(Path(names.config)) if names.config else names.recipe,
+        out=names.out or "check",
+        data=names.data,
+        backbone=names.backbone,
+        optimizer=names.optimizer,
+        options=options,
+    )
+    print(json.dumps(report.to_dict(), indent=2) if names.json else report)
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`leanvit evaluate knn | linear`."""
+    if not arguments or arguments[0].startswith("-"):
+        if not arguments:
+            raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
+        print("usage: leanvit evaluate NAME MODEL --data SOURCE [options]\n\nNAME is one of:")
+        for name, kind in EVALUATION_CONFIGS.items():
+            print(f"  {name:8} {kind.__doc__}")
+        print("\n`leanvit evaluate NAME --help` lists the options.")
+        return 0
+    name = arguments[0]
+    config = look_up("evaluation", name, EVALUATION_CONFIGS)()
+    found = _model_request(f"evaluate {name}", config, arguments[1:])
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.evaluation.evaluate import evaluate as run
+
+    result = run(name, names.model, options=options)
+    print(json.dumps(result.to_dict(), indent=2) if names.json else result)
+    return 0
+
+
+def embed(arguments: list[str]) -> int:
+    """`leanvit embed`: features to a file."""
+    found = _model_request("embed", EmbedConfig(), arguments, out="file: .npz or .csv")
+    if found is None:
+        return 0
+    names, options = found
+    if not names.out:
+        raise ValueError("Name a file for the features: --out FILE.npz or FILE.csv.")
+    from leanvit.evaluation.embedding import embed as run
+
+    written = run(names.model, out=names.out, options=options)
+    print(json.dumps({"features": str(written)}) if names.json else f"Features are in {written}")
+    return 0
+
+
+def _run_parser(command: str, text: str, *, out: str) -> Parser:
+    parser = Parser(
+        prog=f"leanvit {command}",
+        usage=f"leanvit {command} RECIPE --data SOURCE --out DIR [options]",
+        description=f"{text} RECIPE is one of {', '.join(RECIPES)}.",
+        epilog="Durations are words: 10ep (epochs), 2000st (steps), 1e6img (images), 5% (of the "
+        "run). --help shows the options that people change, --help-all all of them.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.set_defaults(recipe="")
+    parser.add_argument("--data", default="", help="folder of any depth, list file, or sample")
+    parser.add_argument("--out", default="", help=out)
+    parser.add_argument("--backbone", default="", help="one of " + ", ".join(BACKBONES))
+    parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
+    parser.add_argument(
+        "--config", help="config.json or resolved.json of a run, in place of RECIPE"
+    )
+    _add_common(parser)
+    parser.add_argument("--help-all", action="store_true", help="list every option")
+    return parser
+
+
+def _add_common(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("-h", "--help", action="store_true", help="list the options")
+
+
+def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[str, Any]] | None:
+    """Return the names and the options of a run; None after help was printed.
+
+    Names come first, since they fix which options there are and what they default to.
     """
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def duration(
-        info: tyro.constructors.PrimitiveTypeInfo,
-    ) -> tyro.constructors.PrimitiveConstructorSpec[Duration] | None:
-        if info.type is not Duration:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="DURATION",
-            instance_from_str=lambda words: Duration.parse(words[0]),
-            is_instance=lambda value: isinstance(value, Duration),
-            str_from_instance=lambda value: [str(value)],
+    names, rest = parser.parse_known_args(arguments)
+    if rest and not rest[0].startswith("-"):
+        names.recipe = rest.pop(0)
+    if names.config and names.recipe:
+        raise ValueError(
+            f"--config stands in place of a recipe, but both were given: {names.recipe!r}."
         )
+    config = _named_config(names)
+    if names.help or names.help_all:
+        known = () if names.help_all else COMMON
+        add_options(parser, config, shown=known)
+        print(parser.format_help())
+        return None
+    return names, parse_options(config, rest)
 
-    with registry:
-        parsed = tyro.cli(
-            RunConfig, default=config, args=arguments, prog=f"leanvit pretrain {config.recipe}"
+
+def _named_config(names: Namespace) -> RunConfig:
+    """Return the configuration that the names alone ask for."""
+    helping, resuming = names.help or names.help_all, getattr(names, "resume", False)
+    if names.config:
+        config = load_config(Path(names.config))
+    elif names.recipe or helping:
+        config = recipe(names.recipe or "esvit")
+    elif resuming and names.out:
+        if not (Path(names.out) / "config.json").exists():
+            raise ValueError(f"There is no run to resume in {names.out!r}.")
+        config = load_config(Path(names.out) / "config.json")
+    else:
+        raise ValueError(f"Name a recipe first: {', '.join(RECIPES)}; or --config FILE.")
+    return compose(config, backbone=names.backbone, optimizer=names.optimizer)
+
+
+def _model_request(
+    command: str, config: EmbedConfig | ProbeConfig, arguments: list[str], out: str = ""
+) -> tuple[Namespace, dict[str, Any]] | None:
+    """Return the names and the options of what is done with a model; None after help."""
+    parser = Parser(
+        prog=f"leanvit {command}",
+        usage=f"leanvit {command} MODEL --data SOURCE{' --out FILE' if out else ''} [options]",
+        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, or a "
+        "backbone's name.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    if out:
+        parser.add_argument("--out", default="", help=out)
+    _add_common(parser)
+    names, rest = parser.parse_known_args(arguments)
+    if names.help:
+        add_options(parser, config)
+        print(parser.format_help())
+        return None
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(
+            "Name a model first: the folder of a run, a backbone file or a backbone's name."
         )
-    named = {word.removeprefix("--").split("=")[0].replace("-", "_") for word in arguments}
-    before = dict(leaves(to_dict(config)))
-    return {
-        name: value
-        for name, value in leaves(to_dict(parsed))
-        if name in named or value != before[name]
-    }
+    names.model = rest[0]
+    return names, parse_options(config, rest[1:])
 
 
-COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType({"pretrain": pretrain})
+COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
+    {"check": check, "pretrain": pretrain, "evaluate": evaluate, "embed": embed}
+)

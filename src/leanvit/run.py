@@ -2,19 +2,22 @@
 
 import json
 import os
-import shutil
-import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import leanvit
-from leanvit.backbones.weights import FILE, header
+from leanvit.analysis.matches import match_stereo, match_views
+from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
+from leanvit.analysis.watch import Watch
+from leanvit.backbones.weights import FILE, STUDENT, header, load_backbone, read_header
 from leanvit.config import (
+    BackboneConfig,
     Facts,
     Resolved,
     RunConfig,
@@ -23,17 +26,33 @@ from leanvit.config import (
     load_config,
     replace_options,
     resolve,
-    save_config,
     to_dict,
 )
 from leanvit.config.convert import leaves
+from leanvit.core.console import say, warn
 from leanvit.core.distributed import world_size
-from leanvit.data.batch import ViewBatch
+from leanvit.data.batch import Unreadable, ViewBatch
+from leanvit.data.decode import to_pixels
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import Source, open_source
+from leanvit.data.sources import SAMPLE, Source, open_source
+from leanvit.folder import (
+    ASKED,
+    CHECKPOINTS,
+    CURVES,
+    LOSSES,
+    MATCHES,
+    METRICS,
+    SUMMARY,
+    UNREADABLE,
+    VIEWS,
+    require_free,
+    resumed,
+    start_folder,
+)
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe as recipe_named
+from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import (
     Replacing,
     newest_checkpoint,
@@ -42,20 +61,13 @@ from leanvit.train.checkpoint import (
     save_tensors,
 )
 from leanvit.train.loop import train
-from leanvit.train.metrics import JsonLines, Observer, TensorBoard, Terminal
+from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.state import TrainState
-
-ASKED, RESOLVED = "config.json", "resolved.json"
-METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
-UNREADABLE = "unreadable.jsonl"
-WRITTEN = (ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE, FILE)
-"""All that a run writes, and all that --overwrite removes."""
-FREE = ("data.source", "data.workers", "train.keep")
-"""Options that change no number, so that a resumed run may have others."""
+from leanvit.train.terminal import Terminal
 
 
 def pretrain(
-    recipe: str | RunConfig,
+    recipe: str | RunConfig = "",
     *,
     out: str | Path,
     data: str = "",
@@ -66,32 +78,85 @@ def pretrain(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Pre-train a backbone on a folder of images; return the path of its file.
+    """Pre-train a backbone on images; return the path of its file.
 
-    recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; data: the folder;
-    out: where everything is written; backbone, optimizer: names that replace the recipe's;
-    options: single values by dotted name, such as {"train.batch": 32}; resume: continue the run
-    in `out`; overwrite: remove what is in `out` first; quiet: print nothing.
+    recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; with resume, nothing
+    means the run's own; data: a folder, a list file, or sample; out: where everything is written;
+    backbone, optimizer: names that replace the recipe's; options: single values by dotted name,
+    such as {"train.batch": 32}; resume: continue the run in `out`; overwrite: remove what is in
+    `out` first; quiet: print nothing but warnings.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
     """
     if resume and overwrite:
         raise ValueError("--resume continues a run and --overwrite replaces it: choose one.")
-    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    out, options = Path(out), dict(options or {})
+    asked = compose_request(recipe, out if resume else None, data, backbone, optimizer, options)
     source = open_source(asked.data.source)
     chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
-    resolved = resolve(asked, gather_facts(source), given=(*named, *(options or ())))
-    out = Path(out)
+    resolved = resolve(asked, gather_facts(source), given=(*named, *options))
     if resume:
-        run = Run(_resumed(asked, resolved, out, source), source, out, quiet=quiet)
+        run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
     else:
-        _require_free(out, overwrite, Path(asked.data.source))
-        run = Run(resolved, source, out, quiet=quiet)  # what cannot be built fails before a write
-        _start(run, asked)
+        require_free(out, overwrite, asked.data.source)
+        run = Run(resolved, source, out, quiet=quiet)
+        run.initialize()  # what cannot be built fails before a write
+        start_folder(out, asked, resolved, source)
     run.train(resume=resume)
     return out / FILE
+
+
+def compose_request(
+    recipe: str | RunConfig,
+    resumed: Path | None,
+    data: str,
+    backbone: str,
+    optimizer: str,
+    options: Mapping[str, Any],
+) -> RunConfig:
+    """Return the whole configuration that was asked for.
+
+    resumed: the folder of a run that continues, whose configuration stands for no recipe. Raises
+    ValueError for unknown names and values, and if nothing says what to run.
+    """
+    if isinstance(recipe, str) and not recipe and resumed is not None:
+        if not (resumed / ASKED).exists():
+            raise ValueError(f"There is no run to resume in {str(resumed)!r}.")
+        recipe = load_config(resumed / ASKED)
+    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    return _as_initialized(asked, backbone, options) if asked.init else asked
+
+
+def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any]) -> RunConfig:
+    """Take over what the file of initial weights fixes: mean, std and the sizes that are not given.
+
+    Raises ValueError if the file holds another network than the one that was asked for.
+    """
+    facts = read_header(_weights_file(asked.init))
+    found = from_dict(BackboneConfig, facts["backbone"], "backbone")
+    if not backbone:
+        sizes = {name: value for name, value in options.items() if name.startswith("backbone.")}
+        asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
+        asked = replace_options(asked, sizes)
+    there, here = (
+        {"kind": config.kind, **dict(leaves(to_dict(config)))} for config in (found, asked.backbone)
+    )
+    differ = [name for name in there if name != "drop_path" and there[name] != here.get(name)]
+    differ = ["kind"] if "kind" in differ else differ
+    if differ:
+        named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
+        raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    return replace(asked, data=replace(asked.data, mean=mean, std=std))
+
+
+def _weights_file(name: str) -> Path:
+    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"There is no backbone file {str(path)!r} to start from (init).")
+    return path
 
 
 def gather_facts(source: Source) -> Facts:
@@ -114,88 +179,6 @@ def gather_facts(source: Source) -> Facts:
     )
 
 
-def _require_free(out: Path, overwrite: bool, source: Path) -> None:
-    """Raise ValueError if the folder holds what must not be touched or mixed with results."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {str(out)!r} is a file; name a folder.")
-    images, results = source.resolve(), out.resolve()
-    if images.is_relative_to(results) or results.is_relative_to(images):
-        raise ValueError(
-            f"The images in {str(source)!r} and the results in {str(out)!r} would lie in one "
-            f"another; name an --out beside the images."
-        )
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        saved = (out / CHECKPOINTS).exists() or not (out / RESOLVED).exists()
-        raise ValueError(
-            f"The folder {str(out)!r} is not empty: continue the run in it with --resume, "
-            f"replace it with --overwrite{'' if saved else ' (it saved nothing yet)'}, or name "
-            f"another --out."
-        )
-    if not (out / RESOLVED).exists():
-        raise ValueError(
-            f"The folder {str(out)!r} holds no run of leanvit, so --overwrite leaves it alone."
-        )
-
-
-def _start(run: "Run", asked: RunConfig) -> None:
-    """Remove an old run's files, and only those; write down what was asked and what will run."""
-    out = run.out
-    try:
-        for name in WRITTEN:
-            if (out / name).is_dir():
-                shutil.rmtree(out / name)
-            else:
-                (out / name).unlink(missing_ok=True)
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(asked, out / ASKED)
-        images = {"count": len(run.source), "fingerprint": run.source.fingerprint()}
-        versions = {"leanvit": leanvit.__version__, "torch": torch.__version__}
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {"started": started, "versions": versions, "images": images}
-        record |= run.resolved.to_dict()
-        (out / RESOLVED).write_text(json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror}.") from error
-
-
-def _resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> Resolved:
-    """Return what the run in `out` was resolved to, if the same is asked for now.
-
-    What changes no number (`FREE`) may change and is taken from now.
-    """
-    if not (out / RESOLVED).exists():
-        raise ValueError(f"There is no run to resume in {str(out)!r}.")
-    before = dict(leaves(to_dict(load_config(out / ASKED))))
-    now = dict(leaves(to_dict(asked)))
-    changed = [
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in FREE
-    ]
-    if changed:
-        raise ValueError(
-            f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
-            f"new run in another folder."
-        )
-    try:
-        record = json.loads((out / RESOLVED).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{out / RESOLVED} is damaged: {error}.") from error
-    count = record["images"]["count"]
-    if record["images"] != {"count": len(source), "fingerprint": source.fingerprint()}:
-        what = f"{len(source)} now" if count != len(source) else "the same number of others now"
-        raise ValueError(
-            f"The run began with {count} images and there are {what}, so their order cannot be "
-            f"continued."
-        )
-    current = dict(leaves(to_dict(resolved.config)))
-    config = from_dict(RunConfig, record["config"])
-    free = {name: current[name] for name in FREE}
-    return Resolved(replace_options(config, free), record["origins"])
-
-
 @dataclass
 class Run:
     """A resolved run and the folder it lives in."""
@@ -214,40 +197,72 @@ class Run:
         method = build_method(config.method, config.backbone, config.train.seed)
         self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         self.views = method.views()
+        both = {FILE: method.encoder(), STUDENT: method.learner()}
+        self.networks = {file: network for file, network in both.items() if network is not None}
+        for network in self.networks.values():
+            network.mean, network.std = config.data.mean, config.data.std
+        self.watch = Watch(
+            method.encoder(),
+            self.source,
+            config.watch,
+            batch=max(config.train.batch, 64),
+            workers=self.workers,
+        )
+        self.alarm = CollapseAlarm(warn)
+
+    def initialize(self) -> None:
+        """Give the networks the weights that the run starts from, if it names any."""
+        if not self.config.init:
+            return
+        weights = load_backbone(_weights_file(self.config.init)).state_dict()
+        for network in self.networks.values():
+            network.load_state_dict(weights)
 
     def train(self, *, resume: bool = False) -> None:
         """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
         if resume:
             self._restore()
         state, config = self.state, self.config
+        began, first = time.perf_counter(), state.step
         every = config.train.save_every.amount
         self._say(
             f"{len(self.source)} images, {state.run} steps of {config.train.batch}, a checkpoint "
-            f"every {every:g}; {config.train.precision} on {config.train.device}."
+            f"every {every:g}; {config.train.precision} on {config.train.device}. Everything is "
+            f"written to {self.out}."
         )
-        assert self.views is not None
-        views = Views(self.source, self.views, config.data, config.train.seed)
-        assert config.data.workers != "auto"
-        batches = load_views(
-            views,
-            self.order,
-            state.step,
-            state.run,
-            workers=config.data.workers,
-            device=state.device,
-        )
-        noted = self._noting_unreadable(batches)
+        observers = self._observers()
         try:
-            train(state, noted, save=self.save, observers=self._observers())
+            train(state, self._batches(), save=self.save, watch=self.watch, observers=observers)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(
                 f"interrupted at step {state.step}; --resume continues from step {self.saved}"
             ) from error
+        self._finish(state.step - first, time.perf_counter() - began)
+
+    @property
+    def workers(self) -> int:
+        """Processes that read images."""
+        assert self.config.data.workers != "auto"
+        return self.config.data.workers
+
+    def _batches(self) -> Iterator[ViewBatch]:
+        assert self.views is not None
+        views = Views(self.source, self.views, self.config.data, self.config.train.seed)
+        state = self.state
+        batches = load_views(
+            views, self.order, state.step, state.run, workers=self.workers, device=state.device
+        )
+        for number, batch in enumerate(self._noting_unreadable(batches)):
+            if number == 0 and state.step == 0:
+                data = self.config.data
+                view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
+            yield batch
 
     def _restore(self) -> None:
-        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, _warn)
+        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, warn)
         if checkpoint is None:
             self._say("The run saved nothing yet, so it begins again at step 0.")
+            self.initialize()
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
@@ -257,55 +272,117 @@ class Run:
     def save(self) -> None:
         """Write the backbone as it is now, then a checkpoint: none without its backbone."""
         state, config = self.state, self.config
-        encoder = state.method.encoder()
         facts = {
             "method": config.method.kind,
             "recipe": config.recipe,
+            "seed": config.train.seed,
             "step": state.step,
             "mean": config.data.mean,
             "std": config.data.std,
             "version": leanvit.__version__,
         }
-        with refusals_named(self.out / FILE), Replacing(self.out / FILE) as beside:
-            save_tensors(encoder.state_dict(), beside, header(encoder, facts))
+        for name, network in self.networks.items():
+            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
+                save_tensors(network.state_dict(), beside, header(network, facts))
         save_checkpoint(
             self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
         )
         self.saved = state.step
 
     def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
-        """Pass batches on; write down, and say once, which images had to be replaced."""
+        """Pass batches on; write down which images had to be replaced, and stop at too many."""
         path = self.out / UNREADABLE
+        lines = path.read_text().splitlines() if path.exists() else []
+        known = {json.loads(line)["name"] for line in lines}
         for batch in batches:
             for entry in batch.unreadable:
-                if not path.exists():
-                    _warn(
+                if not known:
+                    warn(
                         f"The image {entry.name!r} cannot be read ({entry.error}); another one "
                         f"stands in. All such images are listed in {path}."
                     )
-                with path.open("a") as file:
-                    file.write(json.dumps(asdict(entry)) + "\n")
+                if entry.name not in known:
+                    known.add(entry.name)
+                    with path.open("a") as file:
+                        file.write(json.dumps(asdict(entry)) + "\n")
+                self._require_readable(len(known), entry)
             yield batch
 
+    def _require_readable(self, bad: int, last: Unreadable) -> None:
+        images, most = len(self.source), self.config.data.max_unreadable
+        if 100 * bad / images > most:
+            raise ValueError(
+                f"{bad} of {images} images cannot be read, more than the {most:g} % that "
+                f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
+                f"{last.name!r} ({last.error}). The newest checkpoint is that of step {self.saved}."
+            )
+
     def _observers(self) -> list[Observer]:
-        observers: list[Observer] = [
-            JsonLines(self.out / METRICS, after=self.state.step),
-            TensorBoard(self.out / CURVES, after=self.state.step),
+        step = self.state.step
+        after = step if step else -1
+        files: list[Observer] = [
+            JsonLines(self.out / METRICS, after=after),
+            TensorBoard(self.out / CURVES, after=after),
         ]
-        return (
-            observers
-            if self.quiet
-            else [*observers, Terminal(self.state.run, self.config.train.batch)]
+        shown = [] if self.quiet else [Terminal(self.state.run, step)]
+        return [*files, *shown, self.alarm]
+
+    def _finish(self, steps: int, seconds: float) -> None:
+        """Draw what the run did and learned, and sum it up."""
+        rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
+        loss_curves(rows, self.out / LOSSES)
+        found = self._draw_matches()
+        unreadable = self.out / UNREADABLE
+        summary = {
+            "backbone": str(self.out / FILE),
+            "images": len(self.source),
+            "steps": self.state.step,
+            "seconds": seconds,
+            "images_per_s": steps * self.config.train.batch / seconds,
+            "unreadable": len(unreadable.read_text().splitlines()) if unreadable.exists() else 0,
+            "first": rows[0],
+            "last": rows[-1],
+            "collapse": self.alarm.told,
+            "correct_matches": found,
+            "pictures": [str(self.out / name) for name in (VIEWS, LOSSES, MATCHES)],
+        }
+        (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+    def _draw_matches(self) -> float:
+        """Draw matched regions of a stereo pair or of two views; return the share of right ones."""
+        encoder = self.state.method.encoder()
+        if self.config.data.source == SAMPLE:
+            found = match_stereo(encoder)
+        else:
+            assert self.views is not None
+            view = self.views.groups[0][0]
+            side = max(view.size, encoder.config.image_size)
+            found = match_views(encoder, _first_readable(self.source), replace(view, size=side))
+        matched_regions(
+            found.left,
+            found.right,
+            found.pairs,
+            self.out / MATCHES,
+            grids=found.grids,
+            correct=found.correct,
+            title=f"{len(found.pairs)} most similar pairs; of all regions, {found.accuracy:.0f} % "
+            f"lie within one region of the truth",
         )
+        return found.accuracy
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            print(text, flush=True)
+            say(text)
 
 
-def _warn(text: str) -> None:
-    """Say what a person must know even of a quiet run."""
-    print(f"leanvit: {text}", file=sys.stderr, flush=True)
+def _first_readable(source: Source) -> Tensor:
+    """Return the pixels of the first image that can be read; a finished run has read one."""
+    for index in range(len(source)):
+        try:
+            return to_pixels(source[index].image)
+        except Exception:  # the decoder boundary: the run has listed it
+            continue
+    raise ValueError("None of the images can be read.")
 
 
 def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:

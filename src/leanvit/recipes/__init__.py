@@ -5,11 +5,14 @@ from types import MappingProxyType
 
 from leanvit.config import RunConfig, look_up
 from leanvit.recipes.esvit import dino, esvit, esvit_swin_tiny_in1k
+from leanvit.recipes.laptop import dino_laptop, esvit_laptop
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "dino": dino,
+        "dino_laptop": dino_laptop,
         "esvit": esvit,
+        "esvit_laptop": esvit_laptop,
         "esvit_swin_tiny_in1k": esvit_swin_tiny_in1k,
     }
 )

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from leanvit.data.batch import Batch
@@ -16,28 +16,35 @@ def train(
     batches: Iterable[Batch],
     *,
     save: Callable[[], None],
+    watch: Callable[[], dict[str, float]] = dict,
     observers: Sequence[Observer] = (),
 ) -> None:
     """Train until the run's last step, or until the batches end.
 
-    save: writes a checkpoint. Raises NonFiniteError, before anything is saved, if a number was
-    not finite.
+    save: writes a checkpoint; watch: looks at the features, before the first step and every
+    `watch.every`, and says what a row should hold of them. Raises NonFiniteError, before anything
+    is saved, if a number was not finite.
     """
-    config = state.config.train
-    clock = Clock()
+    config, every = state.config.train, int(state.config.watch.every.amount)
     try:
+        if state.step == 0:
+            _tell(observers, state.row() | watch())
+        clock = Clock()
         for batch in clock.waiting(batches):
             at = state.begin_step()
             for micro in batch.split(config.accumulate):
                 state.backward(micro, at, config.accumulate)
             state.update(at)
+            for observer in observers:
+                observer.on_step(state.step)
             last = state.step == state.run
             saving = last or state.step % int(config.save_every.amount) == 0
-            if saving or state.step % int(config.log_every.amount) == 0:
+            watching = last or state.step % every == 0
+            if saving or watching or state.step % int(config.log_every.amount) == 0:
                 state.require_finite()
                 row = state.row() | clock.row(config.batch)
-                for observer in observers:
-                    observer.on_row(row)
+                _tell(observers, row | watch() if watching else row)
+                clock.restart()
             if saving:  # after a row, so that none covers steps on both sides of a checkpoint
                 save()
     finally:
@@ -45,10 +52,19 @@ def train(
             observer.on_end()
 
 
+def _tell(observers: Sequence[Observer], row: Mapping[str, float]) -> None:
+    for observer in observers:
+        observer.on_row(row)
+
+
 class Clock:
     """How fast the run is, and how much of its time it waits for data."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure now."""
         self._start = time.perf_counter()
         self._waited, self._steps = 0.0, 0
 
@@ -66,12 +82,9 @@ class Clock:
             yield item
 
     def row(self, batch: int) -> dict[str, float]:
-        """Return images a second and the share of waiting since the last row."""
-        now = time.perf_counter()
-        seconds = max(now - self._start, 1e-9)
-        row = {
+        """Return images a second and the share of waiting since the clock started."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        return {
             "images_per_s": self._steps * batch / seconds,
             "data_wait": self._waited / seconds,
         }
-        self._start, self._waited, self._steps = now, 0.0, 0
-        return row

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,8 +38,11 @@ class Meter:
 class Observer(Protocol):
     """Somebody who watches a run. The loop knows no other kind."""
 
+    def on_step(self, step: int) -> None:
+        """Hear that so many steps were given to the device; nothing may be read back from it."""
+
     def on_row(self, row: Mapping[str, float]) -> None:
-        """See a row of metrics."""
+        """See a row of metrics; which ones it holds differs from row to row."""
 
     def on_end(self) -> None:
         """Hear that the run is over, finished or not."""
@@ -51,10 +53,13 @@ class JsonLines:
 
     def __init__(self, path: Path, *, after: int = -1) -> None:
         """Rows beyond step `after`, from a run that was cut off, are removed first."""
-        if after >= 0 and path.exists():
+        if path.exists():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= after]
             path.write_text("".join(f"{line}\n" for line in rows))
         self._file = path.open("a")
+
+    def on_step(self, step: int) -> None:
+        """Wait for a row."""
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write the row so that a reader sees it at once."""
@@ -80,8 +85,11 @@ class TensorBoard:
         """Rows beyond step `after` are hidden from the curves."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = None if after < 0 else after + 1
+        purge = after + 1
         self._writer: Any = SummaryWriter(str(folder), purge_step=purge)
+
+    def on_step(self, step: int) -> None:
+        """Wait for a row."""
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write every number but the step itself."""
@@ -92,34 +100,3 @@ class TensorBoard:
     def on_end(self) -> None:
         """Write what is still in memory."""
         self._writer.close()
-
-
-class Terminal:
-    """Prints one line a row."""
-
-    def __init__(self, run: int, batch: int) -> None:
-        self._run, self._batch = run, batch
-
-    def on_row(self, row: Mapping[str, float]) -> None:
-        """Print what a person follows."""
-        shown = [f"step {row['step']:.0f}/{self._run}", f"epoch {row['epoch']:.2f}"]
-        terms = ("loss", "view", "region")
-        shown += [f"{name} {row[name]:.4f}" for name in terms if name in row]
-        shown += [f"lr {row['lr']:.2e}", f"{row['images_per_s']:.1f} images/s"]
-        shown.append(f"waiting for data {100 * row['data_wait']:.0f}%")
-        images = (self._run - row["step"]) * self._batch
-        shown.append(f"{spoken(images / row['images_per_s'])} left")
-        print("  ".join(shown), flush=True)
-
-    def on_end(self) -> None:
-        """Nothing is left to print."""
-
-
-def spoken(seconds: float) -> str:
-    """Return a length of time in its two largest units, such as `2 h 5 min`."""
-    units = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-    whole = round(seconds)
-    for (large, size), (small, part) in pairwise(units):
-        if whole >= size:
-            return f"{whole // size} {large} {whole % size // part} {small}"
-    return f"{whole} s"

@@ -1,0 +1,239 @@
+"""`leanvit check`: read every image, draw the views, do three real steps; say what a run takes."""
+
+import json
+import resource
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from leanvit.analysis.pictures import view_grid
+from leanvit.config import RunConfig, resolve
+from leanvit.core.console import track
+from leanvit.data.batch import Unreadable
+from leanvit.data.decode import reason, to_pixels
+from leanvit.data.loader import Views, load_views
+from leanvit.data.sources import Source, open_source
+from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
+from leanvit.run import Run, compose_request, gather_facts
+from leanvit.train.terminal import spoken
+
+STEPS = 3
+"""Steps that are measured, after one that is not."""
+REPORT = "check.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found."""
+
+    images: int
+    """Images in the source."""
+    unreadable: Sequence[Unreadable]
+    """Those that cannot be read."""
+    classes: Mapping[str, int]
+    """Images of each class; empty without classes."""
+    sides: Mapping[str, float]
+    """Smallest, middle and largest of the images' shorter sides, in pixels."""
+    memory_gib: float
+    """Most memory that the training process held: of the GPU, or of the machine."""
+    seconds_a_step: float
+    """Middle of the measured steps, waiting for data included."""
+    images_per_s: float
+    """Images a second."""
+    seconds_an_epoch: float
+    """One pass over the images."""
+    seconds_in_all: float
+    """The whole run."""
+    steps: int
+    """Steps of the whole run."""
+    device: str
+    """Where it was measured."""
+    problems: Sequence[str]
+    """What would stop or hurt the run."""
+    pictures: Sequence[str]
+    """Pictures that were written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON has them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        low, middle, high = self.sides.values()
+        lines = [
+            f"images       {self.images}, {len(self.unreadable)} of them unreadable",
+            f"short side   {low:.0f} to {high:.0f} pixels, half of them below {middle:.0f}",
+        ]
+        if self.classes:
+            counts = self.classes.values()
+            lines.append(
+                f"classes      {len(counts)}, of {min(counts)} to {max(counts)} images each"
+            )
+        lines += [
+            f"memory       {self.memory_gib:.1f} GiB on {self.device}",
+            f"speed        {self.images_per_s:.1f} images/s, {self.seconds_a_step:.2f} s a step",
+            f"epoch        {spoken(self.seconds_an_epoch)}",
+            f"whole run    {spoken(self.seconds_in_all)} for {self.steps} steps",
+            f"views        {', '.join(self.pictures)}",
+        ]
+        lines += [f"unreadable   {bad.name}: {bad.error}" for bad in self.unreadable[:10]]
+        if len(self.unreadable) > 10:
+            lines.append(f"             and {len(self.unreadable) - 10} more")
+        return "\n".join([*lines, *(f"problem      {text}" for text in self.problems)])
+
+
+def check(
+    recipe: str | RunConfig,
+    *,
+    out: str | Path = "check",
+    data: str = "",
+    backbone: str = "",
+    optimizer: str = "",
+    options: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Read every image, do a few steps of the run that `pretrain` would do; say what it takes.
+
+    The arguments are those of `pretrain`. out: folder for a picture of the views, for the report
+    and for a list of unreadable images; its other files stay. No weights are written.
+    Raises ValueError for a mistake in the request.
+    """
+    folder, options = Path(out), dict(options or {})
+    asked = compose_request(recipe, None, data, backbone, optimizer, options)
+    source = open_source(asked.data.source)
+    resolved = resolve(asked, gather_facts(source))
+    _require_no_run(folder, asked.data.source)
+    run = Run(resolved, source, folder, quiet=True)
+    run.initialize()
+    _make(folder)
+    sides, unreadable = _scan(source, run.workers, quiet)
+    if not sides:
+        raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
+    seconds, memory = _measure(run, folder)
+    steps, epoch = run.state.run, run.order.epoch_steps
+    counts = Counter(source.targets.tolist())
+    report = Report(
+        images=len(source),
+        unreadable=unreadable,
+        classes={name: counts[target] for target, name in enumerate(source.classes)},
+        sides={"smallest": min(sides), "middle": statistics.median(sides), "largest": max(sides)},
+        memory_gib=memory,
+        seconds_a_step=seconds,
+        images_per_s=resolved.config.train.batch / seconds,
+        seconds_an_epoch=seconds * epoch,
+        seconds_in_all=seconds * steps,
+        steps=steps,
+        device=resolved.config.train.device,
+        problems=_problems(run, sides, unreadable),
+        pictures=[str(folder / VIEWS)],
+    )
+    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    listed = "".join(json.dumps(asdict(bad)) + "\n" for bad in unreadable)
+    (folder / UNREADABLE).write_text(listed)
+    return report
+
+
+def _require_no_run(folder: Path, source: str) -> None:
+    require_apart(folder, source)
+    if (folder / RESOLVED).exists():
+        raise ValueError(f"The folder {str(folder)!r} holds a run; name another --out.")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Cannot write to {str(folder)!r}: {error.strerror}.") from error
+
+
+class _Sides(Dataset[int | Unreadable]):
+    """The shorter side of every image, or why there is none."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> int | Unreadable:
+        try:
+            return min(to_pixels(self.source[index].image).shape[1:])
+        except Exception as error:  # the decoder boundary: any file, any error
+            return Unreadable(index, self.source.name(index), reason(error))
+
+
+def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Unreadable]]:
+    """Decode every image; return shorter sides, and what cannot be read."""
+    loader = DataLoader(
+        _Sides(source),
+        batch_size=16,
+        num_workers=workers,
+        collate_fn=list,
+        generator=torch.Generator(),
+    )
+    sides: list[int] = []
+    unreadable: list[Unreadable] = []
+    for found in track(loader, "reading images", -(-len(source) // 16), quiet=quiet):
+        sides += [entry for entry in found if not isinstance(entry, Unreadable)]
+        unreadable += [entry for entry in found if isinstance(entry, Unreadable)]
+    return sides, unreadable
+
+
+def _measure(run: Run, folder: Path) -> tuple[float, float]:
+    """Do four steps; return the middle time of the last three and the most memory held, in GiB."""
+    state, config = run.state, run.config
+    assert run.views is not None
+    views = Views(run.source, run.views, config.data, config.train.seed)
+    # the loader reads ahead by two batches a worker, so that steps and reading share the cores
+    steps = min(1 + STEPS, state.run)
+    ahead = steps + 2 * run.workers
+    batches = load_views(views, run.order, 0, ahead, workers=run.workers, device=state.device)
+    times: list[float] = []
+    began = time.perf_counter()
+    for number, batch in enumerate(batches):
+        if number == 0:
+            view_grid(batch.groups, config.data.mean, config.data.std, folder / VIEWS)
+            began = time.perf_counter()
+        at = state.begin_step()
+        for micro in batch.split(config.train.accumulate):
+            state.backward(micro, at, config.train.accumulate)
+        state.update(at)
+        state.require_finite()  # reads a number back, so the step is over
+        times.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        if number + 1 == steps:
+            break
+    if state.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(state.device)
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return statistics.median(times[1:] or times), memory / 2**30
+
+
+def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) -> list[str]:
+    """Return what would stop or hurt the run, a sentence each."""
+    config, images = run.config, len(run.source)
+    found = []
+    share = 100 * len(unreadable) / images
+    if share > config.data.max_unreadable:
+        found.append(
+            f"{share:.1f} % of the images cannot be read, so the run would stop: more than the "
+            f"{config.data.max_unreadable:g} % of data.max_unreadable."
+        )
+    assert run.views is not None
+    size = max(view.size for group in run.views.groups for view in group)
+    small = sum(side < size for side in sides)
+    if small > len(sides) / 2:
+        found.append(
+            f"{small} images are smaller than the largest view of {size} pixels and would be "
+            f"enlarged; smaller views (method.views.global_size) cost less and lose nothing."
+        )
+    if run.state.run < 100:
+        found.append(f"{run.state.run} steps are too few to learn anything; train longer.")
+    return found
