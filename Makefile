@@ -19,7 +19,9 @@ test: check
 	$(BIN)/pytest
 
 demo: install
-	$(BIN)/python examples/demo.py "$(DATA)"
+	$(BIN)/leanvit pretrain esvit_laptop --data sample --out runs/demo --overwrite
+	$(BIN)/leanvit evaluate knn runs/demo --data sample
+	@echo "Backbone, curves, views and matched regions: runs/demo (curves.png, views.png, matches.png)"
 
 clean:
 	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from leanvit.config import Duration, Schedule, constant, steps
 from leanvit.config.duration import UNITS
 from leanvit.core.schedules import schedule_value
-from leanvit.train.metrics import spoken
+from leanvit.train.terminal import spoken
 
 
 def refusal(text: str) -> "re.Pattern[str]":
