@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -109,12 +110,25 @@ def view_batch(
     return ViewBatch(groups, torch.arange(batch), torch.full((batch,), -1))
 
 
-def write_images(folder: Path, count: int, side: int = 40) -> Path:
-    """Write small colour pictures that differ from each other."""
+def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Path:
+    """Write small color pictures that differ from each other."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     for number in range(count):
         coarse = draw.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((side + number % 7, side), Image.Resampling.BICUBIC)
         image.save(folder / f"{number:03d}.png")
     return folder
+
+
+def write_classes(folder: Path, **counts: int) -> Path:
+    """Write so many pictures of each class, each class into a folder of its own."""
+    for number, (name, count) in enumerate(counts.items()):
+        write_images(folder / name, count, seed=number)
+    return folder
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let runs draw no pictures: these take longer than the tiny runs themselves."""
+    for name in ("view_grid", "loss_curves", "matched_regions"):
+        patch.setattr(f"leanvit.run.{name}", lambda *_, **__: None)

@@ -17,7 +17,7 @@ from leanvit.analysis.pictures import view_grid
 from leanvit.config import RunConfig, resolve
 from leanvit.core.console import track
 from leanvit.data.batch import Unreadable
-from leanvit.data.decode import reason, to_pixels
+from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sources import Source, open_source
 from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
@@ -162,10 +162,8 @@ class _Sides(Dataset[int | Unreadable]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> int | Unreadable:
-        try:
-            return min(to_pixels(self.source[index].image).shape[1:])
-        except Exception as error:  # the decoder boundary: any file, any error
-            return Unreadable(index, self.source.name(index), reason(error))
+        found = read_image(self.source, index)
+        return found if isinstance(found, Unreadable) else min(found[0].shape[1:])
 
 
 def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Unreadable]]:

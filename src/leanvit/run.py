@@ -3,8 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 import leanvit
-from leanvit.analysis.matches import match_stereo, match_views
+from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
 from leanvit.analysis.watch import Watch
 from leanvit.backbones.weights import FILE, STUDENT, header, load_backbone, read_header
@@ -32,7 +33,7 @@ from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import world_size
 from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.decode import to_pixels
+from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source, open_source
@@ -120,26 +121,29 @@ def compose_request(
     resumed: the folder of a run that continues, whose configuration stands for no recipe. Raises
     ValueError for unknown names and values, and if nothing says what to run.
     """
-    if isinstance(recipe, str) and not recipe and resumed is not None:
+    if resumed is not None and not recipe:
         if not (resumed / ASKED).exists():
             raise ValueError(f"There is no run to resume in {str(resumed)!r}.")
-        recipe = load_config(resumed / ASKED)
+        config = load_config(resumed / ASKED)  # what it took from initial weights is in it
+        return compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     config = recipe_named(recipe) if isinstance(recipe, str) else recipe
     asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     return _as_initialized(asked, backbone, options) if asked.init else asked
 
 
 def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any]) -> RunConfig:
-    """Take over what the file of initial weights fixes: mean, std and the sizes that are not given.
+    """Take over sizes, mean and std from the file of initial weights, where none were given.
 
     Raises ValueError if the file holds another network than the one that was asked for.
     """
     facts = read_header(_weights_file(asked.init))
     found = from_dict(BackboneConfig, facts["backbone"], "backbone")
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    asked = replace(asked, data=replace(asked.data, mean=mean, std=std))
     if not backbone:
-        sizes = {name: value for name, value in options.items() if name.startswith("backbone.")}
         asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
-        asked = replace_options(asked, sizes)
+    fixed = ("backbone.", "data.mean", "data.std")
+    asked = replace_options(asked, {n: v for n, v in options.items() if n.startswith(fixed)})
     there, here = (
         {"kind": config.kind, **dict(leaves(to_dict(config)))} for config in (found, asked.backbone)
     )
@@ -148,8 +152,7 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
     if differ:
         named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
         raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
-    mean, std = tuple(facts["mean"]), tuple(facts["std"])
-    return replace(asked, data=replace(asked.data, mean=mean, std=std))
+    return asked
 
 
 def _weights_file(name: str) -> Path:
@@ -232,7 +235,7 @@ class Run:
         )
         observers = self._observers()
         try:
-            train(state, self._batches(), save=self.save, watch=self.watch, observers=observers)
+            train(state, self._batches(), save=self.save, watch=self.look, observers=observers)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(
                 f"interrupted at step {state.step}; --resume continues from step {self.saved}"
@@ -332,6 +335,9 @@ class Run:
         rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
         loss_curves(rows, self.out / LOSSES)
         found = self._draw_matches()
+        shown = [change for change in map(partial(_change, rows), CHANGES) if change]
+        if shown:
+            self._say(f"From the first look to the last: {'; '.join(shown)}.")
         unreadable = self.out / UNREADABLE
         summary = {
             "backbone": str(self.out / FILE),
@@ -349,15 +355,8 @@ class Run:
         (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
     def _draw_matches(self) -> float:
-        """Draw matched regions of a stereo pair or of two views; return the share of right ones."""
-        encoder = self.state.method.encoder()
-        if self.config.data.source == SAMPLE:
-            found = match_stereo(encoder)
-        else:
-            assert self.views is not None
-            view = self.views.groups[0][0]
-            side = max(view.size, encoder.config.image_size)
-            found = match_views(encoder, _first_readable(self.source), replace(view, size=side))
+        """Draw the matched regions; return the percentage of right ones."""
+        found = self._match()
         matched_regions(
             found.left,
             found.right,
@@ -370,18 +369,47 @@ class Run:
         )
         return found.accuracy
 
+    def look(self) -> dict[str, float]:
+        """Return what shows whether the run learns, for the network as it is now."""
+        if not self.config.watch.images:
+            return {}
+        return self.watch() | {"correct_matches": self._match().accuracy}
+
+    def _match(self) -> Matches:
+        """Match regions of a stereo pair, if the images are the sample, or of two views."""
+        encoder = self.state.method.encoder()
+        if self.config.data.source == SAMPLE:
+            return match_stereo(encoder)
+        assert self.views is not None
+        view = self.views.groups[0][0]
+        side = max(view.size, encoder.config.image_size)
+        return match_views(encoder, _first_readable(self.source), replace(view, size=side))
+
     def _say(self, text: str) -> None:
         if not self.quiet:
             say(text)
 
 
+CHANGES = {
+    "knn": "k-NN {:.1f} -> {:.1f} %",
+    "effective_rank": "effective rank {:.1f} -> {:.1f}",
+    "correct_matches": "regions matched rightly {:.0f} -> {:.0f} %",
+}
+"""What is said of a metric at the end of a run."""
+
+
+def _change(rows: Sequence[Mapping[str, float]], name: str) -> str:
+    """Return how a metric went over a run, in words; nothing if it was seen less than twice."""
+    seen = [row[name] for row in rows if name in row]
+    return CHANGES[name].format(seen[0], seen[-1]) if len(seen) > 1 else ""
+
+
 def _first_readable(source: Source) -> Tensor:
     """Return the pixels of the first image that can be read; a finished run has read one."""
     for index in range(len(source)):
-        try:
-            return to_pixels(source[index].image)
-        except Exception:  # the decoder boundary: the run has listed it
-            continue
+        found = read_image(source, index)
+        if not isinstance(found, Unreadable):
+            return found[0]
     raise ValueError("None of the images can be read.")
 
 

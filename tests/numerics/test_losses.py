@@ -1,5 +1,7 @@
 """The losses against their definitions written as loops: values, gradients, extremes."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch.nn import functional
 from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
 from leanvit.losses.region import match_regions, region_loss
 from leanvit.losses.view import Mixing, view_loss
+from leanvit.methods.dino import ENTROPY_ROWS, teacher_entropy
 from tests.tiny import noise
 
 K, D, CHANNELS = 12, 5, 6
@@ -90,7 +93,7 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
         for n, (count, size) in enumerate(sizes)
     ]
     teacher = noise(2, batch, regions, CHANNELS, seed=9, dtype=torch.float64)
-    ours, _ = region_loss(
+    ours, distinct = region_loss(
         Projection(z, w),
         Projection(t, v),
         -center / 0.05,
@@ -100,6 +103,7 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
         **TEMPERATURES,
     )
     terms, row, view = [], 0, 0
+    chosen: set[int] = set()
     for group in student:
         for features in group:
             for i in range(batch):
@@ -108,12 +112,63 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
                         for j, share in shares(mixing, view, i):
                             like = functional.cosine_similarity(features[i, r], teacher[seen, j])
                             best = (seen * batch + j) * regions + int(like.argmax())
+                            chosen |= {best} if share else set()
                             entropy = cross_entropy(z[row], t[best], w, v, center)
                             terms.append(share * entropy / (batch * group.shape[2]))
                     row += 1
             view += 1
     expected = torch.stack(terms).sum() / (2 * (total_views - 1))
     check(ours, expected, [z, w])
+    assert float(distinct) == pytest.approx(len(chosen) / len(t))
+    assert not distinct.requires_grad
+
+
+def test_collapsed_regions_share_one_match() -> None:
+    """All regions point one way: each view pair and image has one chosen region of its T."""
+    batch, regions = 3, 4
+    alike = torch.ones(2, batch, regions, CHANNELS)
+    z, t = rows(2 * batch * regions, 0), rows(2 * batch * regions, 1)
+    _, distinct = region_loss(
+        Projection(z, prototypes(2)),
+        Projection(t, prototypes(3)),
+        torch.zeros(K, dtype=torch.float64),
+        student_features=[alike],
+        teacher_features=alike,
+        student_temp=0.1,
+        teacher_temp=0.05,
+    )
+    assert float(distinct) == 1 / regions
+
+
+def plain_entropy(logits: Tensor) -> Tensor:
+    q = logits.softmax(1)
+    return -(q * q.log()).sum(1).mean() / math.log(logits.shape[1])
+
+
+@pytest.mark.parametrize("temperature", [0.04, 1.0])
+def test_teacher_entropy_is_its_definition(temperature: float) -> None:
+    z, w, bias = rows(20, 0), prototypes(1), noise(K, seed=2, dtype=torch.float64)
+    found = teacher_entropy(Projection(z, w), bias, temperature)
+    torch.testing.assert_close(found, plain_entropy(z @ w.T / temperature + bias))
+    half = teacher_entropy(Projection(z.bfloat16(), w), bias.float(), temperature)
+    assert abs(float(half - found)) < 0.03
+
+
+def test_teacher_entropy_looks_at_the_first_rows() -> None:
+    z, w, bias = rows(ENTROPY_ROWS + 40, 0), prototypes(1), torch.zeros(K, dtype=torch.float64)
+    expected = plain_entropy(z[:ENTROPY_ROWS] @ w.T / 0.1)
+    torch.testing.assert_close(teacher_entropy(Projection(z, w), bias, 0.1), expected)
+    assert not torch.isclose(plain_entropy(z @ w.T / 0.1), expected)
+
+
+def test_teacher_entropy_has_its_ends() -> None:
+    z, bias = rows(8, 0), torch.zeros(K, dtype=torch.float64)
+    silent = Projection(z, torch.ones(K, D, dtype=torch.float64))
+    assert float(teacher_entropy(silent, bias, 0.04)) == pytest.approx(1)
+    certain = Projection(z, 1e4 * prototypes(1))
+    assert float(teacher_entropy(certain, bias, 0.04)) == pytest.approx(0, abs=1e-12)
+    single = Projection(z, prototypes(1)[:1])
+    assert float(teacher_entropy(single, bias[:1], 0.04)) == 0
 
 
 def test_matching_takes_the_nearest_direction() -> None:

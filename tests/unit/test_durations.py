@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from leanvit.config import Duration, Schedule, constant, steps
 from leanvit.config.duration import UNITS
 from leanvit.core.schedules import schedule_value
-from leanvit.train.terminal import spoken
 
 
 def refusal(text: str) -> "re.Pattern[str]":
@@ -135,11 +134,3 @@ def test_a_schedule_in_epochs_is_refused_before_it_is_resolved() -> None:
     schedule = Schedule(peak=1.0, end=0.0, warmup=Duration(2, "ep"))
     with pytest.raises(ValueError, match="warm-up 2ep of a schedule is not resolved to steps"):
         schedule_value(schedule, 0, 10)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (1.2e6, "13 d 21 h")],
-)
-def test_a_length_of_time_is_spoken(seconds: float, words: str) -> None:
-    assert spoken(seconds) == words

@@ -197,7 +197,7 @@ def test_only_the_decoder_boundary_catches_everything() -> None:
         if broad & {error and ast.unparse(error) for error in caught}:
             found.append(file)
     found += [file for file, call in nodes(ast.Call) if call_name(call).endswith("suppress")]
-    assert found == ["data/loader.py"]
+    assert found == ["data/decode.py"]
 
 
 # Recipes

@@ -40,6 +40,7 @@ PANELS = {
     "effective_rank": "Effective rank",
     "teacher_entropy": "Teacher entropy",
     "distinct_matches": "Distinct matches",
+    "correct_matches": "Correct matches (%)",
 }
 """The small panels, in their order."""
 FEW = 30

@@ -109,7 +109,9 @@ def _window14(config: SwinConfig) -> SwinConfig:
 
 BACKBONES: Mapping[str, SwinConfig | ViTConfig] = MappingProxyType(
     {
-        "swin_nano": SwinConfig(image_size=64, dim=32, depths=(2, 2, 2), heads=(2, 4, 8), window=4),
+        "swin_nano": SwinConfig(
+            image_size=96, patch=6, dim=32, depths=(2, 2, 2), heads=(2, 4, 8), window=4
+        ),
         "swin_tiny": _SWIN_TINY,
         "swin_small": _SWIN_SMALL,
         "swin_base": _SWIN_BASE,

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from leanvit.data.batch import Unreadable
+from leanvit.data.sources import Source
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What may lie behind an image's name; Pillow knows others that are no photographs."""
 
@@ -41,7 +44,19 @@ def to_pixels(image: bytes | NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
-def reason(error: Exception) -> str:
+def read_image(source: Source, index: int) -> tuple[Tensor, int] | Unreadable:
+    """Return the uint8 pixels [3, height, width] and the class of an image, or why there are none.
+
+    The one place that may catch any exception, since files hold anything.
+    """
+    try:
+        sample = source[index]
+        return to_pixels(sample.image), sample.target
+    except Exception as error:
+        return Unreadable(index, source.name(index), _reason(error))
+
+
+def _reason(error: Exception) -> str:
     """Return an error's type and text, without addresses, which differ from run to run."""
     text = re.sub(r"\s*<[^<>]* at 0x[0-9a-f]+>", "", str(error))
     return f"{type(error).__name__}: {text}"

@@ -14,11 +14,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from leanvit.data.batch import Unreadable
-from leanvit.data.decode import reason, to_pixels
+from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 
 PAPER_CROP = 0.875
 """Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""
+FURTHEST = 8
+"""Shorter sides that the longer one is cut to: far beyond what is seen, and little to resize."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,12 @@ def middle(pixels: Tensor, size: int, crop: float) -> Tensor:
     Its shorter side becomes size / crop pixels (bicubic, antialiased), of which the middle `size`
     stay. uint8 becomes [0, 1]; what is floating-point already is taken as it is.
     """
-    height, width = pixels.shape[-2:]
-    scale = round(size / crop) / min(height, width)
-    target = [max(round(height * scale), size), max(round(width * scale), size)]
+    shorter = min(pixels.shape[-2:])
+    sides = [min(side, FURTHEST * shorter) for side in pixels.shape[-2:]]
+    pixels = tv.center_crop(pixels, sides)
+    target = [round(size / crop) * side // shorter for side in sides]  # torchvision's Resize floors
     values = pixels if pixels.is_floating_point() else pixels.float() / 255
-    if target != [height, width]:
+    if target != sides:
         values = tv.resize(values, target, InterpolationMode.BICUBIC, antialias=True).clamp_(0, 1)
     return tv.center_crop(values, [size, size])
 
@@ -63,12 +66,11 @@ class Images(Dataset[tuple[int, Middle]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, Middle]:
-        try:
-            sample = self.source[index]
-            pixels = middle(to_pixels(sample.image), self.size, self.crop)
-        except Exception as error:  # the decoder boundary: any file, any error
-            return index, Unreadable(index, self.source.name(index), reason(error))
-        return index, (pixels, sample.target)
+        found = read_image(self.source, index)
+        if isinstance(found, Unreadable):
+            return index, found
+        pixels, target = found
+        return index, (middle(pixels, self.size, self.crop), target)
 
 
 def _collate(found: list[tuple[int, Middle]]) -> ImageBatch:
@@ -103,8 +105,7 @@ def usual_crop(source: Source, size: int, look_at: int = 32) -> float:
     """
     sides = []
     for index in range(0, len(source), max(len(source) // look_at, 1)):
-        try:
-            sides.append(min(to_pixels(source[index].image).shape[-2:]))
-        except Exception:  # the decoder boundary; whoever loads the image will name it
-            continue
+        found = read_image(source, index)
+        if not isinstance(found, Unreadable):
+            sides.append(min(found[0].shape[1:]))
     return 1.0 if sides and statistics.median(sides) <= size else PAPER_CROP

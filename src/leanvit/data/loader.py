@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
 from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.decode import reason, to_pixels
+from leanvit.data.decode import read_image
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import ViewSpec, draw, plan, render
@@ -50,14 +50,12 @@ class Views(Dataset[Rendered | ValueError]):
         index = key.index
         unreadable: list[Unreadable] = []
         for attempt in range(REPLACEMENTS):
-            try:
-                sample = self.source[index]
-                pixels = to_pixels(sample.image)
-            except Exception as error:  # the decoder boundary: any file, any error
-                unreadable.append(Unreadable(index, self.source.name(index), reason(error)))
-                index = replacement(self.seed, key, attempt, len(self.source))
-            else:
-                return pixels, index, sample.target, unreadable
+            found = read_image(self.source, index)
+            if not isinstance(found, Unreadable):
+                pixels, target = found
+                return pixels, index, target, unreadable
+            unreadable.append(found)
+            index = replacement(self.seed, key, attempt, len(self.source))
         names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
         return ValueError(
             f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "

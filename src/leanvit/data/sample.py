@@ -40,7 +40,7 @@ PHOTOGRAPHS: Mapping[str, str] = MappingProxyType(
 )
 """Class -> file in scikit-image; docs/sample.md states origin and licence of each."""
 
-TILE = 64
+TILE = 96
 """Side of a tile in pixels."""
 LONGEST = 512
 """Longer side that larger photographs are reduced to, so that a tile shows something."""
@@ -53,7 +53,7 @@ TILES: Mapping[str, int] = MappingProxyType({"train": 160, "val": 60})
 
 
 class SampleSource:
-    """Tiles [64, 64, 3] of photographs, as many of each.
+    """Tiles [96, 96, 3] of photographs, as many of each.
 
     Raises ValueError if scikit-image is not installed.
     """

@@ -173,12 +173,11 @@ class ListSource(FileSource):
 
     def __init__(self, file: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.file = Path(file)
+        no_list = f"{str(file)!r} is not a folder and cannot be read as a list of images."
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = self.file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{str(file)!r} is not a folder and cannot be read as a list of images."
-            ) from error
+            raise ValueError(no_list) from error
         entries = [line.split("\t") for line in lines if line.strip() and line[0] != "#"]
         if not entries:
             raise ValueError(f"The list {str(file)!r} names no image; write one path a line.")
@@ -189,7 +188,11 @@ class ListSource(FileSource):
             )
         paths = [entry[0].strip() for entry in entries]
         root = self.file.parent
-        if not any((root / path).is_file() for path in paths[: self.LOOKED_AT]):
+        try:
+            found = any((root / path).is_file() for path in paths[: self.LOOKED_AT])
+        except OSError as error:  # such as a line that is longer than a path may be
+            raise ValueError(no_list) from error
+        if not found:
             raise ValueError(
                 f"The list {str(file)!r} names {paths[0]!r}, but there is no file "
                 f"{str(root / paths[0])!r}, nor any of the next; paths are relative to the list."
@@ -237,7 +240,7 @@ def at_most(source: Source, count: int) -> Source:
 
 
 def hold_out(source: Source, share: float = 0.2) -> tuple[Source, Source]:
-    """Split a source in two: what stays, and about a `share` of each class (one at least).
+    """Split a source in two: what stays, and about a `share` of each class; no side goes without.
 
     The choice depends on the number of images of each class alone. Raises ValueError if the
     images have no classes or a class has a single image.
@@ -248,11 +251,12 @@ def hold_out(source: Source, share: float = 0.2) -> tuple[Source, Source]:
         members = np.flatnonzero(source.targets == target)
         if len(members) == 1:
             raise ValueError(
-                f"Class {name!r} has a single image, so none can be held out; name images to "
-                f"evaluate on with --val."
+                f"Class {name!r} has a single image, so none can be held out; add another. If it "
+                f"is to evaluate on, --val names other images."
             )
         order = random.permutation(0, "hold out", target, count=len(members))
-        held += members[order[: max(round(share * len(members)), 1)]].tolist() if len(order) else []
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        held += members[order[: max(count, 0)]].tolist()
     rest = np.setdiff1d(np.arange(len(source)), held)
     return Subset(source, rest.tolist()), Subset(source, sorted(held))
 
@@ -283,5 +287,16 @@ def open_source(name: str, known: tuple[str, ...] | None = None) -> Source:
 
 
 def open_validation(name: str, source: Source) -> Source | None:
-    """Return the images to evaluate on: those that were named, or what the source set aside."""
-    return open_source(name, source.classes) if name else source.validation()
+    """Return the images to evaluate on: those that were named, or what the source set aside.
+
+    Of `sample` these are the validation tiles. Raises ValueError if the classes are not the same.
+    """
+    if name != SAMPLE:
+        return open_source(name, source.classes) if name else source.validation()
+    tiles = open_source(SAMPLE)
+    if source.classes != tiles.classes:
+        raise ValueError(
+            f"The classes of {SAMPLE!r} are its own photographs, so it evaluates only what "
+            f"learned from {SAMPLE!r}; name other images with --val."
+        )
+    return tiles.validation()

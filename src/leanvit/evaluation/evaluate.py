@@ -17,6 +17,7 @@ from leanvit.data.sampler import Order
 from leanvit.data.sources import Source, hold_out
 from leanvit.data.views import View, ViewSpec
 from leanvit.evaluation.features import (
+    Described,
     Description,
     describe_histogram,
     describe_network,
@@ -129,6 +130,13 @@ def _linear(
     for rows, target in track(batches, "linear probe", steps, quiet=seen.quiet):
         for way, probe in probes.items():
             probe.update(rows[way], target)
+    return _choose(config, probes, choosing, testing)
+
+
+def _choose(
+    config: LinearConfig, probes: Mapping[str, LinearProbe], choosing: Described, testing: Described
+) -> Result:
+    """Report each description's best rate on `choosing`, with its accuracy on `testing`."""
     table, notes = [], []
     for way, probe in probes.items():
         protocol, _, name = way.partition("/")

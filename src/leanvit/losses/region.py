@@ -37,8 +37,9 @@ def region_loss(
     """
     pairs = region_pairs(student_features, teacher_features, mixing)
     loss = prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
-    chosen = torch.zeros(len(teacher.rows), device=loss.device)
-    return loss, chosen.index_fill_(0, pairs.teacher, 1).mean()
+    chosen = torch.zeros(len(teacher.rows), dtype=pairs.weight.dtype, device=loss.device)
+    chosen.index_add_(0, pairs.teacher, pairs.weight)  # an image with no share chooses nothing
+    return loss, (chosen > 0).float().mean()
 
 
 @torch.no_grad()

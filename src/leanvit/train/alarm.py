@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 LEAST_SPREAD = 0.05
 """Feature standard deviation, 1 for features that point everywhere."""
@@ -13,6 +14,17 @@ LEAST_DISTINCT = 0.03
 """Share of the teacher's regions that are chosen at all; one of 49 is 0.02."""
 LEAST_RANK = 1.5
 """Effective rank of the features of many images."""
+
+SHOWN_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "features": "feature_std",
+        "rank": "effective_rank",
+        "uniform teacher": "teacher_entropy",
+        "certain teacher": "teacher_entropy",
+        "matches": "distinct_matches",
+    }
+)
+"""The metric that shows each collapse; not every row has each metric."""
 
 
 def collapses(row: Mapping[str, float]) -> dict[str, str]:
@@ -47,7 +59,7 @@ def collapses(row: Mapping[str, float]) -> dict[str, str]:
 
 
 class CollapseAlarm:
-    """Warns once of each collapse, when two rows in a row show it."""
+    """Warns once of each collapse, when two rows in a row that have its metric show it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -70,7 +82,8 @@ class CollapseAlarm:
                     f"collapse ({name}) at step {row['step']:.0f}: {meaning}. The run goes on, but "
                     f"it is unlikely to learn."
                 )
-        self._before = set(found)
+        unseen = {name for name in self._before if SHOWN_BY[name] not in row}
+        self._before = unseen | found.keys()
 
     def on_end(self) -> None:
         """Nothing is left to say."""

@@ -89,14 +89,13 @@ class TrainState:
             )
 
     def row(self) -> dict[str, float]:
-        """Return the means since the last row, with the step and its rates."""
+        """Return the means since the last row, with the step and, once there was one, its rates."""
         group = self.optimizer.param_groups[0]
         return {
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
             "images": self.step * self.config.train.batch,
-            "lr": group["lr"],
-            "weight_decay": group["weight_decay"],
+            **{name: group[name] for name in ("lr", "weight_decay") if self.step},
             **self.meter.read(),
         }
 

@@ -1,0 +1,169 @@
+"""Collapse is called by its name, at its threshold, once and only when it lasts; real ones too."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+
+from leanvit.config import MethodConfig, constant, steps
+from leanvit.methods.catalogue import build_method
+from leanvit.train import alarm
+from leanvit.train.alarm import CollapseAlarm, collapses
+from leanvit.train.loop import train
+from leanvit.train.state import TrainState
+from tests.tiny import dino, esvit, run_config, view_batch
+
+HEALTHY = {
+    "step": 10,
+    "loss": 5.0,
+    "feature_std": 0.8,
+    "effective_rank": 20.0,
+    "teacher_entropy": 0.5,
+    "distinct_matches": 0.4,
+}
+
+NAMED = [
+    ("features", "feature_std", 0.0499, 0.05, "nearly the same feature"),
+    ("rank", "effective_rank", 1.499, 1.5, "a single dimension"),
+    ("uniform teacher", "teacher_entropy", 0.99951, 0.9995, "lower teacher temperature"),
+    ("certain teacher", "teacher_entropy", 0.99e-4, 1e-4, "higher teacher temperature"),
+    ("matches", "distinct_matches", 0.0299, 0.03, "match the same one"),
+]
+"""Name, metric, a value beyond the threshold, the threshold, words of the explanation."""
+
+
+def told_by(*rows: Mapping[str, float]) -> tuple[CollapseAlarm, list[str]]:
+    said: list[str] = []
+    observer = CollapseAlarm(said.append)
+    for row in rows:
+        observer.on_step(int(row["step"]))
+        observer.on_row(row)
+    observer.on_end()
+    return observer, said
+
+
+def test_a_healthy_row_accuses_nobody() -> None:
+    assert collapses(HEALTHY) == {}
+    assert collapses({"step": 3, "loss": 1.0}) == {}, "what was not measured is not held against it"
+
+
+def test_the_thresholds_are_those_of_the_table() -> None:
+    constants = (alarm.LEAST_SPREAD, alarm.LEAST_RANK, alarm.MOST_ENTROPY, alarm.LEAST_ENTROPY)
+    assert (*constants, alarm.LEAST_DISTINCT) == tuple(threshold for *_, threshold, _ in NAMED)
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "bad", "good", "words"), NAMED, ids=[name for name, *_ in NAMED]
+)
+def test_a_collapse_is_named_beyond_its_threshold(
+    name: str, metric: str, bad: float, good: float, words: str
+) -> None:
+    found = collapses({**HEALTHY, metric: bad})
+    assert list(found) == [name]
+    assert words in found[name]
+    assert collapses({**HEALTHY, metric: good}) == {}
+
+
+def test_several_collapses_are_all_named() -> None:
+    beyond = {metric: bad for name, metric, bad, *_ in NAMED if name != "certain teacher"}
+    assert set(collapses({**HEALTHY, **beyond})) == {
+        name for name, *_ in NAMED if name != "certain teacher"
+    }
+
+
+def test_one_row_is_no_collapse_and_two_in_a_row_are() -> None:
+    bad = {**HEALTHY, "feature_std": 0.01}
+    observer, said = told_by(bad, HEALTHY, bad, HEALTHY)
+    assert said == [] and observer.told == {}
+    observer, said = told_by(HEALTHY, bad, {**bad, "step": 20})
+    assert list(observer.told) == ["features"]
+    assert said == [
+        "collapse (features) at step 20: all images get nearly the same feature (deviation 0.010 "
+        "of 1). The run goes on, but it is unlikely to learn."
+    ]
+
+
+def test_another_collapse_does_not_count_as_the_second_row() -> None:
+    spread, matches = {**HEALTHY, "feature_std": 0.0}, {**HEALTHY, "distinct_matches": 0.0}
+    assert told_by(spread, matches, spread, matches)[1] == []
+
+
+def test_a_collapse_is_told_once_and_others_after_it() -> None:
+    bad = {**HEALTHY, "feature_std": 0.01}
+    worse = {**bad, "effective_rank": 1.0}
+    observer, said = told_by(bad, bad, bad, HEALTHY, bad, bad, worse, worse, worse)
+    assert [line.split(")")[0] for line in said] == ["collapse (features", "collapse (rank"]
+    assert set(observer.told) == {"features", "rank"}
+
+
+def test_the_look_before_training_is_not_a_row_of_the_run() -> None:
+    before = {"step": 0, "effective_rank": 1.0}
+    bad = {**HEALTHY, "effective_rank": 1.0}
+    assert told_by(before, bad)[1] == []
+    assert len(told_by(bad, before, bad)[1]) == 1
+
+
+def test_looks_at_the_features_count_in_a_row_though_other_rows_lie_between() -> None:
+    bad = {**HEALTHY, "effective_rank": 1.0}
+    without = {name: value for name, value in HEALTHY.items() if name != "effective_rank"}
+    assert told_by(bad, without, without)[1] == []
+    assert len(told_by(bad, without, without, bad, without, bad)[1]) == 1
+    assert told_by(bad, without, HEALTHY, without, bad)[1] == []
+
+
+def test_every_collapse_says_which_metric_shows_it() -> None:
+    assert {name: metric for name, metric, *_ in NAMED} == alarm.SHOWN_BY
+
+
+# Real runs: 30 steps of the tiny Swin or ViT on noise
+
+
+def trained(method: MethodConfig, rate: float) -> tuple[CollapseAlarm, list[str]]:
+    config = run_config(duration=steps(30), log_every=steps(5), save_every=steps(100))
+    config = replace(config, method=method, optim=replace(config.optim, lr=constant(rate)))
+    state = TrainState(
+        build_method(config.method, config.backbone, config.train.seed), config, epoch_steps=5
+    )
+    said: list[str] = []
+    observer = CollapseAlarm(said.append)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        batches = [view_batch(seed=number) for number in range(30)]
+        train(state, batches, save=lambda: None, observers=[observer])
+    finally:
+        torch.set_num_threads(threads)
+    return observer, said
+
+
+@pytest.mark.parametrize("method", [esvit(), dino()], ids=["esvit", "dino"])
+def test_a_run_that_learns_raises_no_alarm(method: MethodConfig) -> None:
+    assert trained(method, 1e-3)[1] == []
+
+
+COLLAPSING = {
+    "a center that never moves": (
+        esvit(center_momentum=1.0),
+        5e-2,
+        {"features", "certain teacher"},
+    ),
+    "a center that never moves, without regions": (
+        dino(center_momentum=1.0),
+        1e-3,
+        {"certain teacher"},
+    ),
+    "a hot teacher": (
+        esvit(center_momentum=0.0, teacher_temp=constant(1.0)),
+        5e-2,
+        {"features", "uniform teacher", "matches"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COLLAPSING)
+def test_a_run_that_collapses_raises_the_alarm(name: str) -> None:
+    method, rate, expected = COLLAPSING[name]
+    observer, said = trained(method, rate)
+    assert set(observer.told) == expected
+    assert len(said) == len(expected)
