@@ -27,8 +27,8 @@ VIEWS = MultiCropConfig(
     local_counts=(),
     blur=(0.2, 0.1, 0.1),
 )
-HEAD = HeadConfig(prototypes=256, hidden=256, bottleneck=64, batch_norm=True)
-MOMENTUM = Schedule(start=0.97, peak=0.97, end=1.0)
+HEAD = HeadConfig(prototypes=1024, hidden=256, bottleneck=128, batch_norm=True)
+MOMENTUM = Schedule(start=0.98, peak=0.98, end=1.0)
 
 
 def esvit_laptop() -> RunConfig:
