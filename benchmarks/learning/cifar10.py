@@ -33,7 +33,7 @@ OPTIONS = {
     "backbone.patch": 2,
     "method.views.global_size": 24,
     "method.views.global_scale": (0.3, 1.0),
-    "train.duration": "1600st",
+    "train.duration": "1200st",
     "train.batch": BATCH,
     "watch.images": 0,
 }

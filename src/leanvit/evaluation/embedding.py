@@ -65,7 +65,7 @@ def _write(out: Path, found: Described, source: Source) -> None:
             classes=np.array(source.classes),
         )
         return
-    with out.open("w", newline="") as file:
+    with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "class", *(f"f{column}" for column in range(rows.shape[1]))])
         for name, target, row in zip(names, found.target.tolist(), rows, strict=True):

@@ -27,12 +27,12 @@ VIEWS = MultiCropConfig(
     local_counts=(),
     blur=(0.2, 0.1, 0.1),
 )
-HEAD = HeadConfig(prototypes=1024, hidden=256, bottleneck=128, batch_norm=True)
-MOMENTUM = Schedule(start=0.98, peak=0.98, end=1.0)
+HEAD = HeadConfig(prototypes=256, hidden=256, bottleneck=64, batch_norm=True)
+MOMENTUM = Schedule(start=0.97, peak=0.97, end=1.0)
 
 
 def esvit_laptop() -> RunConfig:
-    """EsViT on images or tiles of about 100 pixels, 1,500 steps of 32 images.
+    """EsViT on images or tiles of about 100 pixels, 900 steps of 32 images.
 
     Paper: no figure at this setting; ours: not run.
     """
@@ -58,7 +58,7 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
             weight_decay=Schedule(start=0.04, peak=0.04, end=0.1),
         ),
         train=TrainConfig(
-            duration=Duration(1500, "st"),
+            duration=Duration(900, "st"),
             batch=32,
             log_every=Duration(50, "st"),
             save_every=Duration(20, "%"),
