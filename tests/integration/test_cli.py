@@ -1,92 +1,44 @@
-"""The command line as a person meets it: help, a run, its resume, and every mistake."""
+"""The command line as a person meets it: help, results as words and as JSON, and every mistake."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 import leanvit
-from leanvit.cli import COMMANDS, main
-from leanvit.config import RunConfig, from_dict, load_config, to_dict
+from leanvit.cli import COMMANDS, COMMON, main
+from leanvit.config import to_dict
 from leanvit.config.convert import leaves
+from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig
 from leanvit.recipes import RECIPES, recipe
+from tests.integration.command import TINY, Finished, Says, contents, leanvit_process, refused
 from tests.tiny import write_images
 
-SIZES = """--backbone.image-size 32 --backbone.dim 8 --backbone.depths 1 1 --backbone.heads 1 2
---backbone.window 4 --method.views.global-size 32 --method.views.local-sizes 16
---method.views.local-counts 2 --method.head.prototypes 16 --method.head.hidden 16
---method.head.bottleneck 8 --method.head.no-train-gain --train.batch=4 --train.duration 4st
---train.save-every 2st --train.log-every 1st --train.device cpu --data.workers 0"""
-TINY = SIZES.split()
-"""A run of 4 steps on 12 images."""
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+NAMES = {"data", "out", "backbone", "optimizer", "config", "json", "help", "help-all"}
+"""What `check` takes beside the options of a run."""
 
 
-def leanvit_process(
-    *arguments: str, python: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run the installed command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *python, "-m", "leanvit", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        check=False,
-    )
+def listed(text: str) -> set[str]:
+    """Return the options that a help text lists, without their dashes."""
+    return set(re.findall(r"^ +(?:-h, )?--([a-z0-9_.-]+)", text, re.MULTILINE))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return what a refused command said: one message, on stderr, without a traceback."""
-    capsys.readouterr()
-    try:
-        found: object = main(arguments)
-    except SystemExit as stop:
-        found = stop.code
+def helped(capsys: Says, *arguments: str) -> str:
+    """Return the help that a command prints."""
+    assert main(arguments) == 0
     out, error = capsys.readouterr()
-    assert (found, out) == (2, "")
-    assert "Traceback" not in error
-    assert error.startswith("leanvit: ") == (error.count("\n") == 1), "a message or a box"
-    return " ".join(re.sub(r"[│╭╮╰╯─|]|-{3,}", " ", error).split())
+    assert error == ""
+    return out
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_images(tmp_path_factory.mktemp("data") / "images", 12))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that a process of its own finished."""
-
-    process: subprocess.CompletedProcess[str]
-    arguments: tuple[str, ...]
-    out: Path
-
-    def copy(self, place: Path) -> Path:
-        """Return a copy of the run's folder that a test may change."""
-        return Path(shutil.copytree(self.out, place / "run"))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, images: str) -> Finished:
-    out = tmp_path_factory.mktemp("runs") / "first"
-    arguments = ("pretrain", "esvit", "--data", images, *TINY)
-    return Finished(leanvit_process(*arguments, "--out", str(out)), arguments, out)
+def words(options: set[str]) -> set[str]:
+    return {option.replace("_", "-") for option in options}
 
 
 # Help
@@ -97,412 +49,326 @@ HELP = [
     ("--help",),
     ("-h",),
     (),
-    *[(name, "--help") for name in COMMANDS],
+    ("pretrain", "--help"),
     ("pretrain", "esvit", "--help"),
-    ("pretrain", "esvit", "--help-all"),
+    ("pretrain", "-h"),
+    ("pretrain", "dino", "--help-all"),
+    ("check", "--help"),
+    ("evaluate", "--help"),
+    *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
+    ("embed", "--help"),
 ]
 
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)
 def test_help_comes_without_torch(arguments: tuple[str, ...]) -> None:
-    process = leanvit_process(*arguments, python=("-X", "importtime"))
+    process = leanvit_process(*arguments, PYTHONPROFILEIMPORTTIME="1")
     assert process.returncode == 0
     assert "leanvit" in process.stdout
     imported = {line.split("|")[-1].strip() for line in process.stderr.splitlines()}
     assert {"leanvit", "leanvit.cli", "leanvit.config"} <= imported
-    heavy = {"torch", "torchvision", "numpy", "tensorboard", "PIL"}
+    heavy = {"torch", "torchvision", "numpy", "tensorboard", "PIL", "matplotlib", "rich"}
     assert not imported & heavy
     assert all(line.startswith("import time:") for line in process.stderr.splitlines())
+
+
+def test_every_command_is_in_the_help(capsys: Says) -> None:
+    assert {arguments[0] for arguments in HELP if arguments} >= set(COMMANDS)
+    said = helped(capsys)
+    for command in COMMANDS:
+        assert f"leanvit {command} " in said
 
 
 def test_importing_leanvit_does_not_import_torch() -> None:
     code = (
         "import sys, leanvit, leanvit.config, leanvit.recipes, leanvit.cli;"
-        "print(leanvit.__version__, dir(leanvit), 'torch' in sys.modules)"
+        "print(leanvit.__version__, *dir(leanvit), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = ["__version__", "list_backbones", "load_backbone", "pretrain"]
+    names = "__version__ check embed evaluate list_backbones load_backbone pretrain"
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
 
-def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"leanvit {leanvit.__version__}\n"
+def test_the_version_is_the_packages(capsys: Says) -> None:
+    assert helped(capsys, "--version") == f"leanvit {leanvit.__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["", *RECIPES])
+@pytest.mark.parametrize("command", ["pretrain", "check"])
+def test_help_shows_what_people_change(command: str, name: str, capsys: Says) -> None:
+    named = [name] if name else []
+    every = {option for option, _ in leaves(to_dict(recipe(name or "esvit")))}
+    shown = listed(helped(capsys, command, *named, "--help"))
+    own = NAMES | ({"resume", "overwrite"} if command == "pretrain" else set())
+    assert shown == words(set(COMMON) & every) | own
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_help_all_names_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["pretrain", name, "--help-all"])
-    assert stop.value.code == 0
-    shown = set(re.findall(r"--[a-z_.-]+", capsys.readouterr().out))
-    options = {f"--{option.replace('_', '-')}" for option, _ in leaves(to_dict(recipe(name)))}
-    assert options <= shown
+def test_help_all_shows_every_option(name: str, capsys: Says) -> None:
+    every = {option for option, _ in leaves(to_dict(recipe(name)))}
+    shown = listed(helped(capsys, "pretrain", name, "--help-all"))
+    assert shown == words(every) | NAMES | {"resume", "overwrite"}
 
 
-def test_help_all_fits_the_parts_that_were_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["pretrain", "esvit", "--backbone", "vit_tiny", "--optimizer", "lars", "--help-all"])
-    shown = capsys.readouterr().out
-    assert "--backbone.pool" in shown and "--optim.trust" in shown
-    assert "--backbone.window" not in shown and "--optim.betas" not in shown
+def test_what_people_change_are_options() -> None:
+    every = {option for name in RECIPES for option, _ in leaves(to_dict(recipe(name)))}
+    assert set(COMMON) <= every and len(COMMON) == len(set(COMMON)) <= 25
 
 
-# A run
+def test_help_fits_the_parts_that_were_named(capsys: Says) -> None:
+    parts = ("--backbone", "vit_tiny", "--optimizer", "lars")
+    shown = listed(helped(capsys, "pretrain", "esvit", *parts, "--help-all"))
+    assert {"backbone.pool", "optim.trust"} <= shown
+    assert not {"backbone.window", "optim.betas"} & shown
 
 
-def test_a_run_writes_what_it_promises(run: Finished) -> None:
-    assert run.process.returncode == 0, run.process.stderr
-    assert "Traceback" not in run.process.stderr
-    assert "step 4/4" in run.process.stdout
-    assert str(run.out / "backbone.safetensors") in run.process.stdout
-    assert {path.name for path in run.out.iterdir()} == {
-        "config.json",
-        "resolved.json",
-        "metrics.jsonl",
-        "tensorboard",
-        "checkpoints",
-        "backbone.safetensors",
+@pytest.mark.parametrize("name", [*EVALUATION_CONFIGS, "embed"])
+def test_the_help_of_an_evaluation_shows_every_option(name: str, capsys: Says) -> None:
+    command = ("embed",) if name == "embed" else ("evaluate", name)
+    config = EmbedConfig() if name == "embed" else EVALUATION_CONFIGS[name]()
+    shown = listed(helped(capsys, *command, "--help"))
+    own = {"json", "help"} | ({"out"} if name == "embed" else set())
+    assert shown == words(set(to_dict(config))) | own
+
+
+def test_evaluations_are_listed(capsys: Says) -> None:
+    said = helped(capsys, "evaluate", "--help")
+    for name, kind in EVALUATION_CONFIGS.items():
+        assert name in said and str(kind.__doc__) in said
+
+
+# Results
+
+
+def results(run: Finished, out: Path) -> dict[str, list[str]]:
+    """Return commands that end with a result."""
+    model = [str(run.out), "--data", run.data, "--workers", "0"]
+    return {
+        "check": ["check", *run.arguments[1:], "--out", str(out / "check")],
+        "knn": ["evaluate", "knn", *model, "--k", "1", "3"],
+        "linear": ["evaluate", "linear", *model, "--blocks", "2", "--epochs=3", "--rates", "0.1"],
+        "embed": ["embed", *model, "--out", str(out / "features.npz")],
     }
-    saved = sorted(path.name for path in (run.out / "checkpoints").iterdir())
-    assert saved == ["step-00000002", "step-00000004"]
-    rows = [json.loads(line) for line in (run.out / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert all(row["loss"] > 0 for row in rows)
 
 
-def test_a_run_records_what_was_asked_and_what_it_became(run: Finished) -> None:
-    asked = load_config(run.out / "config.json")
-    record = json.loads((run.out / "resolved.json").read_text())
-    resolved = from_dict(RunConfig, record["config"])
-    assert (asked.train.precision, resolved.train.precision) == ("auto", "fp32")
-    assert str(asked.method.teacher_temp.warmup) == "10%"  # type: ignore[attr-defined]
-    assert str(resolved.method.teacher_temp.warmup) == "0st"  # type: ignore[attr-defined]
-    assert resolved.backbone == asked.backbone
-    assert not resolved.method.head.train_gain  # type: ignore[attr-defined]
-    assert record["images"]["count"] == 12
+KEYS = {
+    "check": {"images", "classes", "seconds_a_step", "problems"},
+    "knn": {"name", "facts", "rows", "notes"},
+    "linear": {"name", "facts", "rows", "notes"},
+    "embed": {"features"},
+}
 
 
-def test_a_run_records_what_a_person_gave(run: Finished) -> None:
-    origins = json.loads((run.out / "resolved.json").read_text())["origins"]
-    typed = [word[2:].split("=")[0].replace("-", "_") for word in TINY if word.startswith("--")]
-    expected = {name.replace(".no_", ".") for name in typed}
-    assert {name for name, origin in origins.items() if origin == "given"} >= expected
-    assert origins["train.seed"] == "recipe"
-
-
-def test_a_run_records_that_a_person_named_the_images(run: Finished) -> None:
-    origins = json.loads((run.out / "resolved.json").read_text())["origins"]
-    assert origins["data.source"] == "given"
-
-
-def test_the_backbone_of_a_run_loads(run: Finished) -> None:
-    for place in (run.out, run.out / "backbone.safetensors", str(run.out)):
-        backbone = leanvit.load_backbone(place)
-        assert backbone.config == load_config(run.out / "config.json").backbone
-        assert backbone.features(torch.zeros(1, 3, 32, 32)).pooled.shape == (1, 16)
-
-
-def test_a_run_continues_to_the_same_end(run: Finished, tmp_path: Path) -> None:
-    out = run.copy(tmp_path)
-    shutil.rmtree(out / "checkpoints" / "step-00000004")
-    (out / "backbone.safetensors").unlink()
-    process = leanvit_process(*run.arguments, "--out", str(out), "--resume")
+@pytest.mark.parametrize("name", KEYS)
+def test_json_is_one_object_on_stdout(name: str, run: Finished, tmp_path: Path) -> None:
+    process = leanvit_process(*results(run, tmp_path)[name], "--json")
     assert process.returncode == 0, process.stderr
-    assert "Continuing at step 2" in process.stdout
-    for name in ("backbone.safetensors", "checkpoints/step-00000004/state.safetensors"):
-        assert (out / name).read_bytes() == (run.out / name).read_bytes()
-    timings = ("images_per_s", "data_wait")
-    rows = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in timings}
-            for line in (folder / "metrics.jsonl").read_text().splitlines()
-        ]
-        for folder in (run.out, out)
-    ]
-    assert rows[0] == rows[1]
+    found = json.loads(process.stdout)
+    assert isinstance(found, dict) and KEYS[name] <= found.keys()
+    assert process.stderr == ""
 
 
-def test_overwrite_replaces_a_run(run: Finished, tmp_path: Path) -> None:
-    out = run.copy(tmp_path)
-    (out / "metrics.jsonl").write_text("old\n")
-    (out / "unreadable.jsonl").write_text("old\n")
-    (out / "thesis.txt").write_text("years of work")
-    assert main([*run.arguments, "--out", str(out), "--overwrite"]) == 0
-    assert not (out / "unreadable.jsonl").exists()
-    assert (out / "thesis.txt").read_text() == "years of work", "only a run's files are removed"
-    assert "old" not in (out / "metrics.jsonl").read_text()
+@pytest.mark.parametrize("name", KEYS)
+def test_results_are_words_without_json(
+    name: str, run: Finished, tmp_path: Path, capsys: Says
+) -> None:
+    assert main(results(run, tmp_path)[name]) == 0
+    out, error = capsys.readouterr()
+    assert error == ""
+    first = {
+        "check": "images 12, 0 of them unreadable",
+        "knn": "protocol features k=1 k=3 color raw pixels ",
+        "linear": "protocol features top1 top5 ",
+        "embed": f"Features are in {tmp_path / 'features.npz'}",
+    }
+    assert " ".join(out.split()).startswith(first[name]), out
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(out)
 
 
-# Mistakes
+def test_a_run_says_its_progress_on_stderr_and_its_summary_on_stdout(run: Finished) -> None:
+    assert run.process.returncode == 0, run.process.stderr
+    assert json.loads(run.process.stdout) == json.loads((run.out / "summary.json").read_text())
+    said = run.process.stderr.splitlines()
+    assert said[0].startswith("12 images, 4 steps of 4, a checkpoint every 2; fp32 on cpu.")
+    assert said[1].startswith("step 0/4  before training:  k-NN ")
+    assert [line[:8] for line in said[2:6]] == [f"step {step}/4" for step in (1, 2, 3, 4)]
+    assert "Traceback" not in run.process.stderr
 
 
-def test_a_mistake_ends_a_process_with_code_two() -> None:
-    process = leanvit_process("pretrian", "esvit")
-    assert (process.returncode, process.stdout) == (2, "")
-    expected = "leanvit: Unknown command 'pretrian'; did you mean 'pretrain'? Known: "
-    assert process.stderr.startswith(expected)
-    assert process.stderr.count("\n") == 1
+def test_a_run_ends_with_what_to_do_next(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    assert main([*run.arguments, "--out", str(tmp_path / "out")]) == 0
+    out, error = capsys.readouterr()
+    assert f"The backbone is in {tmp_path / 'out' / 'backbone.safetensors'}" in out
+    assert f"leanvit evaluate knn {tmp_path / 'out'} --data " in out
+    assert "step 4/4" in error and "step" not in out
+
+
+def test_a_check_has_a_place_of_its_own(
+    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Says
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", *run.arguments[1:]]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["check"]
+
+
+def test_features_are_those_of_the_images(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    assert main(results(run, tmp_path)["embed"]) == 0
+    with np.load(tmp_path / "features.npz") as found:
+        assert found["features"].shape == (12, 16)
+        assert list(found["names"])[:2] == ["cats/000.png", "cats/001.png"]
+        assert list(found["targets"]) == [0] * 6 + [1] * 6
+
+
+def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    """The value of an option that only a recipe has is no recipe."""
+    _, _, *rest = run.arguments
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["pretrain", "--json", "esvit", "--out", str(first), *rest]) == 0
+    assert main(["pretrain", "--data", run.data, "esvit", *TINY, "--out", str(second)]) == 0
+    for name in ("backbone.safetensors", "student.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert "Name a recipe first" in refused(capsys, "pretrain", "--train.batch", "4", "esvit")
+
+
+# Mistakes in the words
+
+
+MISTAKES = [
+    ("train", "Unknown command 'train'; did you mean 'pretrain'? Known: check, embed, evaluate, "),
+    ("pretrain", "Name a recipe first: dino, "),
+    ("check --data x", "Name a recipe first: dino, "),
+    ("pretrain --resume", "Name a recipe first: "),
+    ("pretrain esvt", "Unknown recipe 'esvt'; did you mean 'esvit'? Known: dino, "),
+    ("pretrain esvit --backbone swin_tinny", "did you mean 'swin_tiny'? Known: swin_base, "),
+    ("pretrain esvit --optimizer adam", "did you mean 'adamw'? Known: adamw, lars, sgd."),
+    ("pretrain esvit --train.batc 3", "Unknown option 'train.batc'; did you mean 'train.batch'?"),
+    ("pretrain esvit --batch 3", "Unknown option 'batch'; did you mean 'train.batch'?"),
+    ("pretrain esvit --backbone.pool mean", "Unknown option 'backbone.pool'. Known: backbone.de"),
+    ("pretrain esvit --recipe dino", "Unknown option 'recipe'"),
+    ("pretrain esvit --head 5", "Unknown option 'head'; did you mean 'backbone.heads'?"),
+    ("pretrain esvit --method.head 5", "'method.head' is a section; its options are method.head."),
+    ("pretrain esvit stray", "'stray' belongs to no option; every value follows its option's name"),
+    ("pretrain esvit --train.batch 4 5", "'5' belongs to no option"),
+    ("pretrain esvit --out", "--out: expected one argument."),
+    ("pretrain esvit --train.duration", "--train.duration: expected one argument."),
+    ("pretrain esvit --train.duration 10days", "'10days' is not a duration; write 10ep (epochs)"),
+    ("pretrain esvit --train.batch two", "train.batch is 'two'; expected a whole number."),
+    ("pretrain esvit --optim.clip two", "optim.clip is 'two'; expected a number."),
+    ("pretrain esvit --train.batch 0", "train: batch is 0; expected at least 1."),
+    ("pretrain esvit --method.head.train-gain no", "method.head.train_gain is 'no'; expected true"),
+    ("pretrain esvit --optim.betas 0.9", "optim.betas is [0.9]; expected 2 values."),
+    ("pretrain esvit --optim.betas 0.9 x", "optim.betas is 'x'; expected a number."),
+    ("pretrain esvit --train.precision fp16", "expected one of 'auto', 'fp32', 'bf16'."),
+    ("pretrain esvit --method.region-weight 1", "region_weight lies between 0 and 1"),
+    ("pretrain esvit --json=yes", "--json: ignored explicit argument 'yes'."),
+    ("check esvit --resume", "Unknown option 'resume'"),
+    ("evaluate", "Name an evaluation: knn, linear."),
+    ("evaluate kn model", "Unknown evaluation 'kn'; did you mean 'knn'? Known: knn, linear."),
+    ("evaluate knn", "Name a model first: the folder of a run, a backbone file or a backbone's"),
+    ("evaluate knn --data photos model", "Name a model first: "),
+    ("evaluate knn model --temperatur 1", "did you mean 'temperature'?"),
+    ("evaluate knn model --k few", "k is 'few'; expected a whole number."),
+    ("evaluate knn model --k", "k is (); expected at least one number of neighbours."),
+    ("evaluate knn model other --k 3", "'other' belongs to no option"),
+    ("evaluate linear model --epochs 0", "epochs is 0; expected at least 1."),
+    ("evaluate knn model", "No images were named: give --data FOLDER, a list file, or sample."),
+    ("embed", "Name a model first: "),
+    ("embed model --data photos", "Name a file for the features: --out FILE.npz or FILE.csv."),
+    ("embed model --data photos --out f.txt", "name a file that ends in .npz or .csv."),
+    ("embed model --features all --out f.csv", "expected one of 'pooled', 'last4', 'grid'."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_in_the_words_is_answered(
+    arguments: str,
+    message: str,
+    tmp_path: Path,
+    capsys: Says,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train", "leanvit: Unknown command 'train'; did you mean 'pretrain'? Known: "),
-        ("pretrain", "the following arguments are required: recipe"),
-        ("pretrain esvt", "leanvit: Unknown recipe 'esvt'; did you mean 'esvit'? Known: dino, "),
-        ("pretrain esvit --backbone swin_tinny", "did you mean 'swin_tiny'? Known: swin_base, "),
-        ("pretrain esvit --optimizer adam", "did you mean 'adamw'? Known: adamw, lars, sgd."),
-        ("pretrain esvit --train.batc 3", "Perhaps you meant: --train.batch INT"),
-        ("pretrain esvit --backbone.pool mean", "Unrecognized options: --backbone.pool"),
-        ("pretrain esvit --recipe dino", "Unrecognized options: --recipe"),
-        ("pretrain esvit stray", "Unrecognized options: stray"),
-        ("pretrain esvit --train.duration 10days", "'10days' is not a duration; write 10ep"),
-        ("pretrain esvit --train.duration", "--train.duration"),
-        ("pretrain esvit --train.batch two", "Error parsing --train.batch"),
-        ("pretrain esvit --train.batch 0", "batch is 0; expected at least 1"),
-        ("pretrain esvit --train.precision fp16", "Expected one of ('auto', 'fp32', 'bf16')"),
-        ("pretrain esvit --method.region-weight 1", "region_weight lies between 0 and 1"),
+        ("pretrian esvit", "leanvit: Unknown command 'pretrian'; did you mean 'pretrain'? Known: "),
+        ("pretrain esvit --train.batsh 4", "leanvit: Unknown option 'train.batsh'; did you mean "),
+        ("check esvit --train.batch two", "leanvit: train.batch is 'two'; expected a whole number"),
+        ("evaluate knn", "leanvit: Name a model first: "),
+        ("embed model", "leanvit: Name a file for the features"),
     ],
 )
-def test_a_mistake_in_the_words_is_answered(
-    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = ("--out", str(tmp_path / "out")) if " " in arguments else ()
-    assert message in refused(capsys, *arguments.split(), *out)
-    assert not (tmp_path / "out").exists()
+def test_a_mistake_ends_a_process_with_code_two(arguments: str, message: str) -> None:
+    process = leanvit_process(*arguments.split())
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(message)
+    assert process.stderr.count("\n") == 1
 
 
-def test_a_run_needs_a_place_for_its_results(
-    images: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_needs_a_place_for_its_results(run: Finished, capsys: Says) -> None:
     for place in ([], ["--out", ""]):
-        said = refused(capsys, "pretrain", "esvit", "--data", images, *TINY, *place)
+        said = refused(capsys, *run.arguments, *place)
         assert said == "leanvit: Name a folder for the results: --out FOLDER."
 
 
+# Mistakes in the images
+
+
+@pytest.mark.parametrize("command", ["pretrain", "check"])
 def test_a_mistake_in_the_images_is_answered(
-    images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, images: str, tmp_path: Path, capsys: Says
 ) -> None:
     out, empty, file = tmp_path / "out", tmp_path / "empty", tmp_path / "photo.png"
     empty.mkdir()
     (empty / "notes.txt").write_text("no image")
     file.write_bytes(b"")
+    before = contents(tmp_path)
     for data, message in [
         (["--data", str(tmp_path / "none")], f"folder '{tmp_path / 'none'}' does not exist."),
-        (["--data", str(file)], f"The data folder '{file}' is not a folder."),
+        (["--data", str(file)], f"The list '{file}' names no image; write one path a line."),
         (["--data", str(empty)], f"There is no image in '{empty}' or below it; known endings: "),
-        ([], "No images were named: give --data FOLDER."),
+        ([], "No images were named: give --data FOLDER, a list file, or sample."),
         (["--data", images, "--train.batch", "13"], "There are 12 images, fewer than one batch"),
+        (["--data", images, "--watch.val", str(empty)], f"There is no image in '{empty}'"),
     ]:
-        assert message in refused(capsys, "pretrain", "esvit", *TINY, "--out", str(out), *data)
-        assert not out.exists()
+        assert message in refused(capsys, command, "esvit", *TINY, "--out", out, *data)
+        assert contents(tmp_path) == before
 
 
-def test_results_are_not_written_over_others(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    said = refused(capsys, *run.arguments, "--out", str(out))
-    assert f"The folder '{out}' is not empty: continue the run in it with --resume" in said
-    file = tmp_path / "file"
-    file.write_text("kept")
-    for how in ([], ["--overwrite"]):
-        assert "is a file; name a folder" in refused(
-            capsys, *run.arguments, "--out", str(file), *how
-        )
-    assert file.read_text() == "kept"
+def test_an_empty_folder_ends_a_process_with_code_two(tmp_path: Path) -> None:
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    empty.mkdir()
+    process = leanvit_process("pretrain", "esvit", "--data", empty, *TINY, "--out", out)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(f"leanvit: There is no image in '{empty}' or below it; known")
+    assert process.stderr.count("\n") == 1
+    assert not out.exists()
 
 
-def test_overwrite_leaves_a_folder_alone_that_is_no_run(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    said = refused(capsys, *run.arguments, "--out", str(tmp_path), "--overwrite")
-    assert "holds no run of leanvit, so --overwrite leaves it alone" in said
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+def test_a_mistake_in_a_model_is_answered(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"no weights")
+    before = contents(tmp_path)
+    models: list[tuple[str | Path, str]] = [
+        ("swin_tinny", "Unknown backbone file or name 'swin_tinny'; did you mean 'swin_tiny'?"),
+        (other, f"{other} is not a backbone that leanvit wrote."),
+        (tmp_path, f"There is no backbone file '{tmp_path / 'backbone.safetensors'}'."),
+    ]
+    for model, message in models:
+        images = ("--data", run.data)
+        assert message in refused(capsys, "evaluate", "knn", model, *images)
+        assert message in refused(capsys, "embed", model, *images, "--out", tmp_path / "f.npz")
+    plain = write_images(tmp_path.parent / f"{tmp_path.name} plain", 4)
+    assert "This needs classes" in refused(capsys, "evaluate", "knn", run.out, "--data", plain)
+    assert contents(tmp_path) == before
 
 
-def test_overwrite_leaves_images_alone_that_lie_in_the_run(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    inside = write_images(out / "images", 12)
-    arguments = ("pretrain", "esvit", "--data", str(inside), *TINY, "--out", str(out))
-    refused(capsys, *arguments, "--overwrite")
-    assert len(list(inside.iterdir())) == 12
-
-
-@pytest.mark.parametrize("how", [(), ("--overwrite",)], ids=["new", "overwrite"])
-def test_a_network_that_cannot_be_built_leaves_the_folder_as_it_was(
-    how: tuple[str, ...],
-    run: Finished,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(*_: object) -> None:
-        raise ValueError("no such network")
-
-    monkeypatch.setattr("leanvit.run.build_method", refuse)
-    out = run.copy(tmp_path) if how else tmp_path / "new"
-    before = sorted(out.rglob("*"))
-    assert "no such network" in refused(capsys, *run.arguments, "--out", str(out), *how)
-    assert sorted(out.rglob("*")) == before
-
-
-def test_only_a_run_is_resumed(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for out in (tmp_path / "none", tmp_path):
-        said = refused(capsys, *run.arguments, "--out", str(out), "--resume")
-        assert said == f"leanvit: There is no run to resume in '{out}'."
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_is_resumed_as_it_began(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = ("--out", str(run.out), "--resume")
-    said = refused(capsys, *run.arguments, *place, "--optim.clip", "1", "--train.seed", "7")
-    assert "optim.clip was 3.0, now 1.0; train.seed was 0, now 7. Ask for the same" in said
-    said = refused(capsys, *run.arguments, *place, "--optimizer", "sgd")
-    assert "optim.betas was [0.9, 0.999], now None; optim.momentum was None, now 0.9" in said
-    images = write_images(tmp_path / "images", 12)
-    arguments = ("pretrain", "esvit", "--data", str(images), *TINY, "--out", str(tmp_path / "run"))
-    assert main(arguments) == 0
-    (images / "000.png").unlink()
-    said = refused(capsys, *arguments, "--resume")
-    assert "The run began with 12 images and there are 11 now" in said
-
-
-def test_resume_and_overwrite_exclude_each_other(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    said = refused(capsys, *run.arguments, "--out", str(out), "--resume", "--overwrite")
-    assert "--resume" in said and "--overwrite" in said
-
-
-def test_a_diverged_run_ends_with_code_one_and_a_reason(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = (*run.arguments, "--out", str(tmp_path / "out"), "--optim.lr.peak", "1e30")
-    assert main(arguments) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("leanvit: The loss or a gradient was not finite at step ")
-    assert error.count("\n") == 1
-
-
-def test_several_processes_are_refused(
-    run: Finished,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    said = refused(capsys, *run.arguments, "--out", str(tmp_path / "out"))
-    assert "trains in one process, but WORLD_SIZE is 2" in said
-
-
-def test_a_folder_of_another_program_is_no_run(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_text("weights")
-    said = refused(capsys, *run.arguments, "--out", str(tmp_path), "--overwrite")
-    assert "holds no run of leanvit" in said
-    assert (tmp_path / "model.safetensors").read_text() == "weights"
-
-
-def test_results_may_lie_behind_a_link(run: Finished, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    link = tmp_path / "out"
-    link.symlink_to(tmp_path / "disk")
-    assert main([*run.arguments, "--out", str(link)]) == 0
-    assert main([*run.arguments, "--out", str(link), "--overwrite"]) == 0
-    assert link.is_symlink() and (tmp_path / "disk" / "backbone.safetensors").exists()
-
-
-def test_results_and_images_do_not_mix(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = write_images(tmp_path / "images", 12)
-    for out in (images, images / "results", tmp_path):
-        said = refused(capsys, "pretrain", "esvit", *TINY, "--data", str(images), "--out", str(out))
-        assert "would lie in one another" in said
-
-
-def test_a_place_that_cannot_be_written_is_an_error(
-    run: Finished, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "Cannot write to '/proc/run'" in refused(capsys, *run.arguments, "--out", "/proc/run")
-
-
-def test_what_changes_no_number_may_change_on_resume(run: Finished, tmp_path: Path) -> None:
-    out = run.copy(tmp_path)
-    moved = shutil.copytree(run.arguments[3], tmp_path / "moved")
-    arguments = ["pretrain", "esvit", "--data", str(moved), *TINY, "--train.keep", "1"]
-    assert main([*arguments, "--out", str(out), "--resume"]) == 0
-
-
-def test_other_images_of_the_same_number_are_noticed(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    moved = shutil.copytree(run.arguments[3], tmp_path / "moved")
-    (moved / "000.png").rename(moved / "zzz.png")
-    said = refused(
-        capsys, "pretrain", "esvit", "--data", str(moved), *TINY, "--out", str(out), "--resume"
-    )
-    assert "began with 12 images and there are the same number of others now" in said
-
-
-def test_unreadable_images_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = write_images(tmp_path / "images", 12)
-    (images / "003.png").write_bytes(b"broken")
-    out = tmp_path / "out"
-    assert main(["pretrain", "esvit", "--data", str(images), *TINY, "--out", str(out)]) == 0
-    lines = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
-    assert {line["name"] for line in lines} == {"003.png"}
-    assert "The image '003.png' cannot be read (UnidentifiedImageError" in capsys.readouterr().err
-
-
-def test_an_interrupted_run_says_where_it_stands(
-    run: Finished,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def interrupted(self: object, row: dict[str, float]) -> None:
-        if row["step"] == 4:  # after the step, before its checkpoint
-            raise KeyboardInterrupt
-
-    out = tmp_path / "out"
-    monkeypatch.setattr("leanvit.train.metrics.Terminal.on_row", interrupted)
-    assert main([*run.arguments, "--out", str(out)]) == 130
-    said = capsys.readouterr().err
-    assert "interrupted at step 4; --resume continues from step 2" in said
-    monkeypatch.undo()
-    assert main([*run.arguments, "--out", str(out), "--resume"]) == 0
-    assert "Continuing at step 2" in capsys.readouterr().out
-
-
-def test_a_run_that_saved_nothing_begins_again(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    shutil.rmtree(out / "checkpoints")
-    assert "(it saved nothing yet)" in refused(capsys, *run.arguments, "--out", str(out))
-    assert main([*run.arguments, "--out", str(out), "--resume"]) == 0
-    assert "saved nothing yet, so it begins again at step 0" in capsys.readouterr().out
-
-
-def test_a_damaged_record_is_named(
-    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = run.copy(tmp_path)
-    (out / "resolved.json").write_text("{")
-    said = refused(capsys, *run.arguments, "--out", str(out), "--resume")
-    assert "resolved.json is damaged" in said
+def test_features_are_not_written_over_others(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    (tmp_path / "features.npz").write_text("years of work")
+    assert "is there already" in refused(capsys, *results(run, tmp_path)["embed"])
+    assert (tmp_path / "features.npz").read_text() == "years of work"

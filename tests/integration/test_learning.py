@@ -16,7 +16,7 @@ from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import compose
 from leanvit.core.random import seeded
-from leanvit.data.decode import decode
+from leanvit.data.decode import to_pixels
 from leanvit.data.sources import open_source
 from leanvit.recipes import recipe
 
@@ -58,8 +58,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pixels(folder: Path, count: int = 128) -> Tensor:
     source, images = open_source(str(folder)), []
     for number in range(count):
-        image = torch.from_numpy(decode(source[number].image).copy()).permute(2, 0, 1)
-        image = tv.resize(image.float() / 255, [SIDE], antialias=True)
+        image = tv.resize(to_pixels(source[number].image) / 255, [SIDE], antialias=True)
         images.append(tv.center_crop(image, [SIDE]))
     return tv.normalize(torch.stack(images), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 

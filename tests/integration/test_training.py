@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -33,7 +34,18 @@ from leanvit.run import Run, gather_facts, require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.state import TrainState
-from tests.tiny import SWIN, VIEWS, VIT, dino, esvit, run_config, view_batch, write_images
+from tests.tiny import (
+    SWIN,
+    VIEWS,
+    VIT,
+    dino,
+    draw_nothing,
+    esvit,
+    run_config,
+    view_batch,
+    write_classes,
+    write_images,
+)
 
 
 def fresh(config: RunConfig, dtype: torch.dtype = torch.float32) -> TrainState:
@@ -57,6 +69,11 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), 14)
@@ -73,21 +90,38 @@ def eventful() -> RunConfig:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_five_and_five_steps_are_ten(tmp_path: Path, images: Path, workers: int) -> None:
-    config = compose(eventful(), data=str(images), options={"data.workers": workers})
+def test_five_and_five_steps_are_ten(tmp_path: Path, workers: int) -> None:
+    """Weights, optimiser and rows; the features are looked at on both sides of the cut."""
+    images = write_classes(tmp_path / "images", cats=8, dogs=6)
+    watching = {"watch.every": "2st", "watch.k": 3}
+    config = compose(eventful(), data=str(images), options={"data.workers": workers, **watching})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     leanvit.pretrain(config, out=whole, quiet=True)
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoints" / "step-00000010")
-    (cut / "backbone.safetensors").unlink()
+    for name in NETWORKS:
+        (cut / name).unlink()
     leanvit.pretrain(config, out=cut, resume=True, quiet=True)
-    for name in ("checkpoints/step-00000010/state.safetensors", "backbone.safetensors"):
+    for name in ("checkpoints/step-00000010/state.safetensors", *NETWORKS):
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
-    assert losses(whole) == losses(cut) and len(losses(whole)) == 10
+    assert rows(whole) == rows(cut)
+    assert [row["step"] for row in rows(whole)] == list(range(11))
+    assert [row["step"] for row in rows(whole) if "knn" in row] == [0, 2, 4, 6, 8, 10]
+
+
+NETWORKS = ("backbone.safetensors", "student.safetensors")
+
+
+def rows(out: Path) -> list[dict[str, float]]:
+    """What a run wrote, without what depends on the machine."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")} for row in found
+    ]
 
 
 def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows(out) if row["step"]]
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -287,10 +321,15 @@ def test_rows_hold_what_a_person_follows(tmp_path: Path, images: Path) -> None:
     config = compose(run_config(), data=str(images), options={"data.workers": 0})
     leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    row = json.loads(lines[-1])
+    assert len(lines) == 11
+    first, row = json.loads(lines[0]), json.loads(lines[-1])
+    looks = {"effective_rank", "correct_matches"}
+    assert first.keys() == {"step", "epoch", "images"} | looks, "nothing was trained yet"
+    assert (first["step"], first["images"]) == (0, 0)
     expected = {"step", "epoch", "images", "lr", "weight_decay", "loss", "view", "region"}
     expected |= {f"grad_norm/{part}" for part in ("backbone", "head", "region_head")}
-    assert expected | {"feature_std", "images_per_s", "data_wait"} == row.keys()
+    expected |= {"feature_std", "teacher_entropy", "distinct_matches", "images_per_s"}
+    assert expected | {"data_wait"} | looks == row.keys()
     assert (row["step"], row["images"]) == (10, 40)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
 
@@ -312,7 +351,8 @@ def test_a_method_sees_whole_runs_of_a_source(images: Path, tmp_path: Path) -> N
 
 
 def test_rows_are_exact_on_resume(tmp_path: Path, images: Path) -> None:
-    config = compose(run_config(log_every=steps(4)), data=str(images), options={"data.workers": 0})
+    options = {"data.workers": 0, "watch.every": "10st"}
+    config = compose(run_config(log_every=steps(4)), data=str(images), options=options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     leanvit.pretrain(config, out=whole, quiet=True)
     shutil.copytree(whole, cut)
@@ -343,6 +383,79 @@ def test_damaged_checkpoints_do_not_restart_a_run(tmp_path: Path, images: Path) 
         (path / "state.json").unlink()
     with pytest.raises(ValueError, match="is whole, so the run cannot be continued"):
         leanvit.pretrain(config, out=tmp_path, resume=True, quiet=True)
+
+
+class Heard:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, float]] = []
+        self.steps: list[int] = []
+        self.ended = 0
+
+    def on_step(self, step: int) -> None:
+        self.steps.append(step)
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        self.rows.append(row)
+
+    def on_end(self) -> None:
+        self.ended += 1
+
+
+def watched_run(every: int, log: int, run: int, batches: int) -> tuple[Heard, list[int]]:
+    config = run_config(log_every=steps(log), save_every=steps(100), duration=steps(run))
+    state = fresh(replace(config, watch=replace(config.watch, every=steps(every))))
+    heard, looked = Heard(), []
+
+    def watch() -> dict[str, float]:
+        looked.append(state.step)
+        return {"knn": 7.0}
+
+    views = [view_batch(seed=number) for number in range(batches)]
+    train(state, views, save=lambda: None, watch=watch, observers=[heard])
+    return heard, looked
+
+
+def test_features_are_looked_at_first_last_and_in_between() -> None:
+    heard, looked = watched_run(every=4, log=3, run=10, batches=10)
+    assert looked == [0, 4, 8, 10]
+    assert [row["step"] for row in heard.rows] == [0, 3, 4, 6, 8, 9, 10]
+    assert [row["step"] for row in heard.rows if "knn" in row] == looked
+    assert heard.steps == list(range(1, 11)) and heard.ended == 1
+
+
+def test_the_look_before_training_costs_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("leanvit.train.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    heard = Heard()
+    monkeypatch.setattr(heard, "on_step", lambda step: now.__setitem__(0, now[0] + 1.5))
+
+    def watch() -> dict[str, float]:
+        now[0] += 100
+        return {}
+
+    def batches() -> Iterator[ViewBatch]:
+        for number in range(4):
+            now[0] += 0.5
+            yield view_batch(seed=number)
+
+    state = fresh(run_config(log_every=steps(2), duration=steps(4)))
+    train(state, batches(), save=lambda: None, watch=watch, observers=[heard])
+    assert [row["images_per_s"] for row in heard.rows[1:]] == [2.0, 2.0]
+    assert [row["data_wait"] for row in heard.rows[1:]] == [0.25, 0.25]
+
+
+def test_observers_hear_the_end_of_a_run_that_breaks_off() -> None:
+    heard = Heard()
+
+    def batches() -> Iterator[ViewBatch]:
+        yield view_batch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(run_config()), batches(), save=lambda: None, observers=[heard])
+    assert heard.ended == 1 and heard.steps == [1]
 
 
 def test_every_trained_parameter_counts_to_a_part() -> None:

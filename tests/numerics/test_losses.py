@@ -140,6 +140,29 @@ def test_collapsed_regions_share_one_match() -> None:
     assert float(distinct) == 1 / regions
 
 
+def test_an_image_without_a_share_chooses_nothing() -> None:
+    batch, regions = 4, 6
+    student = noise(2, batch, 2, CHANNELS, seed=5, dtype=torch.float64)
+    teacher = noise(2, batch, regions, CHANNELS, seed=9, dtype=torch.float64)
+    whole = Mixing(torch.tensor([1, 0, 3, 2]), torch.ones(2, dtype=torch.float64), views=2)
+    z, t = rows(2 * batch * 2, 0), rows(2 * batch * regions, 1)
+    found = [
+        region_loss(
+            Projection(z, prototypes(2)),
+            Projection(t, prototypes(3)),
+            torch.zeros(K, dtype=torch.float64),
+            student_features=[student],
+            teacher_features=teacher,
+            student_temp=0.1,
+            teacher_temp=0.05,
+            mixing=mixing,
+        )
+        for mixing in (None, whole)
+    ]
+    torch.testing.assert_close(found[0], found[1])
+    assert 0 < float(found[0][1]) <= 2 / regions
+
+
 def plain_entropy(logits: Tensor) -> Tensor:
     q = logits.softmax(1)
     return -(q * q.log()).sum(1).mean() / math.log(logits.shape[1])

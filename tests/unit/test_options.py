@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
+from leanvit.backbones.weights import header
 from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
 from leanvit.data.sources import Sample, Source, open_source
 from leanvit.recipes import recipe
 from leanvit.run import Run, gather_facts
-from leanvit.train.checkpoint import TENSORS
-from tests.tiny import write_images
+from leanvit.train.checkpoint import TENSORS, save_tensors
+from tests.tiny import build, write_classes, write_images
 
 Options = Mapping[str, Any]
 
@@ -42,6 +43,8 @@ TINY: Options = {
     "train.device": "cpu",
     "train.log_every": "1st",
     "train.save_every": "2st",
+    "watch.every": "4st",
+    "watch.images": 0,
     # every schedule has a start, a peak and an end that differ, at steps 0, 1 and beyond
     "method.teacher_temp.end": 0.1,
     "method.teacher_temp.warmup": "1st",
@@ -81,7 +84,11 @@ class Part:
 
 PARTS: Mapping[str, Part] = {
     "esvit": Part(
-        "esvit", "swin_tiny", "adamw", SWIN, ("method", "backbone", "data", "optim", "train")
+        "esvit",
+        "swin_tiny",
+        "adamw",
+        SWIN,
+        ("method", "backbone", "data", "optim", "train", "watch", "init"),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
     "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
@@ -91,6 +98,9 @@ PARTS: Mapping[str, Part] = {
 
 MIXED: Options = {"method.mix.views": 2}
 CLIPPED: Options = {"optim.clip": 0.01}
+LOOKED_AT: Options = {"data.source": "classes", "watch.images": 12, "watch.every": "2st"}
+TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
+BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
 CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.views.global_size": (24, {}),
@@ -142,6 +152,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "data.workers": (1, {}),
     "data.mean": ((0.5, 0.5, 0.5), {}),
     "data.std": ((0.5, 0.5, 0.5), {}),
+    "data.max_unreadable": (5.0, BROKEN),
     "optim.lr.start": (2e-4, {}),
     "optim.lr.peak": (1e-3, {}),
     "optim.lr.end": (1e-4, {}),
@@ -168,8 +179,16 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "train.log_every": ("2st", {}),
     "train.save_every": ("1st", {}),
     "train.keep": (1, {}),
+    "watch.every": ("1st", LOOKED_AT),
+    "watch.images": (6, LOOKED_AT),
+    "watch.val": ("tested", LOOKED_AT),
+    "watch.k": (1, TESTED),
+    "init": ("start.safetensors", {}),
 }
 """Option -> (another legal value, what else must be set for it to matter)."""
+
+PLACES = ("data.source", "watch.val", "init")
+"""Options that name files, which lie in the probe's folder."""
 
 OWN_CHANGES: Mapping[tuple[str, str], object] = {("dino", "backbone.heads"): 1}
 """(part, option) -> value, where the value above does not fit."""
@@ -181,7 +200,9 @@ class Watched:
 
     source: Source
     notes: Path
-    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.classes, self.targets = self.source.classes, self.source.targets
 
     def __len__(self) -> int:
         return len(self.source)
@@ -198,6 +219,10 @@ class Watched:
     def name(self, index: int) -> str:
         """Return the image's name."""
         return self.source.name(index)
+
+    def validation(self) -> Source | None:
+        """Return what the folder set aside."""
+        return self.source.validation()
 
 
 def digest(path: Path) -> str:
@@ -216,16 +241,20 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
     except ValueError as error:
         return {"refused": str(error)}
     run = Run(resolved, Watched(source, notes), out, quiet=True)
+    run.initialize()
     parts: list[int] = []
     run.state.method.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
-    run.train()
+    try:
+        run.train()
+    except ValueError as error:
+        assert "data.max_unreadable" in str(error)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     ignored = ("images_per_s", "data_wait", "lr", "weight_decay")  # timings and settings
-    saved = sorted((out / "checkpoints").iterdir())
+    saved = sorted((out / "checkpoints").glob("*"))
     return {
         "rows": [{k: v for k, v in row.items() if k not in ignored} for row in rows],
         "checkpoints": [path.name for path in saved],
-        "weights": digest(saved[-1] / TENSORS),
+        "weights": digest(saved[-1] / TENSORS) if saved else "none",
         "micro-batches": parts,
         "device": str(run.state.device),
         "readers": sorted(path.name for path in notes.iterdir()),
@@ -241,19 +270,30 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     folder, threads = tmp_path_factory.mktemp("options"), torch.get_num_threads()
     write_images(folder / "images", 12)
     write_images(folder / "others", 12, side=48)
+    write_images(folder / "broken", 12)
+    (folder / "broken" / "005.png").write_bytes(b"no image")
+    write_classes(folder / "classes", cats=9, dogs=3)
+    for number, name in enumerate(("cats", "dogs")):
+        write_images(folder / "tested" / name, 9, seed=5 + number)
+    start = build(PARTS["esvit"].config({}).backbone)
+    save_tensors(start.state_dict(), folder / "start.safetensors", header(start, {}))
     known: dict[str, dict[str, Any]] = {}
 
     def run(part: str, options: Options) -> dict[str, Any]:
         key = f"{part} {sorted(options.items())}"
         if key not in known:
             config = PARTS[part].config(options)
-            source = str(folder / config.data.source)
-            config = replace_options(config, {"data.source": source})
+            every = dict(leaves(to_dict(config)))
+            places = {name: str(folder / every[name]) for name in PLACES if every[name]}
+            config = replace_options(config, places)
             known[key] = fingerprint(config, folder / str(len(known)))
         return known[key]
 
     torch.set_num_threads(1)
-    yield run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_finish", lambda *_: None)  # pictures take longer than these runs
+        patch.setattr("leanvit.run.view_grid", lambda *_: None)
+        yield run
     torch.set_num_threads(threads)
 
 
@@ -283,14 +323,14 @@ def test_the_same_options_do_the_same(part: str, probe: Probe) -> None:
     again = probe(part, {"optim.clip": 3.0})  # the default, so another run of the same
     assert first["weights"] == again["weights"]
     assert first == again
-    assert len(first["rows"]) == 4 and len(first["checkpoints"]) == 2
+    assert len(first["rows"]) == 5 and len(first["checkpoints"]) == 2
 
 
 def test_accumulation_splits_the_batch_and_keeps_the_loss(probe: Probe) -> None:
     whole, split = probe("esvit", {}), probe("esvit", {"train.accumulate": 2})
     assert whole["micro-batches"] == [4] * 4
     assert split["micro-batches"] == [2] * 8
-    losses = [[row["loss"] for row in run["rows"]] for run in (whole, split)]
+    losses = [[row["loss"] for row in run["rows"][1:]] for run in (whole, split)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 

@@ -124,6 +124,15 @@ def test_the_parts_of_a_photograph_are_a_gap_apart(name: str) -> None:
     assert min(middle - first, last - after, height) >= TILE + 16, "tiles have room to differ"
 
 
+def test_photographs_of_a_size_are_cut_at_different_places(
+    places: dict[tuple[str, str], Places],
+) -> None:
+    sizes = {load_photograph(PHOTOGRAPHS[name]).shape for name in ("brick", "grass")}
+    assert len(sizes) == 1
+    for split in SPLITS:
+        assert not np.array_equal(places["brick", split], places["grass", split])
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_tiles_of_a_photograph_lie_all_over_its_part(
     split: str, places: dict[tuple[str, str], Places]

@@ -481,7 +481,7 @@ def test_a_known_class_without_images_is_passed_over(tmp_path: Path) -> None:
 def test_fewer_than_two_classes_are_refused(tmp_path: Path, files: list[str]) -> None:
     source = FolderSource(fill(tmp_path, files))
     for what in (require_classes, hold_out):
-        with pytest.raises(ValueError, match="needs classes.*sub-folder.*after a tab"):
+        with pytest.raises(ValueError, match=r"needs classes.*sub-folder.*after a tab"):
             what(source)
 
 

@@ -1,0 +1,113 @@
+"""Images, a network and evaluations that tests of evaluations share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import leanvit
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.weights import FILE, STUDENT, header
+from leanvit.data.decode import to_pixels
+from leanvit.data.images import PAPER_CROP, middle
+from leanvit.data.sources import Source
+from leanvit.evaluation.features import standardize
+from leanvit.evaluation.result import Result
+from leanvit.train.checkpoint import save_tensors
+from tests.tiny import SWIN, build
+
+SEED = 5
+CLASSES = ("ants", "bees", "crows")
+KNN: Mapping[str, Any] = {"workers": 0, "device": "cpu", "k": (1, 3)}
+LINEAR: Mapping[str, Any] = {
+    "workers": 0,
+    "device": "cpu",
+    "epochs": 5,
+    "probe_batch": 8,
+    "held_out": 0.25,
+}
+
+
+def write_split(folder: Path) -> Path:
+    """Write three classes that are hard to tell apart, split in 45 and 18 images."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 15), ("val", 6)):
+        for channel, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                coarse = draw.integers(0, 200, (5, 5, 3), dtype=np.uint8)
+                coarse[..., channel] += 25
+                image = Image.fromarray(coarse).resize((40 + number, 40), Image.Resampling.BICUBIC)
+                image.save(folder / split / name / f"{number:03}.png")
+    return folder
+
+
+def write_colored(folder: Path) -> Path:
+    """Write three classes of 12 images that differ in color and in nothing else."""
+    draw = np.random.default_rng(0)
+    for channel, name in enumerate(CLASSES):
+        (folder / name).mkdir()
+        for number in range(12):
+            pixels = draw.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def write_network(path: Path, *, norm: float = 1.0) -> Path:
+    """Write a backbone of four blocks, whose input has 32 pixels, to a file.
+
+    norm: factor of the final norm's scale, which makes it another network.
+    """
+    backbone = build(SWIN)
+    assert isinstance(backbone.norm, nn.LayerNorm)
+    backbone.norm.weight.data.mul_(torch.linspace(1, norm, len(backbone.norm.weight)))
+    facts = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "seed": SEED}
+    save_tensors(backbone.state_dict(), path, header(backbone, facts))
+    return path
+
+
+def write_run(folder: Path) -> Path:
+    """Write the networks that the folder of a run holds, a teacher and a student."""
+    folder.mkdir()
+    write_network(folder / FILE)
+    write_network(folder / STUDENT, norm=5.0)
+    return folder
+
+
+def break_images(folder: Path) -> Path:
+    """Make 3 of the 45 images to learn from unreadable, and 1 of the 18 to test on."""
+    for name in ("train/ants/003.png", "train/ants/004.png", "train/crows/000.png"):
+        (folder / name).write_bytes(b"no photograph")
+    (folder / "val" / "bees" / "001.png").write_bytes(b"")
+    return folder
+
+
+def knn(model: str | Path, data: Path, **options: Any) -> Result:
+    """Evaluate with k = 1 and 3."""
+    return leanvit.evaluate("knn", model, data=str(data), options={**KNN, **options}, quiet=True)
+
+
+def linear(model: str | Path, data: Path, **options: Any) -> Result:
+    """Evaluate with a short probe."""
+    options = {**LINEAR, **options}
+    return leanvit.evaluate("linear", model, data=str(data), options=options, quiet=True)
+
+
+def seen_by(
+    backbone: Backbone, source: Source, protocol: str = "color", crop: float = PAPER_CROP
+) -> Tensor:
+    """Return a network's input, one image after the other."""
+    inputs = []
+    for index in range(len(source)):
+        image = middle(to_pixels(source[index].image), 32, crop)[None]
+        if protocol == "grey":
+            inputs.append(standardize(image))
+        else:
+            mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (backbone.mean, backbone.std))
+            inputs.append((image - mean) / std)
+    return torch.cat(inputs)

@@ -1,0 +1,242 @@
+"""`leanvit check`: what it counts, what it measures, what it warns of, and what it leaves alone."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import leanvit
+from leanvit import preflight
+from leanvit.config import RunConfig, steps
+from leanvit.core.errors import NonFiniteError
+from leanvit.data.images import Images
+from leanvit.data.sample import TILE, TILES
+from leanvit.preflight import Report
+from leanvit.train.state import TrainState
+from tests.tiny import run_config, write_classes, write_images
+
+QUIET: Mapping[str, Any] = {"data.workers": 0}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """7 cats and 6 dogs of 40 pixels and more; one of the cats is broken."""
+    folder = write_classes(tmp_path / "images", cats=7, dogs=6)
+    (folder / "cats" / "003.png").write_bytes(b"no image")
+    return folder
+
+
+def config(**train: object) -> RunConfig:
+    return run_config(**{"duration": steps(200), **train})
+
+
+def checked(data: Path | str, out: Path, recipe: RunConfig | None = None, **options: Any) -> Report:
+    named = {**QUIET, **{name.replace("__", "."): value for name, value in options.items()}}
+    return leanvit.check(recipe or config(), out=out, data=str(data), options=named, quiet=True)
+
+
+def test_a_report_counts_what_is_there(images: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 90)).save(images / "dogs" / "wide.png")
+    out = tmp_path / "check"
+    report = checked(images, out)
+    assert report.images == 14
+    assert report.classes == {"cats": 7, "dogs": 7}
+    assert report.sides == {"smallest": 40, "middle": 40, "largest": 90}
+    assert [(bad.name, bad.index) for bad in report.unreadable] == [("cats/003.png", 3)]
+    assert report.unreadable[0].error.startswith("UnidentifiedImageError: cannot identify")
+    listed = [json.loads(line) for line in (out / "unreadable.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in listed] == ["cats/003.png"]
+
+
+def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check"
+    report = checked(images, out)
+    plain = report.to_dict()
+    assert json.loads((out / "check.json").read_text()) == json.loads(json.dumps(plain))
+    assert set(plain) == set(Report.__dataclass_fields__)
+    said = str(report).splitlines()
+    for line in (
+        "images       13, 1 of them unreadable",
+        "short side   40 to 40 pixels, half of them below 40",
+        "classes      2, of 6 to 7 images each",
+        f"views        {out / 'views.png'}",
+        "unreadable   cats/003.png: UnidentifiedImageError: cannot identify image file",
+    ):
+        assert line in said
+    heads = "images short classes memory speed epoch whole views unreadable problem"
+    assert " ".join(line.split()[0] for line in said) == heads
+    assert "for 200 steps" in said[6]
+
+
+def test_many_unreadable_images_are_cut_short_in_the_text_alone(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 20)
+    for number in range(12):
+        (folder / f"{number:03d}.png").write_bytes(b"broken")
+    report = checked(folder, tmp_path / "check")
+    assert len(report.unreadable) == 12 and report.classes == {}
+    said = str(report)
+    assert said.count("\nunreadable ") == 10 and "             and 2 more" in said
+    assert "classes" not in said
+
+
+def test_the_views_are_drawn(images: Path, tmp_path: Path) -> None:
+    report = checked(images, tmp_path / "check")
+    assert report.pictures == [str(tmp_path / "check" / "views.png")]
+    with Image.open(report.pictures[0]) as picture:
+        assert picture.format == "PNG" and min(picture.size) > 100
+
+
+def test_no_weights_are_written_and_other_files_stay(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    before = sorted(images.rglob("*"))
+    checked(images, out)
+    names = {path.name for path in out.rglob("*")}
+    assert names == {"thesis.txt", "views.png", "check.json", "unreadable.jsonl"}
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert sorted(images.rglob("*")) == before
+
+
+def test_the_list_of_unreadable_images_is_of_this_check(images: Path, tmp_path: Path) -> None:
+    checked(images, tmp_path / "check")
+    (images / "cats" / "003.png").unlink()
+    checked(images, tmp_path / "check")
+    assert (tmp_path / "check" / "unreadable.jsonl").read_text() == ""
+
+
+# What is measured
+
+
+def test_three_steps_are_measured_after_one_that_is_not(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 10, 1, 4 and 2 seconds on a clock of our own: the middle of the last three is 2."""
+    now, left = [0.0], [2.0, 4.0, 1.0, 10.0]
+    update = TrainState.update
+
+    def slow(self: TrainState, at: Any) -> None:
+        now[0] += left.pop()
+        update(self, at)
+
+    monkeypatch.setattr(TrainState, "update", slow)
+    monkeypatch.setattr(preflight, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    report = checked(images, tmp_path / "check")
+    assert left == []
+    assert report.seconds_a_step == 2.0
+    assert report.images_per_s == 4 / 2.0
+    assert report.seconds_an_epoch == 2.0 * 3, "13 images are 3 batches of 4"
+    assert report.seconds_in_all == 2.0 * 200 and report.steps == 200
+    assert "whole run    6 min 40 s for 200 steps" in str(report)
+
+
+def test_real_steps_take_time_and_memory(images: Path, tmp_path: Path) -> None:
+    report = checked(images, tmp_path / "check", train__accumulate=2)
+    assert 0 < report.seconds_a_step < 60
+    assert 0.05 < report.memory_gib < 200
+    assert report.device == "cpu"
+
+
+def test_a_run_shorter_than_the_measurement_is_measured_too(images: Path, tmp_path: Path) -> None:
+    report = checked(images, tmp_path / "check", config(duration=steps(2)))
+    assert report.steps == 2 and report.seconds_a_step > 0
+
+
+# Problems
+
+
+def test_a_good_folder_has_no_problem(tmp_path: Path) -> None:
+    report = checked(write_images(tmp_path / "images", 12), tmp_path / "check")
+    assert report.problems == [] and "problem" not in str(report)
+
+
+def test_problems_are_named(images: Path, tmp_path: Path) -> None:
+    wide = {"method.views.global_size": 48, "train.duration": "99st"}
+    report = leanvit.check(
+        config(), out=tmp_path / "check", data=str(images), options={**QUIET, **wide}, quiet=True
+    )
+    share, small, short = report.problems
+    assert share == (
+        "7.7 % of the images cannot be read, so the run would stop: more than the 1 % of "
+        "data.max_unreadable."
+    )
+    assert small.startswith("12 images are smaller than the largest view of 48 pixels")
+    assert short == "99 steps are too few to learn anything; train longer."
+    assert [line for line in str(report).splitlines() if line.startswith("problem      ")] == [
+        f"problem      {text}" for text in report.problems
+    ]
+
+
+def test_unreadable_images_within_the_limit_are_no_problem(images: Path, tmp_path: Path) -> None:
+    report = checked(images, tmp_path / "check", data__max_unreadable=8)
+    assert len(report.unreadable) == 1 and report.problems == []
+
+
+def test_a_folder_without_one_readable_image_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.jpg").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"^None of the 5 images can be read; Unidentified"):
+        checked(folder, tmp_path / "check")
+
+
+def test_steps_that_diverge_are_a_failure(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        checked(images, tmp_path / "check", optim__lr__peak=1e30, optim__lr__end=1e30)
+
+
+def test_a_mistake_writes_nothing(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check"
+    for options, message in (
+        ({"train.batch": 14}, "fewer than one batch"),
+        ({"watch.val": "nowhere"}, "'nowhere' does not exist"),
+        ({"init": "nowhere"}, "no backbone file 'nowhere'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            leanvit.check(config(), out=out, data=str(images), options={**QUIET, **options})
+        assert not out.exists()
+
+
+def test_a_check_stays_out_of_images_and_runs(images: Path, tmp_path: Path) -> None:
+    """A picture among the images would be one of them, and a list in a run would count there."""
+    for out in (images, images / "check", tmp_path):
+        with pytest.raises(ValueError, match="would lie in one another"):
+            checked(images, out)
+    assert not (images / "check").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "resolved.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a run; name another --out"):
+        checked(images, tmp_path / "run")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="is a file; name a folder"):
+        checked(images, tmp_path / "file")
+    with pytest.raises(ValueError, match="Cannot write to '/proc/check'"):
+        checked(images, Path("/proc/check"))
+
+
+# The embedded sample
+
+
+def test_the_sample_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Images, "__getitem__", None)  # of whole images nothing is needed
+    recipe = replace(config(), watch=replace(config().watch, images=0))
+    report = checked("sample", tmp_path / "check", recipe)
+    assert report.images == 16 * TILES["train"] and not report.unreadable
+    assert set(report.classes.values()) == {TILES["train"]} and len(report.classes) == 16
+    assert report.sides == {"smallest": TILE, "middle": TILE, "largest": TILE}
+    assert report.problems == []
