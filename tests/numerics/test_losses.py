@@ -119,7 +119,9 @@ def test_region_loss_is_its_definition(sizes: list[tuple[int, int]], mixing: Mix
             view += 1
     expected = torch.stack(terms).sum() / (2 * (total_views - 1))
     check(ours, expected, [z, w])
-    assert float(distinct) == pytest.approx(len(chosen) / len(t))
+    share = len(chosen) / len(t)
+    wanted = (share * regions - 1) / (regions - 1) if regions > 1 else share
+    assert float(distinct) == pytest.approx(wanted, abs=1e-6)
     assert not distinct.requires_grad
 
 
@@ -137,7 +139,7 @@ def test_collapsed_regions_share_one_match() -> None:
         student_temp=0.1,
         teacher_temp=0.05,
     )
-    assert float(distinct) == 1 / regions
+    assert float(distinct) == 0
 
 
 def test_an_image_without_a_share_chooses_nothing() -> None:

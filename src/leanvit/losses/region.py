@@ -28,8 +28,8 @@ def region_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean over view pairs, images and student regions of the matched regions' CE.
 
-    Beside it the share of the teacher's regions that some region chose: 1 / T once all choose the
-    same, as they do when the features collapse.
+    Beside it, how distinct the matches are: 1 if every region of the teacher was chosen, 0 if all
+    regions of a view chose the same one, as they do when the features collapse.
 
     student_features: backbone features [V_g, B, T_g, d] of each size, global views first;
     teacher_features [2, B, T, d]. The projections' rows are the same regions, flattened in that
@@ -39,7 +39,8 @@ def region_loss(
     loss = prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
     chosen = torch.zeros(len(teacher.rows), dtype=pairs.weight.dtype, device=loss.device)
     chosen.index_add_(0, pairs.teacher, pairs.weight)  # an image with no share chooses nothing
-    return loss, (chosen > 0).float().mean()
+    share, regions = (chosen > 0).float().mean(), teacher_features.shape[2]
+    return loss, (regions * share - 1) / (regions - 1) if regions > 1 else share
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ MOST_ENTROPY = 0.9995
 LEAST_ENTROPY = 1e-4
 """Teacher entropy, over log K, below which every image has one prototype for certain."""
 LEAST_DISTINCT = 0.03
-"""Share of the teacher's regions that are chosen at all; one of 49 is 0.02."""
+"""How distinct matches are: 0 if all regions choose the same one."""
 LEAST_RANK = 1.5
 """Effective rank of the features of many images."""
 
@@ -53,7 +53,7 @@ def collapses(row: Mapping[str, float]) -> dict[str, str]:
     distinct = row.get("distinct_matches", math.inf)
     if distinct < LEAST_DISTINCT:
         found["matches"] = (
-            f"nearly all regions match the same one ({100 * distinct:.1f} % of them are chosen)"
+            f"nearly all regions match the same one (distinct matches {distinct:.3f} of 1)"
         )
     return found
 
