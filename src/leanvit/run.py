@@ -101,6 +101,11 @@ def pretrain(
         run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
     else:
         require_free(out, overwrite, asked.data.source)
+        if overwrite and asked.init and Path(asked.init).resolve().is_relative_to(out.resolve()):
+            raise ValueError(
+                f"The initial weights {asked.init!r} lie in {str(out)!r}, which --overwrite would "
+                f"remove first; name another --out."
+            )
         run = Run(resolved, source, out, quiet=quiet)
         run.initialize()  # what cannot be built fails before a write
         start_folder(out, asked, resolved, source)

@@ -378,6 +378,16 @@ def test_a_run_starts_elsewhere_without_initial_weights(run: Finished, tmp_path:
     assert not any(given[name].equal(value) for name, value in student.items() if value.ndim > 1)
 
 
+def test_initial_weights_are_not_overwritten_by_the_run_that_needs_them(
+    run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(run.out, tmp_path / "out")
+    words = [*run.arguments, *STILL, "--init", str(out), "--out", str(out), "--overwrite"]
+    assert main(words) == 2
+    assert "initial weights" in capsys.readouterr().err
+    assert (out / FILE).exists()
+
+
 def asked(init: object, backbone: str = "", **options: Any) -> RunConfig:
     named = {name.replace("__", "."): value for name, value in options.items()}
     return compose_request("esvit", None, "", backbone, "", {"init": str(init), **named})

@@ -210,3 +210,23 @@ def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None
     before = screen.getvalue()
     assert list(console.track("abc", "letters", 3, quiet=True)) == ["a", "b", "c"]
     assert screen.getvalue() == before
+
+
+def test_without_classes_the_features_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {
+        "step": 10,
+        "epoch": 1.0,
+        "loss": 5.0,
+        "lr": 1e-3,
+        "feature_std": 0.63,
+        "teacher_entropy": 0.8,
+        "distinct_matches": 0.57,
+    }
+    terminal = Terminal(20)
+    terminal.on_row(row)
+    terminal.on_row(row | {"effective_rank": 8.6})
+    terminal.on_row(row | {"effective_rank": 8.6, "knn": 57.2})
+    plain, looked, labelled = capsys.readouterr().err.splitlines()
+    said = "effective rank 8.6  feature deviation 0.63  teacher entropy 0.80  distinct matches 0.57"
+    assert looked.endswith(said)
+    assert "deviation" not in plain and labelled.endswith("k-NN 57.2 %  effective rank 8.6")

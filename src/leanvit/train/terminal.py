@@ -12,6 +12,12 @@ TERMS = ("loss", "view", "region")
 """Loss and its parts."""
 LEARNED = {"knn": "k-NN {:.1f} %", "effective_rank": "effective rank {:.1f}"}
 """What shows that a run learns, in words."""
+WITHOUT_CLASSES = {
+    "feature_std": "feature deviation {:.2f}",
+    "teacher_entropy": "teacher entropy {:.2f}",
+    "distinct_matches": "distinct matches {:.2f}",
+}
+"""What stands beside the effective rank where there is no k-NN."""
 
 
 class Terminal:
@@ -53,7 +59,9 @@ class Terminal:
                 f"waiting for data {100 * row['data_wait']:.0f} %",
                 self._left(step),
             ]
-        found = [text.format(row[name]) for name, text in LEARNED.items() if name in row]
+        looked, labelled = "effective_rank" in row, "knn" in row
+        words = LEARNED if labelled or not looked else LEARNED | WITHOUT_CLASSES
+        found = [text.format(row[name]) for name, text in words.items() if name in row]
         if found and "loss" not in row:
             shown.append("before training:")
         shown += found
