@@ -26,7 +26,7 @@ HEALTHY = {
 NAMED = [
     ("features", "feature_std", 0.0499, 0.05, "nearly the same feature"),
     ("rank", "effective_rank", 1.499, 1.5, "a single dimension"),
-    ("uniform teacher", "teacher_entropy", 0.99951, 0.9995, "lower teacher temperature"),
+    ("uniform teacher", "teacher_entropy", 0.9951, 0.995, "lower teacher temperature"),
     ("certain teacher", "teacher_entropy", 0.99e-4, 1e-4, "higher teacher temperature"),
     ("matches", "distinct_matches", 0.0299, 0.03, "match the same one"),
 ]

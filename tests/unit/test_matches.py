@@ -298,9 +298,10 @@ def test_views_of_an_image_match_where_their_boxes_say(height_width: tuple[int, 
 
 def test_views_that_show_nothing_in_common_are_drawn_again() -> None:
     """Of tiny crops hardly two meet; those that are taken do."""
-    picture = (torch.rand(3, 60, 60, generator=torch.Generator().manual_seed(0)) * 255).byte()
-    found = match_views(Looks(4), picture, replace(VIEW, scale=(0.05, 0.1)), count=100)
-    assert 16 <= len(found.pairs) <= 64
+    picture = (torch.rand(3, 200, 200, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    for scale in (0.01, 0.02, 0.05, 0.1):
+        found = match_views(Looks(4), picture, replace(VIEW, scale=(scale, scale)), count=100)
+        assert 16 <= len(found.pairs) <= 64
 
 
 # The stereo pair

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 LEAST_SPREAD = 0.05
 """Feature standard deviation, 1 for features that point everywhere."""
-MOST_ENTROPY = 0.9995
+MOST_ENTROPY = 0.995
 """Teacher entropy, over log K, from which on a teacher says nothing."""
 LEAST_ENTROPY = 1e-4
 """Teacher entropy, over log K, below which every image has one prototype for certain."""
