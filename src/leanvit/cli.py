@@ -169,7 +169,8 @@ def embed(arguments: list[str]) -> int:
 def _run_parser(command: str, text: str, *, out: str) -> Parser:
     parser = Parser(
         prog=f"leanvit {command}",
-        usage=f"leanvit {command} RECIPE --data SOURCE --out DIR [options]",
+        usage=f"leanvit {command} RECIPE --data SOURCE "
+        f"{'--out DIR' if command == 'pretrain' else '[--out DIR]'} [options]",
         description=f"{text} RECIPE is one of {', '.join(RECIPES)}.",
         epilog="Durations are words: 10ep (epochs), 2000st (steps), 1e6img (images), 5% (of the "
         "run). --help shows the options that people change, --help-all all of them.",
@@ -210,7 +211,7 @@ def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[
     if names.help or names.help_all:
         known = () if names.help_all else COMMON
         add_options(parser, config, shown=known)
-        print(parser.format_help())
+        print(f"{parser.format_help()}\nDefaults are those of the recipe, here {config.recipe}.")
         return None
     return names, parse_options(config, rest)
 

@@ -319,10 +319,12 @@ class Run:
     def _require_readable(self, bad: int, last: Unreadable) -> None:
         images, most = len(self.source), self.config.data.max_unreadable
         if 100 * bad / images > most:
+            saved = f"The newest checkpoint is that of step {self.saved}."
             raise ValueError(
                 f"{bad} of {images} images cannot be read, more than the {most:g} % that "
                 f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
-                f"{last.name!r} ({last.error}). The newest checkpoint is that of step {self.saved}."
+                f"{last.name!r} ({last.error}), and `leanvit check` "
+                f"finds the rest. {saved if self.saved else 'Nothing was saved yet.'}"
             )
 
     def _observers(self) -> list[Observer]:

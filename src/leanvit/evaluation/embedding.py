@@ -62,7 +62,7 @@ def _write(out: Path, found: Described, source: Source) -> None:
             features=rows,
             names=np.array(names),
             targets=found.target.numpy(),
-            classes=np.array(source.classes),
+            classes=np.array(source.classes, dtype=np.str_),
         )
         return
     with out.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -98,7 +98,12 @@ def _knn(
         found = knn_accuracy(*both, ks=config.k, temperature=config.temperature)
         top1 = {f"k={k}": accuracy[0] for k, accuracy in found.items()}
         rows.append({"protocol": protocol, "features": name, **top1})
-    return Result("knn", {"temperature": config.temperature}, rows)
+    few = (
+        []
+        if max(config.k) <= len(bank.target)
+        else [f"There are {len(bank.target)} images to learn from; a larger k means all of them."]
+    )
+    return Result("knn", {"temperature": config.temperature}, rows, few)
 
 
 def _linear(
