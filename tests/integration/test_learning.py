@@ -42,6 +42,7 @@ OPTIONS = {
     "train.duration": "60st",
     "train.log_every": "10st",
     "train.save_every": "30st",
+    "watch.images": 0,
 }
 
 
@@ -73,7 +74,7 @@ def test_esvit_learns_on_photographs(photographs: Path, tmp_path: Path) -> None:
     config = compose(recipe("esvit"), data=str(photographs), options=OPTIONS)
     backbone = leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    first, *_, last = [json.loads(line) for line in lines]
+    first, *_, last = [row for row in map(json.loads, lines) if "loss" in row]
     assert last["loss"] < 0.94 * first["loss"]
     assert last["region"] < 0.94 * first["region"]
     assert last["view"] < first["view"]

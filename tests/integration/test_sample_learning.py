@@ -13,7 +13,7 @@ K = "k=20"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sample") / "run"
-    options = {"train.duration": "240st", "watch.every": "120st", "watch.images": 320}
+    options = {"train.duration": "400st", "watch.every": "200st", "watch.images": 320}
     leanvit.pretrain("esvit_laptop", data="sample", out=out, options=options, quiet=True)
     return out
 
