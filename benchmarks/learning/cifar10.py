@@ -1,4 +1,4 @@
-"""Does leanvit still learn? Ten core-minutes each of view, and view and region, on CIFAR-10.
+"""Does leanvit still learn? Ten CPU minutes on CIFAR-10: view alone, then view and region.
 
     LEANVIT_TEST_DATA=FOLDER python benchmarks/learning/cifar10.py
 
@@ -113,7 +113,7 @@ def main() -> None:
     if not TABLE.exists():
         heads = "| " + " | ".join(row) + " |"
         TABLE.write_text(
-            f"# CIFAR-10, {K}-NN accuracy in percent after ten core-minutes\n\n"
+            f"# CIFAR-10, {K}-NN accuracy in percent after a few minutes\n\n"
             f"`benchmarks/learning/cifar10.py`, a row each time it was run. 32 images a step, all "
             f"50,000 training images without their classes; k-NN learns from {10 * BANK:,} of them "
             f"and is tested on {10 * TEST:,} test images.\n\n{heads}\n" + "|---" * len(row) + "|\n"
