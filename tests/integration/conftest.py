@@ -1,11 +1,14 @@
 """Images and a finished run that the tests of commands share."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.integration.command import TINY, Finished, leanvit_process
+from tests.tables import break_images, write_colored, write_network, write_split
 from tests.tiny import draw_nothing, write_classes
 
 
@@ -22,11 +25,36 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: str) -> Finished:
     return Finished(process, arguments, images, out)
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One thread and no pictures, for tests that run commands in this process."""
-    draw_nothing(monkeypatch)
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small images gain nothing from threads, and lose much when others use the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """One thread and no pictures, for tests that run commands in this process."""
+    draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_split(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_colored(tmp_path_factory.mktemp("colored"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("model") / "some.safetensors")
+
+
+@pytest.fixture
+def broken(data: Path, tmp_path: Path) -> Path:
+    return break_images(Path(shutil.copytree(data, tmp_path / "broken")))

@@ -2,8 +2,6 @@
 
 import csv
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,37 +17,12 @@ from leanvit.data.sources import FolderSource
 from leanvit.evaluation.features import last_block_features
 from tests.tables import (
     CLASSES,
-    break_images,
     seen_by,
-    write_network,
     write_run,
-    write_split,
 )
 from tests.tiny import write_images
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from threads, and lose much when others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_split(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_network(tmp_path_factory.mktemp("model") / "some.safetensors")
-
-
-@pytest.fixture
-def broken(data: Path, tmp_path: Path) -> Path:
-    return break_images(Path(shutil.copytree(data, tmp_path / "broken")))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def embed(model: Path, data: Path, out: Path, **options: Any) -> Path:

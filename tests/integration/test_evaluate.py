@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,39 +25,13 @@ from leanvit.evaluation.result import Result
 from leanvit.methods.catalogue import build_method
 from tests.tables import (
     SEED,
-    break_images,
     knn,
     linear,
     seen_by,
-    write_colored,
-    write_network,
-    write_split,
 )
 from tests.tiny import draw_nothing, run_config, write_images
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from threads, and lose much when others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_split(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colored(tmp_path_factory.mktemp("colored"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_network(tmp_path_factory.mktemp("model") / "some.safetensors")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +50,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         draw_nothing(patch)
         leanvit.pretrain(config, out=out, quiet=True)
     return out
-
-
-@pytest.fixture
-def broken(data: Path, tmp_path: Path) -> Path:
-    return break_images(Path(shutil.copytree(data, tmp_path / "broken")))
 
 
 @torch.no_grad()

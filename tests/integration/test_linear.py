@@ -1,7 +1,7 @@
 """Linear probes of tiny networks: what trains, what chooses, what is reported."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,45 +21,14 @@ from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.inputs import Seen
 from tests.tables import (
     CLASSES,
-    break_images,
     linear,
     seen_by,
-    write_colored,
-    write_network,
     write_run,
-    write_split,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from threads, and lose much when others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_split(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def colored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colored(tmp_path_factory.mktemp("colored"))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_network(tmp_path_factory.mktemp("model") / "some.safetensors")
-
-
-@pytest.fixture
-def broken(data: Path, tmp_path: Path) -> Path:
-    return break_images(Path(shutil.copytree(data, tmp_path / "broken")))
 
 
 def test_linear_has_a_row_for_each_network(data: Path, tmp_path: Path) -> None:
