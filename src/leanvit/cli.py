@@ -125,7 +125,7 @@ def check(arguments: list[str]) -> int:
         options=options,
     )
     print(json.dumps(report.to_dict(), indent=2) if names.json else report)
-    return 0
+    return 2 if report.would_stop else 0
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -55,6 +55,8 @@ class Report:
     """Steps of the whole run."""
     device: str
     """Where it was measured."""
+    would_stop: bool
+    """Whether the run would stop, since too many images cannot be read."""
     problems: Sequence[str]
     """What would stop or hurt the run."""
     pictures: Sequence[str]
@@ -130,6 +132,7 @@ def check(
         seconds_in_all=seconds * steps,
         steps=steps,
         device=resolved.config.train.device,
+        would_stop=_too_many(run, unreadable),
         problems=_problems(run, sides, unreadable),
         pictures=[str(folder / VIEWS)],
     )
@@ -214,15 +217,18 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
     return statistics.median(times[1:] or times), memory / 2**30
 
 
+def _too_many(run: Run, unreadable: Sequence[Unreadable]) -> bool:
+    return 100 * len(unreadable) / len(run.source) > run.config.data.max_unreadable
+
+
 def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) -> list[str]:
     """Return what would stop or hurt the run, a sentence each."""
     config, images = run.config, len(run.source)
     found = []
-    share = 100 * len(unreadable) / images
-    if share > config.data.max_unreadable:
+    if _too_many(run, unreadable):
         found.append(
-            f"{share:.1f} % of the images cannot be read, so the run would stop: more than the "
-            f"{config.data.max_unreadable:g} % of data.max_unreadable."
+            f"{100 * len(unreadable) / images:.1f} % of the images cannot be read, so the run "
+            f"would stop: more than the {config.data.max_unreadable:g} % of data.max_unreadable."
         )
     assert run.views is not None
     size = max(view.size for group in run.views.groups for view in group)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -372,3 +373,13 @@ def test_features_are_not_written_over_others(run: Finished, tmp_path: Path, cap
     (tmp_path / "features.npz").write_text("years of work")
     assert "is there already" in refused(capsys, *results(run, tmp_path)["embed"])
     assert (tmp_path / "features.npz").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1", 2), ("50", 0)])
+def test_check_answers_whether_the_run_would_stop(
+    limit: str, code: int, images: str, tmp_path: Path, undrawn: None
+) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    sorted(folder.rglob("*.*"))[0].write_bytes(b"no image")
+    words = ["check", "esvit", "--data", str(folder), *TINY, "--out", str(tmp_path / "out")]
+    assert main([*words, "--data.max-unreadable", limit]) == code
