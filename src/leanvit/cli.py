@@ -80,6 +80,7 @@ def pretrain(arguments: list[str]) -> int:
     names, options = found
     if not names.out:
         raise ValueError("Name a folder for the results: --out FOLDER.")
+    from leanvit.core.distributed import rank
     from leanvit.folder import SUMMARY
     from leanvit.run import pretrain as run
 
@@ -93,6 +94,8 @@ def pretrain(arguments: list[str]) -> int:
         resume=names.resume,
         overwrite=names.overwrite,
     )
+    if rank():
+        return 0  # the first process speaks for all
     if names.json:
         print((Path(names.out) / SUMMARY).read_text(), end="")
     else:

@@ -31,7 +31,8 @@ from leanvit.config import (
 )
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
-from leanvit.core.distributed import world_size
+from leanvit.core.distributed import joined, launched, rank, wait_for_all, world_size
+from leanvit.core.precision import PRECISIONS
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
@@ -51,6 +52,7 @@ from leanvit.folder import (
     resumed,
     start_folder,
 )
+from leanvit.kernels.prototype_attention import best_form
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe as recipe_named
 from leanvit.train.alarm import CollapseAlarm
@@ -86,6 +88,7 @@ def pretrain(
     backbone, optimizer: names that replace the recipe's; options: single values by dotted name,
     such as {"train.batch": 32}; resume: continue the run in `out`; overwrite: remove what is in
     `out` first; quiet: print nothing but warnings.
+    Under torchrun its processes train together, each on its share of every batch.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
     """
@@ -97,20 +100,29 @@ def pretrain(
     chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
-    if resume:
-        run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
-    else:
-        require_free(out, overwrite, asked.data.source)
-        if overwrite and asked.init and Path(asked.init).resolve().is_relative_to(out.resolve()):
-            raise ValueError(
-                f"The initial weights {asked.init!r} lie in {str(out)!r}, which --overwrite would "
-                f"remove first; name another --out."
-            )
-        run = Run(resolved, source, out, quiet=quiet)
-        run.initialize()  # what cannot be built fails before a write
-        start_folder(out, asked, resolved, source)
-    run.train(resume=resume)
+    with joined(resolved.config.train.device):
+        first = rank() == 0
+        if resume:
+            run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
+        else:
+            if first:
+                require_free(out, overwrite, asked.data.source)
+                _require_kept(asked.init, out, overwrite)
+            run = Run(resolved, source, out, quiet=quiet)
+            run.initialize()  # what cannot be built fails before a write
+            if first:
+                start_folder(out, asked, resolved, source)
+        wait_for_all()
+        run.train(resume=resume)
     return out / FILE
+
+
+def _require_kept(init: str, out: Path, overwrite: bool) -> None:
+    if overwrite and init and Path(init).resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"The initial weights {init!r} lie in {str(out)!r}, which --overwrite would remove "
+            f"first; name another --out."
+        )
 
 
 def compose_request(
@@ -168,22 +180,19 @@ def _weights_file(name: str) -> Path:
 
 
 def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know.
-
-    Raises ValueError under a launcher of several processes, which this version cannot join.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "This version trains in one process, but WORLD_SIZE is "
-            f"{os.environ['WORLD_SIZE']}: start it without torchrun."
-        )
+    """Find out once what the rules of `resolve` need to know."""
     cuda = torch.cuda.is_available()
     return Facts(
         images=len(source),
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        world=world_size(),
+        attention={
+            (device, precision): best_form(device, dtype)
+            for device in ("cpu", "cuda")
+            for precision, dtype in PRECISIONS.items()
+        },
+        world=launched(),
     )
 
 
@@ -201,7 +210,10 @@ class Run:
 
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
-        self.order = Order(len(self.source), config.train.batch, config.train.seed)
+        self.first = rank() == 0
+        self.order = Order(
+            len(self.source), config.train.batch, config.train.seed, rank(), world_size()
+        )
         method = build_method(config.method, config.backbone, config.train.seed)
         self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         self.views = method.views()
@@ -240,12 +252,19 @@ class Run:
         )
         observers = self._observers()
         try:
-            train(state, self._batches(), save=self.save, watch=self.look, observers=observers)
+            train(
+                state,
+                self._batches(),
+                save=self.save,
+                watch=self.look if self.first else dict,
+                observers=observers,
+            )
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(
                 f"interrupted at step {state.step}; --resume continues from step {self.saved}"
             ) from error
-        self._finish(state.step - first, time.perf_counter() - began)
+        if self.first:
+            self._finish(state.step - first, time.perf_counter() - began)
 
     @property
     def workers(self) -> int:
@@ -261,13 +280,13 @@ class Run:
             views, self.order, state.step, state.run, workers=self.workers, device=state.device
         )
         for number, batch in enumerate(self._noting_unreadable(batches)):
-            if number == 0 and state.step == 0:
+            if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
             yield batch
 
     def _restore(self) -> None:
-        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, warn)
+        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, warn if self.first else _nothing)
         if checkpoint is None:
             self._say("The run saved nothing yet, so it begins again at step 0.")
             self.initialize()
@@ -279,6 +298,11 @@ class Run:
 
     def save(self) -> None:
         """Write the backbone as it is now, then a checkpoint: none without its backbone."""
+        if self.first:
+            self._write()
+        self.saved = self.state.step
+
+    def _write(self) -> None:
         state, config = self.state, self.config
         facts = {
             "method": config.method.kind,
@@ -295,15 +319,15 @@ class Run:
         save_checkpoint(
             self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
         )
-        self.saved = state.step
 
     def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
         """Pass batches on; write down which images had to be replaced, and stop at too many."""
         path = self.out / UNREADABLE
-        lines = path.read_text().splitlines() if path.exists() else []
-        known = {json.loads(line)["name"] for line in lines}
+        known = _listed(path)
         for batch in batches:
             for entry in batch.unreadable:
+                if entry.name not in known:
+                    known |= _listed(path)  # other processes write there too
                 if not known:
                     warn(
                         f"The image {entry.name!r} cannot be read ({entry.error}); another one "
@@ -328,6 +352,8 @@ class Run:
             )
 
     def _observers(self) -> list[Observer]:
+        if not self.first:
+            return []
         step = self.state.step
         after = step if step else -1
         files: list[Observer] = [
@@ -393,8 +419,18 @@ class Run:
         return match_views(encoder, _first_readable(self.source), replace(view, size=side))
 
     def _say(self, text: str) -> None:
-        if not self.quiet:
+        if self.first and not self.quiet:
             say(text)
+
+
+def _listed(path: Path) -> set[str]:
+    """Return the names in a list of unreadable images."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {json.loads(line)["name"] for line in lines}
+
+
+def _nothing(_: str) -> None:
+    """Leave it to the first process to say."""
 
 
 CHANGES = {

@@ -587,12 +587,12 @@ def test_a_diverged_run_ends_with_code_one_and_a_reason(
     assert said[0].startswith("leanvit: The loss or a gradient was not finite at step ")
 
 
-def test_several_processes_are_refused(
+def test_several_processes_need_torchrun(
     run: Finished, tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = refused(capsys, *run.arguments, "--out", tmp_path / "out")
-    assert "trains in one process, but WORLD_SIZE is 2" in said
+    assert "WORLD_SIZE is 2, but RANK is not set" in said and "torchrun" in said
     assert not (tmp_path / "out").exists()
 
 

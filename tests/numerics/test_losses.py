@@ -1,6 +1,8 @@
 """The losses against their definitions written as loops: values, gradients, extremes."""
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
-from leanvit.losses.region import match_regions, region_loss
+from leanvit.losses.region import (
+    TRANSPORT_ITERATIONS,
+    TRANSPORT_TEMP,
+    match_regions,
+    region_loss,
+)
 from leanvit.losses.view import Mixing, view_loss
 from leanvit.methods.dino import ENTROPY_ROWS, teacher_entropy
 from tests.tiny import noise
 
 K, D, CHANNELS = 12, 5, 6
-TEMPERATURES = {"student_temp": 0.1, "teacher_temp": 0.05}
+TEMPERATURES: dict[str, Any] = {"student_temp": 0.1, "teacher_temp": 0.05}
 
 
 def rows(count: int, seed: int) -> Tensor:
@@ -201,6 +208,61 @@ def test_matching_takes_the_nearest_direction() -> None:
     regions = torch.tensor([[0.0, -0.1], [9.0, 0.0], [0.2, 0.2]])
     teacher = regions.view(1, 1, 3, 2).expand(2, 1, 3, 2)
     assert match_regions(student, teacher).tolist() == [[[[1, 0, 2]]], [[[1, 0, 2]]]]
+
+
+def test_transport_spreads_what_argmax_crowds() -> None:
+    """Every student region is most like region 0 of the teacher; transport uses all of them."""
+    regions = torch.eye(4)
+    student = (regions + torch.tensor([3.0, 0, 0, 0])).view(1, 1, 4, 4)
+    teacher = regions.view(1, 1, 4, 4).expand(2, 1, 4, 4)
+    assert match_regions(student, teacher).unique().tolist() == [0]
+    assert match_regions(student, teacher, "transport").tolist() == [[[[0, 1, 2, 3]]]] * 2
+
+
+def test_transport_is_the_textbooks_plan() -> None:
+    student = noise(2, 3, 5, CHANNELS, dtype=torch.float64)
+    teacher = noise(2, 3, 7, CHANNELS, seed=1, dtype=torch.float64)
+    found = match_regions(student, teacher, "transport")
+    for seen, view, image in itertools.product(range(2), range(2), range(3)):
+        cosines = functional.cosine_similarity(
+            student[view, image][:, None], teacher[seen, image][None], dim=-1
+        )
+        plan = (cosines / TRANSPORT_TEMP).exp()
+        for _ in range(TRANSPORT_ITERATIONS):
+            plan = plan / plan.sum(1, keepdim=True) / 5
+            plan = plan / plan.sum(0, keepdim=True) / 7
+        assert found[seen, view, image].tolist() == plan.argmax(1).tolist()
+
+
+def test_an_unknown_matching_is_an_error() -> None:
+    with pytest.raises(ValueError, match="did you mean 'transport'"):
+        match_regions(torch.ones(1, 1, 1, 2), torch.ones(2, 1, 1, 2), "transprot")
+
+
+def test_squared_distance_is_its_definition() -> None:
+    batch, regions = 2, 3
+    z, t = rows(2 * batch * regions, 0).requires_grad_(), rows(2 * batch * regions, 1)
+    w = prototypes(2).requires_grad_()
+    student = noise(2, batch, regions, CHANNELS, seed=5, dtype=torch.float64)
+    teacher = noise(2, batch, regions, CHANNELS, seed=9, dtype=torch.float64)
+    ours, _ = region_loss(
+        Projection(z, w),
+        Projection(t, prototypes(3)),
+        torch.zeros(K, dtype=torch.float64),
+        student_features=[student],
+        teacher_features=teacher,
+        metric="mse",
+        **TEMPERATURES,
+    )
+    best = match_regions(student, teacher)
+    at = lambda view, image, region: (view * batch + image) * regions + region  # noqa: E731
+    terms = [
+        (z[at(view, i, r)] - t[at(1 - view, i, int(best[1 - view, view, i, r]))]).square().sum()
+        for view, i, r in itertools.product(range(2), range(batch), range(regions))
+    ]
+    check(ours, torch.stack(terms).mean(), [z])
+    (unused,) = torch.autograd.grad(ours, [w], allow_unused=True)
+    assert unused is None
 
 
 def any_pairs(count: int, students: int, teachers: int) -> Pairs:

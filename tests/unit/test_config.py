@@ -44,7 +44,14 @@ from leanvit.recipes import RECIPES, recipe
 OPTIMIZERS = tuple(KINDS[OptimConfig])
 ESVIT = replace_options(recipe("esvit"), {"train.batch": 64})
 LAPTOP = Facts(images=1000, cores=8, device="cpu", bf16=False)
-GPU = Facts(images=100_000, cores=32, device="cuda", bf16=True, world=2)
+GPU = Facts(
+    images=100_000,
+    cores=32,
+    device="cuda",
+    bf16=True,
+    attention={("cpu", "bf16"): "flash", ("cuda", "bf16"): "triton", ("cuda", "fp32"): "triton"},
+    world=2,
+)
 
 
 def refusal(text: str) -> "re.Pattern[str]":
@@ -346,6 +353,14 @@ def test_bf16_is_for_devices_that_are_fast_at_it() -> None:
     assert decided("train.precision", GPU, train__precision="fp32") == "fp32"
 
 
+def test_prototype_attention_takes_the_fastest_form() -> None:
+    assert decided("method.attention") == "chunks"
+    assert decided("method.attention", GPU) == "triton"
+    assert decided("method.attention", GPU, train__device="cpu") == "chunks"
+    assert decided("method.attention", GPU, train__device="cpu", train__precision="bf16") == "flash"
+    assert decided("method.attention", GPU, method__attention="chunks") == "chunks"
+
+
 @pytest.mark.parametrize(
     ("cores", "world", "expected"),
     [(8, 1, 7), (1, 1, 0), (2, 1, 1), (8, 2, 3), (2, 4, 0), (64, 1, 16), (3, 2, 0)],
@@ -413,7 +428,10 @@ def test_resolving_changes_nothing_that_was_decided_already() -> None:
     before, after = (dict(leaves(to_dict(c))) for c in (asked, resolve(asked, LAPTOP).config))
     moved = {name for name in before if before[name] != after[name]}
     durations = {name for name, word in before.items() if str(word).endswith(("ep", "%"))}
-    rules = {"train.device", "train.precision", "optim.lr.peak", "optim.lr_rule"}
+    rules = {
+        *("train.device", "train.precision", "method.attention"),
+        *("optim.lr.peak", "optim.lr_rule"),
+    }
     assert moved == rules | durations
 
 

@@ -1,7 +1,7 @@
 """The methods' options (torch-free)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from leanvit.config.checks import (
     AT_LEAST_ONE,
@@ -131,13 +131,20 @@ class DinoConfig(MethodConfig):
         default_factory=lambda: Schedule(start=0.996, peak=0.996, end=1.0)
     )
     """Momentum of the teacher's moving average."""
+    targets: Literal["center", "sinkhorn"] = "center"
+    """What keeps the teacher from always saying the same: a moving center, or Sinkhorn-Knopp."""
     center_momentum: float = 0.9
-    """Momentum of the moving mean of the teacher's logits."""
+    """Momentum of the moving mean of the teacher's logits, the center."""
+    sinkhorn_iterations: int = 3
+    """Rounds of Sinkhorn-Knopp."""
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
+    attention: Literal["auto", "chunks", "flash", "triton"] = "auto"
+    """What computes prototype attention: matrix products, flash (CPU alone) or triton (CUDA)."""
 
     def __post_init__(self) -> None:
         require(self, POSITIVE, "student_temp")
+        require(self, AT_LEAST_ONE, "sinkhorn_iterations")
         require(self, SHARE, "center_momentum")
         require_schedule(self, POSITIVE, "teacher_temp")
         require_schedule(self, SHARE, "teacher_momentum")
@@ -153,6 +160,10 @@ class EsViTConfig(DinoConfig):
     """Weight of the region loss; the view loss has the rest."""
     region_start: Duration = Duration(0, "%")
     """When the region loss begins; before that the view loss has the whole weight."""
+    matching: Literal["argmax", "transport"] = "argmax"
+    """A student region's match: the most similar region, or that of an optimal transport plan."""
+    region_loss: Literal["prototypes", "mse"] = "prototypes"
+    """What matched regions are compared by: distributions over prototypes, or squared distance."""
 
     def __post_init__(self) -> None:
         DinoConfig.__post_init__(self)

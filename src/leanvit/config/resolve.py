@@ -27,6 +27,8 @@ class Facts:
     """Best device at hand: cpu or cuda."""
     bf16: bool
     """Whether that device computes in bf16 at full speed."""
+    attention: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
     world: int = 1
     """Number of processes that train together."""
 
@@ -70,14 +72,18 @@ Decisions = dict[str, tuple[Any, str]]
 
 def _machine(config: RunConfig, facts: Facts) -> Decisions:
     decided: Decisions = {}
-    device = config.train.device
+    device, precision = config.train.device, config.train.precision
     if device == "auto":
         device = "cuda" if facts.device == "cuda" else "cpu"
         decided["train.device"] = (device, f"the best device here is {device}")
-    if config.train.precision == "auto":
+    if precision == "auto":
         fast = device == "cuda" and facts.bf16
         reason = "this device computes in bf16" if fast else f"fp32 on this {device}"
-        decided["train.precision"] = ("bf16" if fast else "fp32", reason)
+        precision = "bf16" if fast else "fp32"
+        decided["train.precision"] = (precision, reason)
+    if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
+        form = facts.attention.get((device, precision), "chunks")
+        decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
     if config.data.workers == "auto":
         share = facts.cores // facts.world
         workers = min(share - 1, 16) if share > 1 else 0
@@ -158,6 +164,12 @@ def _check(config: RunConfig, facts: Facts) -> None:
         raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
+        only = {"flash": "cpu", "triton": "cuda"}.get(config.method.attention, train.device)
+        if train.device != only:
+            raise ValueError(
+                f"method.attention is {config.method.attention}, which runs on {only} alone, and "
+                f"train.device is {train.device}; chunks run everywhere."
+            )
         sides = (config.method.views.global_size, *config.method.views.local_sizes)
         if min(sides) < config.backbone.patch:
             raise ValueError(
@@ -178,6 +190,11 @@ def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
         raise ValueError(
             "Batch norm in the heads couples the images of a batch, so a step cannot be split: "
             "set train.accumulate to 1 or method.head.batch_norm to false."
+        )
+    if accumulate > 1 and method.targets == "sinkhorn":
+        raise ValueError(
+            "Sinkhorn-Knopp shares the images of a whole batch among the prototypes, so a step "
+            "cannot be split: set train.accumulate to 1 or method.targets to center."
         )
     views = 2 + sum(method.views.local_counts)
     if method.mix.views > views:

@@ -1,18 +1,63 @@
 """What the code needs to know of other processes. In a single process everything is a no-op."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce as _differentiable_all_reduce
 
 
+def launched() -> int:
+    """Return how many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Train together with the other processes that torchrun started, if it did.
+
+    Over NCCL on GPUs, of which each process takes its own, and over gloo on CPUs. Raises
+    ValueError if the environment is not torchrun's.
+    """
+    if launched() == 1:
+        yield
+        return
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {launched()}, but {missing[0]} is not set: several processes are "
+            f"started by torchrun --nproc-per-node={launched()} -m leanvit ..."
+        )
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def world_size() -> int:
     """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def rank() -> int:
-    """Return this process's number; 0 writes the files."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """Return this process's number, also before it joined and after; 0 writes the files."""
+    return dist.get_rank() if _together() else int(os.environ.get("RANK", "0"))
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What the operands of a network's matrix products are, by the name of a precision."""
+
 
 def autocast(precision: str, device: str) -> torch.autocast:
     """Return the context in which a network runs: bf16 matrix products, or everything as it is."""

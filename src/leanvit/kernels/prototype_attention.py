@@ -1,20 +1,47 @@
-"""Cross-entropy between distributions over prototypes: the one loss of DINO and EsViT.
+"""Cross-entropy between distributions over prototypes, without logits: DINO's and EsViT's one loss.
 
 With student rows z, prototypes W and teacher distributions q over the same K prototypes,
 
     CE(q, softmax(z W' / s)) = LSE_k(z . w_k / s) - z . u / s,      u = sum_k q_k w_k,
 
-so pairs of rows meet in D-wide dot products and a log-sum-exp is needed once a student row.
+so pairs of rows meet in D-wide dot products, and everything K wide stays inside an attention over
+prototypes. With P_ik = softmax_k(z_i . w_k / s), Q_jk = softmax_k(t_j . v_k / r + b_k), pair
+weights o_ij and g_i = sum_j o_ij, one sweep over the prototypes gives a side's mean prototype and
+log-sum-exp a row, and what its rows pull each prototype by:
+
+    student   O = P W,  L = LSE,  A = P' (g z)
+    teacher   U = Q W,            B = Q' (o' z)
+
+    loss = sum_i g_i L_i - sum_ij o_ij z_i . u_j / s
+    dz_i = (g_i O_i - sum_j o_ij u_j) / s
+    dW   = (A - B) / s
+
+The pulled sums are known as soon as the pairs are, so the forward pass finds the gradients as well
+and nothing is computed twice. A second attention gives them too, with prototypes as queries and
+rows as keys: P_ik = exp(z_i . w_k / s - L_i), so -L is a bias of the keys (fp32) and the values
+stay plain. (exp(-L) as a factor of the values would overflow once L spreads.)
 
 Letters: N student rows, M teacher rows, K prototypes, D bottleneck width, P pairs.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from leanvit.config import look_up
+from leanvit.core.console import warn
 from leanvit.core.precision import full
+
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
+"""torch's operation behind `flash`: private, so its absence is looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +73,307 @@ def prototype_cross_entropy(
     pairs: Pairs,
     student_temp: float,
     teacher_temp: float,
+    form: str = "auto",
 ) -> Tensor:
     """Return the weighted sum over pairs of CE(teacher row, student row), in fp32 or wider.
 
     Teacher rows are softmax(rows @ prototypes' / teacher_temp + key_bias); key_bias [K] is
-    -center / teacher_temp. Gradients reach the student's rows and prototypes alone.
+    -center / teacher_temp, or what `losses.sinkhorn` finds. Gradients reach the student's rows
+    and prototypes alone, and only once. Under autocast the operands of matrix products are bf16;
+    logits, softmax, sums and the loss are fp32.
+
+    form: a name of `FORMS`, or auto for the fastest here. Raises ValueError for a form that
+    this device or this torch does not have.
     """
-    with torch.autocast(student.rows.device.type, enabled=False):
+    device = student.rows.device.type
+    narrow = torch.is_autocast_enabled(device) and student.rows.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if narrow else full(student.rows).dtype
+    form = best_form(device, dtype) if form == "auto" else form
+    require_form(form, device)
+    with torch.autocast(device, enabled=False):
         z, w = full(student.rows), full(student.prototypes)
-        with torch.no_grad():
-            logits = full(teacher.rows) @ full(teacher.prototypes).T / teacher_temp
-            target = (logits + key_bias).softmax(1)
-        mean_prototype = target @ w  # [M, D]; u above
-        log_sum = torch.logsumexp(z @ w.T / student_temp, 1)
+        if not len(pairs.student):
+            return 0 * (z.sum() + w.sum())
+        loss: Tensor = _PrototypeCrossEntropy.apply(
+            *(z, full(teacher.rows), w, full(teacher.prototypes), key_bias.to(z.dtype)),
+            pairs,
+            (student_temp, teacher_temp),
+            (form, dtype),
+        )
+        return loss
+
+
+class _PrototypeCrossEntropy(torch.autograd.Function):
+    """The loss of this file's head, with gradients for the student's rows and prototypes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        t: Tensor,
+        w: Tensor,
+        v: Tensor,
+        key_bias: Tensor,
+        pairs: Pairs,
+        temperatures: tuple[float, float],
+        how: tuple[str, torch.dtype],
+    ) -> Tensor:
+        form, dtype = how
+        sweep, (student_temp, teacher_temp) = FORMS[form].sweep, temperatures
+        pulling = ctx.needs_input_grad[2]
         weight = pairs.weight.to(z.dtype)
         row_weight = weight.new_zeros(len(z)).index_add(0, pairs.student, weight)
-        # index_select, since the backward of z[...] adds in an order that changes from run to run
-        paired = mean_prototype.index_select(0, pairs.teacher)
-        agreement = (z.index_select(0, pairs.student) * paired).sum(1)
-        return row_weight @ log_sum - weight @ agreement / student_temp
+        t, place, count = matched(t, pairs.teacher)
+        # index_select, since z[...] has no fixed order of sums where it is differentiated
+        paired_z = z.index_select(0, pairs.student).mul_(weight[:, None])
+        pull = torch.zeros_like(t).index_add_(0, place, paired_z) if pulling else None
+        u, _, teacher_pull = sweep(t, v, w, 1 / teacher_temp, key_bias, pull, dtype, count)
+        pull = row_weight[:, None] * z if pulling else None
+        mean, log_sum, student_pull = sweep(z, w, w, 1 / student_temp, None, pull, dtype, None)
+        paired_u = u.index_select(0, place)
+        loss = row_weight @ log_sum - (paired_z * paired_u).sum() / student_temp
+        rows = mean.mul_(row_weight[:, None])
+        rows.index_add_(0, pairs.student, paired_u.mul_(weight[:, None]), alpha=-1)
+        ctx.gradients = [rows.div_(student_temp), None]
+        if student_pull is not None and teacher_pull is not None:
+            ctx.gradients[1] = student_pull.sub_(teacher_pull).div_(student_temp)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        rows, prototypes = (None if grad is None else grad.mul_(outer) for grad in ctx.gradients)
+        del ctx.gradients  # they are used up
+        return rows, None, prototypes, *[None] * 5
+
+
+def matched(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Bring the rows [M, D] that `numbers` [P] names to the front; the others need no work.
+
+    Returns the rows, each number's new place, and how many rows count. On a CPU the others are
+    gone and the count is None; elsewhere shapes stay static and the count stays on the device.
+    """
+    used = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    used.index_fill_(0, numbers, True)
+    place = used.cumsum(0).sub_(1).index_select(0, numbers)
+    if rows.device.type == "cpu":
+        return rows[used], place, None
+    return rows.index_select(0, used.logical_not().argsort(stable=True)), place, used.sum()
+
+
+class Sweep(Protocol):
+    """One side's attention over the prototypes: P = softmax(scale rows keys' + key_bias)."""
+
+    def __call__(
+        self,
+        rows: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        key_bias: Tensor | None,
+        pull: Tensor | None,
+        dtype: torch.dtype,
+        count: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return P values [N, D], the log-sum-exp [N] and P' pull [K, D], in the rows' dtype.
+
+        rows, pull [N, D]; keys, values [K, D]; key_bias [K]; dtype: of the products' operands;
+        count: rows from there on are not looked at, and what is returned for them is undefined.
+        """
+        ...
+
+
+CHUNK = 2**24
+"""Logits that exist at a time in `chunks`: 64 MiB. More was not faster (benchmarks/loss.md)."""
+
+
+def chunks(
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    key_bias: Tensor | None,
+    pull: Tensor | None,
+    dtype: torch.dtype,
+    count: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sweep with plain matrix products, a chunk of rows at a time: any device, any shape."""
+    mean, log_sum = torch.empty_like(rows), rows.new_empty(len(rows))
+    pulled = None if pull is None else torch.zeros_like(keys)
+    size = max(CHUNK // len(keys), 1)
+    buffer = rows.new_empty(len(keys) * min(size, len(rows)))
+    with _operands(dtype):
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            stop = start + len(part)
+            share = buffer[: len(keys) * len(part)].view(len(keys), -1)  # prototypes x rows
+            torch.mm(keys, part.T * scale, out=share)
+            if key_bias is not None:
+                share += key_bias[:, None]
+            peak = share.amax(0)
+            total = share.sub_(peak).exp_().sum(0)
+            log_sum[start:stop] = peak + total.log()
+            mean[start:stop] = (share.T @ values) / total[:, None]
+            if pull is not None and pulled is not None:
+                pulled.addmm_(share, pull[start:stop] / total[:, None])
+    return mean, log_sum, pulled
+
+
+def log_sum_exp(rows: Tensor, keys: Tensor, scale: float, key_bias: Tensor) -> Tensor:
+    """Return log sum_k exp(scale rows . key_k + key_bias_k) for every row: [N], in chunks."""
+    found = []
+    with _operands(rows.dtype):
+        for part in rows.split(max(CHUNK // len(keys), 1)):
+            logits = torch.mm(keys, part.T * scale).add_(key_bias[:, None])
+            found.append(logits.logsumexp(0))
+    return torch.cat(found)
+
+
+@contextmanager
+def _operands(dtype: torch.dtype) -> Iterator[None]:
+    """Let fp32 matrix products round their operands to `dtype`, or to TF32 on a GPU, or forbid it.
+
+    Sums and results stay fp32, which a product of bf16 tensors on the CPU would not give.
+    """
+    settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in settings]
+    wanted = ("bf16", "tf32") if dtype == torch.bfloat16 else ("ieee", "ieee")
+    try:
+        for setting, value in zip(settings, wanted, strict=True):
+            setting.fp32_precision = value
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.fp32_precision = value
+
+
+class Attend(Protocol):
+    """Plain attention, forward only, for one head."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        key_bias: Tensor | None = None,
+        *,
+        queries: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return softmax(scale query key' + key_bias) value and the log-sum-exp of its rows.
+
+        queries, keys: how many of either count, on the device; None for all.
+        """
+        ...
+
+
+def _attended(attend: Attend) -> Sweep:
+    """Return the sweep that consists of two attentions, there and back."""
+
+    def sweep(
+        rows: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        key_bias: Tensor | None,
+        pull: Tensor | None,
+        dtype: torch.dtype,
+        count: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        query, key = rows.to(dtype), keys.to(dtype)
+        value = key if values is keys else values.to(dtype)
+        mean, log_sum = attend(query, key, value, scale, key_bias, queries=count)
+        pulled = None
+        if pull is not None:
+            pulled, mass = attend(key, query, pull.to(dtype), scale, -log_sum, keys=count)
+            mass = mass if key_bias is None else mass + key_bias
+            pulled = pulled.to(rows.dtype).mul_(mass.exp()[:, None])  # mass: of a prototype, <= N
+        return mean.to(rows.dtype), log_sum, pulled
+
+    return sweep
+
+
+def _cpu_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    key_bias: Tensor | None = None,
+    *,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend with the operation behind torch's scaled_dot_product_attention on the CPU."""
+    mask = None if key_bias is None else key_bias[None, None, None]
+    attention = getattr(torch.ops.aten, FLASH)
+    out, log_sum = attention(
+        query[None, None], key[None, None], value[None, None], attn_mask=mask, scale=scale
+    )
+    return out[0, 0], log_sum.flatten()
+
+
+def _triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    key_bias: Tensor | None = None,
+    *,
+    queries: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend with our kernel, which is compiled when it is first needed."""
+    from leanvit.kernels.triton_attention import attend
+
+    return attend(query, key, value, scale, key_bias, queries=queries, keys=keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An implementation."""
+
+    sweep: Sweep
+    devices: tuple[str, ...]
+    """Where it runs."""
+
+
+FORMS: Mapping[str, Form] = MappingProxyType(
+    {
+        "chunks": Form(chunks, ("cpu", "cuda")),
+        "flash": Form(_attended(_cpu_flash), ("cpu",)),
+        "triton": Form(_attended(_triton), ("cuda",)),
+    }
+)
+"""Implementations by name; all give the same numbers but for rounding."""
+
+
+@lru_cache
+def best_form(device: str, dtype: torch.dtype) -> str:
+    """Return the name of the fastest form for a device and the dtype of the products' operands.
+
+    On a CPU, chunks do three products where flash does four; flash was faster only where bf16 has
+    matrix units (benchmarks/loss.md).
+    """
+    if device == "cuda" and dtype != torch.float64 and find_spec("triton"):
+        return "triton"
+    if device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        if hasattr(torch.ops.aten, FLASH):
+            return "flash"
+        warn(f"torch {torch.__version__} has no {FLASH}; prototype attention takes chunks instead.")
+    return "chunks"
+
+
+@lru_cache
+def require_form(name: str, device: str) -> None:
+    """Raise ValueError if a form is unknown, or if this device or this torch does not have it."""
+    form = look_up("form of prototype attention", name, FORMS)
+    if device not in form.devices:
+        raise ValueError(
+            f"Prototype attention has no form {name!r} on {device}, where it has "
+            f"{', '.join(other for other in FORMS if device in FORMS[other].devices)}."
+        )
+    if name == "flash" and not hasattr(torch.ops.aten, FLASH):
+        raise ValueError(f"The form 'flash' needs {FLASH}, which torch {torch.__version__} lacks.")
+    if name == "triton" and not find_spec("triton"):
+        raise ValueError("The form 'triton' needs the package triton, which is not installed.")

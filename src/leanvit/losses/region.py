@@ -1,15 +1,18 @@
 """The region loss L_R: every student region predicts the teacher's most similar region.
 
-EsViT, arXiv 2106.09785, eq. 4. Letters: V_g views of one size, B images, T_g regions of a student
-view, T regions of a teacher view, d backbone channels.
+EsViT, arXiv 2106.09785, eq. 4; the paper's ablations match by optimal transport, or compare
+regions by their squared distance. Letters: V_g views of one size, B images, T_g regions of a
+student view, T regions of a teacher view, d backbone channels, D bottleneck width, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from leanvit.config import look_up
 from leanvit.core.precision import full
 from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
 from leanvit.losses.view import Mixing, different_views
@@ -25,26 +28,48 @@ def region_loss(
     student_temp: float,
     teacher_temp: float,
     mixing: Mixing | None = None,
+    matching: str = "argmax",
+    metric: str = "prototypes",
+    form: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean over view pairs, images and student regions of the matched regions' CE.
+    """Return the mean over view pairs, images and student regions of what matched regions differ.
 
     Beside it, how distinct the matches are: 1 if every region of the teacher was chosen, 0 if all
     regions of a view chose the same one, as they do when the features collapse.
 
     student_features: backbone features [V_g, B, T_g, d] of each size, global views first;
     teacher_features [2, B, T, d]. The projections' rows are the same regions, flattened in that
-    order. Matching uses backbone features and passes no gradient.
+    order. Matching, by a name of `MATCHINGS`, uses backbone features and passes no gradient.
+    metric: prototypes, for the cross-entropy of the distributions over them, or mse, for the
+    squared distance of the rows. form: how prototype attention is computed.
     """
-    pairs = region_pairs(student_features, teacher_features, mixing)
-    loss = prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
+    pairs = region_pairs(student_features, teacher_features, mixing, matching)
+    if metric == "mse":
+        loss = _squared_distance(student.rows, teacher.rows, pairs)
+    else:
+        loss = prototype_cross_entropy(
+            student, teacher, key_bias, pairs, student_temp, teacher_temp, form
+        )
     chosen = torch.zeros(len(teacher.rows), dtype=pairs.weight.dtype, device=loss.device)
     chosen.index_add_(0, pairs.teacher, pairs.weight)  # an image with no share chooses nothing
-    share, regions = (chosen > 0).float().mean(), teacher_features.shape[2]
+    share, regions = (chosen > 0).to(chosen.dtype).mean(), teacher_features.shape[2]
     return loss, (regions * share - 1) / (regions - 1) if regions > 1 else share
 
 
+def _squared_distance(student: Tensor, teacher: Tensor, pairs: Pairs) -> Tensor:
+    """Return the weighted squared distance of unit rows, 2 - 2 cos (arXiv 2006.07733, eq. 2)."""
+    there = full(teacher.detach()).index_select(0, pairs.teacher)
+    distance = (full(student).index_select(0, pairs.student) - there).square().sum(1)
+    return pairs.weight.to(distance.dtype) @ distance
+
+
 @torch.no_grad()
-def region_pairs(student: Sequence[Tensor], teacher: Tensor, mixing: Mixing | None = None) -> Pairs:
+def region_pairs(
+    student: Sequence[Tensor],
+    teacher: Tensor,
+    mixing: Mixing | None = None,
+    matching: str = "argmax",
+) -> Pairs:
     """Match every student region with one region of each other teacher view.
 
     A mixed view's regions are matched in both of its images, each with its share.
@@ -58,8 +83,8 @@ def region_pairs(student: Sequence[Tensor], teacher: Tensor, mixing: Mixing | No
         own = torch.ones(len(group), dtype=torch.float64, device=group.device)
         if mixing is not None and first < mixing.views:
             own = mixing.own[first : first + len(group)]
-            found.append(_matched(group, teacher, rows, first, 1 - own, mixing.partner))
-        found.append(_matched(group, teacher, rows, first, own))
+            found.append(_matched(group, teacher, rows, first, 1 - own, matching, mixing.partner))
+        found.append(_matched(group, teacher, rows, first, own, matching))
         first, start = first + len(group), start + rows.numel()
     return Pairs(
         torch.cat([pairs.student for pairs in found]),
@@ -74,6 +99,7 @@ def _matched(
     rows: Tensor,
     first: int,
     share: Tensor,
+    matching: str,
     images: Tensor | None = None,
 ) -> Pairs:
     """Return the pairs of one group of views; `images` [B] names the teacher's image of each."""
@@ -83,7 +109,7 @@ def _matched(
         images = torch.arange(batch, device=group.device)
     else:
         teacher = teacher[:, images]
-    best = match_regions(group, teacher)[seen, views]  # [pairs of views, B, T_g]
+    best = match_regions(group, teacher, matching)[seen, views]  # [pairs of views, B, T_g]
     offset = (seen[:, None] * batch + images) * regions
     weight = share[views][:, None, None] / rows[0].numel()
     return Pairs(
@@ -94,12 +120,42 @@ def _matched(
 
 
 @torch.no_grad()
-def match_regions(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return for every student region the teacher region with the highest cosine similarity.
+def match_regions(student: Tensor, teacher: Tensor, matching: str = "argmax") -> Tensor:
+    """Return for every student region the teacher region that it is matched with.
 
     student [V_g, B, T_g, d], teacher [2, B, T, d] -> [2, V_g, B, T_g], numbers below T.
     """
+    choose = look_up("matching", matching, MATCHINGS)
     with torch.autocast(student.device.type, enabled=False):
         student = functional.normalize(full(student), dim=-1)
         teacher = functional.normalize(full(teacher), dim=-1)
-        return torch.einsum("vbid,tbjd->tvbij", student, teacher).argmax(-1)
+        return choose(torch.einsum("vbid,tbjd->tvbij", student, teacher))
+
+
+def nearest(cosines: Tensor) -> Tensor:
+    """Return the most similar teacher region of every student region."""
+    return cosines.argmax(-1)
+
+
+TRANSPORT_TEMP = 0.05
+"""Entropy of the transport plan, in units of the cosine."""
+TRANSPORT_ITERATIONS = 10
+"""Rounds of normalisation."""
+
+
+def transported(cosines: Tensor) -> Tensor:
+    """Return the teacher region that most of every student region is moved to.
+
+    Entropic optimal transport with uniform marginals (arXiv 1306.0895): in sum every teacher
+    region is wanted equally often.
+    """
+    plan = cosines / TRANSPORT_TEMP
+    for _ in range(TRANSPORT_ITERATIONS):
+        plan = plan.log_softmax(-1).log_softmax(-2)
+    return plan.argmax(-1)
+
+
+MATCHINGS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"argmax": nearest, "transport": transported}
+)
+"""From cosines [..., T_g, T] to the number of a teacher region for every student region."""

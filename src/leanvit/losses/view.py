@@ -36,14 +36,18 @@ def view_loss(
     student_temp: float,
     teacher_temp: float,
     mixing: Mixing | None = None,
+    form: str = "auto",
 ) -> Tensor:
     """Return the mean over ordered pairs of different views, and over images, of the CE.
 
-    Rows lie view after view: student [V * B, D], teacher [2 * B, D].
+    Rows lie view after view: student [V * B, D], teacher [2 * B, D]. form: how prototype attention
+    is computed.
     """
     batch = len(teacher.rows) // TEACHER_VIEWS
     pairs = view_pairs(len(student.rows) // batch, batch, teacher.rows.device, mixing)
-    return prototype_cross_entropy(student, teacher, key_bias, pairs, student_temp, teacher_temp)
+    return prototype_cross_entropy(
+        student, teacher, key_bias, pairs, student_temp, teacher_temp, form
+    )
 
 
 def view_pairs(views: int, batch: int, device: torch.device, mixing: Mixing | None = None) -> Pairs:

@@ -78,7 +78,7 @@ class Method(nn.Module):
         return name.split(".")[0]
 
     def frozen(self, at: Moment) -> list[nn.Parameter]:
-        """Return the parameters that get no update now."""
+        """Return the parameters that get no gradient and no update now, used or not."""
         return []
 
 

@@ -18,6 +18,7 @@ from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototype_attention import Projection
+from leanvit.losses.sinkhorn import sinkhorn_bias
 from leanvit.losses.view import Mixing, view_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
 from leanvit.methods.heads import Center, Head
@@ -35,7 +36,7 @@ class Network(nn.Module):
 
 
 class DINO(Method):
-    """View self-distillation with a centred teacher that is the student's moving average."""
+    """View self-distillation; the teacher is the student's moving average."""
 
     regions = False
     """Whether the networks have a region head."""
@@ -70,6 +71,13 @@ class DINO(Method):
         heads = (self.student.head, self.student.region_head)
         return [p for head in heads if head is not None for p in head.last_layer.parameters()]
 
+    def key_bias(self, teacher: Projection, center: Center, temperature: float) -> Tensor:
+        """Return what is added to the teacher's scaled logits [K]; note rows for the center."""
+        if self.config.targets == "sinkhorn":
+            return sinkhorn_bias(teacher, temperature, self.config.sinkhorn_iterations)
+        center.collect(teacher.rows)
+        return center.key_bias(temperature)
+
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Compare the student's views with the teacher's global ones."""
         groups, mixing = mix_views(batch.groups, self.config.mix, at.seed, at.step)
@@ -87,9 +95,8 @@ class DINO(Method):
         """Return the loss of the student's features (one entry a size) against the teacher's."""
         with torch.no_grad():
             teacher = self.teacher.head(seen.pooled)
-        self.center.collect(teacher.rows)
         temperature = at.value(self.config.teacher_temp)
-        bias = self.center.key_bias(temperature)
+        bias = self.key_bias(teacher, self.center, temperature)
         view = view_loss(
             self.student.head(torch.cat([features.pooled for features in found])),
             teacher,
@@ -97,6 +104,7 @@ class DINO(Method):
             student_temp=self.config.student_temp,
             teacher_temp=temperature,
             mixing=mixing,
+            form=self.config.attention,
         )
         stats = {
             "feature_std": spread(seen),

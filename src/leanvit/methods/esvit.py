@@ -6,7 +6,7 @@ Letters: V_g views of one size, B images, T regions of a view, d backbone channe
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanvit.backbones.base import Features
 from leanvit.config import BackboneConfig, EsViTConfig
@@ -27,6 +27,18 @@ class EsViT(DINO):
         super().__init__(config, backbone)
         self.region_center = Center(config.head)
 
+    def frozen(self, at: Moment) -> list[nn.Parameter]:
+        """Return the student's frozen prototypes, and what the region loss does not use yet."""
+        head = self.student.region_head
+        assert head is not None
+        unused: nn.Module | None = None
+        if at.step < self.config.region_start.amount:
+            unused = head
+        elif self.config.region_loss == "mse":
+            unused = head.last_layer
+        known = super().frozen(at)
+        return known if unused is None else [*known, *unused.parameters()]
+
     def objective(
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
     ) -> StepOutput:
@@ -45,23 +57,25 @@ class EsViT(DINO):
     def region_term(
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
     ) -> tuple[Tensor, Tensor]:
-        """Return L_R and the share of distinct matches; collect rows for the region center."""
+        """Return L_R and the share of distinct matches; note rows for the region center."""
         assert self.student.region_head is not None and self.teacher.region_head is not None
         with torch.no_grad():
             teacher = self.teacher.region_head(seen.grid.flatten(0, 2))
-        self.region_center.collect(teacher.rows)
         temperature = at.value(self.config.teacher_temp)
         batch = len(seen.pooled) // TEACHER_VIEWS
         regions = [features.grid.flatten(1, 2).unflatten(0, (-1, batch)) for features in found]
         return region_loss(
             self.student.region_head(torch.cat([group.flatten(0, 2) for group in regions])),
             teacher,
-            self.region_center.key_bias(temperature),
+            self.key_bias(teacher, self.region_center, temperature),
             student_features=regions,
             teacher_features=seen.grid.flatten(1, 2).unflatten(0, (-1, batch)),
             student_temp=self.config.student_temp,
             teacher_temp=temperature,
             mixing=mixing,
+            matching=self.config.matching,
+            metric=self.config.region_loss,
+            form=self.config.attention,
         )
 
     def after_step(self, at: Moment) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from leanvit.core.distributed import all_sum, world_size
+
 
 class Meter:
     """Means of scalars since the last row, without reading any back in between."""
@@ -24,10 +26,10 @@ class Meter:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Return the means and start afresh: the one transfer from the device."""
+        """Return the means of all processes and start afresh: the one transfer from the device."""
         if not self._sums:
             return {}
-        sums = torch.stack(list(self._sums.values())).tolist()
+        sums = (all_sum(torch.stack(list(self._sums.values()))) / world_size()).tolist()
         means = {
             name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)
         }

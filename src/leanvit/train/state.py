@@ -1,13 +1,15 @@
 """What a run is at a step: weights, optimiser, position; and how one step changes it."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.config import RunConfig
-from leanvit.core.distributed import all_max
+from leanvit.core.distributed import all_max, world_size
 from leanvit.core.errors import NonFiniteError
 from leanvit.core.precision import autocast
 from leanvit.methods.base import Method, Moment, StepOutput
@@ -36,12 +38,16 @@ class TrainState:
         for name, parameter in self._optimized():
             self.parts.setdefault(method.part(name), []).append(parameter)
         self.meter = Meter()
+        self._frozen: set[int] | None = None
+        self._shared: DistributedDataParallel | None = None
+        self._micro = 0
         self._bad_step = torch.full((), -1, device=self.device)
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def begin_step(self) -> Moment:
-        """Return the moment of the coming step and set its learning rate and weight decay."""
+        """Return the moment of the coming step; set its rates and what it trains."""
         at = Moment(self.step, self.run, self.step // self.epoch_steps, self.config.train.seed)
+        self._freeze(at)
         set_rates(
             self.optimizer,
             at.value(self.config.optim.lr),
@@ -49,21 +55,38 @@ class TrainState:
         )
         self.optimizer.zero_grad(set_to_none=True)
         self._finite.fill_(True)
+        self._micro = 0
         return at
 
+    def _freeze(self, at: Moment) -> None:
+        """Let gradients pass by what is frozen now.
+
+        Other processes are told when that changes: DDP waits for the gradients of all parameters
+        that had one when it was made. Its buffers stay apart, see `methods.heads.Center`.
+        """
+        frozen = {id(parameter) for parameter in self.method.frozen(at)}
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        for _, parameter in self._optimized():
+            parameter.requires_grad_(id(parameter) not in frozen)
+        if world_size() > 1:
+            self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
+
     def backward(self, micro: Any, at: Moment, parts: int) -> None:
-        """Add the gradients of one of `parts` micro-batches."""
-        with autocast(self.config.train.precision, self.device.type):
-            out: StepOutput = self.method(micro, at)
-        (out.total / parts).backward()
+        """Add the gradients of one of `parts` micro-batches; processes share them at the last."""
+        self._micro += 1
+        shared = self._shared
+        with shared.no_sync() if shared is not None and self._micro < parts else nullcontext():
+            with autocast(self.config.train.precision, self.device.type):
+                out: StepOutput = (shared or self.method)(micro, at)
+            (out.total / parts).backward()
         self._finite &= out.total.detach().isfinite()
         self.meter.add({"loss": out.total, **out.terms, **out.stats})
 
     def update(self, at: Moment) -> None:
         """Clip, step and move what follows the weights; change no weight if a number is bad."""
         config = self.config.optim
-        for parameter in self.method.frozen(at):
-            parameter.grad = None
         norms, whole = clip_gradients(self.parts, config.clip, config.clip_by)
         self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         self._note_finite(whole)

@@ -1,0 +1,99 @@
+"""`torchrun -m leanvit pretrain`: two processes write what one does, once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.integration.command import TINY, leanvit_process
+from tests.tiny import write_classes
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+WIDE = ("--data.max-unreadable", "20")
+
+
+def together(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes."""
+    words = [*TORCHRUN, "-m", "leanvit", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same run on one process and on two; one of the images is broken."""
+    folder = tmp_path_factory.mktemp("together")
+    images = write_classes(folder / "images", cats=8, dogs=8)
+    (images / "cats" / "003.png").write_bytes(b"no image")
+    words = ("pretrain", "esvit", "--data", images, *TINY, *WIDE)
+    return {
+        "words": words,
+        "folder": folder,
+        "one": leanvit_process(*words, "--out", folder / "one"),
+        "two": together(*words, "--out", folder / "two"),
+    }
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    ignored = ("images_per_s", "data_wait", "feature_std", "teacher_entropy")
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ignored} for row in found]
+
+
+def same_weights(one: Path, other: Path) -> None:
+    for name in ("backbone.safetensors", "student.safetensors"):
+        ours, theirs = load_file(one / name), load_file(other / name)
+        for key in ours:
+            assert float((ours[key] - theirs[key]).abs().max()) < 1e-5, key
+
+
+def test_two_processes_write_one_run(runs: dict[str, Any]) -> None:
+    one, two = runs["folder"] / "one", runs["folder"] / "two"
+    assert runs["one"].returncode == runs["two"].returncode == 0, runs["two"].stderr
+    names = [{path.name for path in folder.iterdir()} for folder in (one, two)]
+    assert names[0] == names[1]
+    for ours, theirs in zip(rows(one), rows(two), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    same_weights(one, two)
+    listed = (two / "unreadable.jsonl").read_text()
+    assert listed == (one / "unreadable.jsonl").read_text() and listed.count("003.png") == 1
+    assert (
+        json.loads((two / "resolved.json").read_text())["config"]
+        == (json.loads((one / "resolved.json").read_text())["config"])
+    )
+
+
+def test_it_is_said_once(runs: dict[str, Any]) -> None:
+    assert runs["two"].stdout.count("The backbone is in") == 1
+    for said in ("Everything is written to", "step 4/4", "cannot be read"):
+        assert runs["two"].stderr.count(said) == 1, said
+
+
+def test_two_processes_continue_what_one_began(runs: dict[str, Any], tmp_path: Path) -> None:
+    out = shutil.copytree(runs["folder"] / "one", tmp_path / "out")
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    again = together(*runs["words"], "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("Continuing at step 2") == 1
+    assert [row["step"] for row in rows(out)] == [0, 1, 2, 3, 4]
+    same_weights(runs["folder"] / "one", out)
+
+
+def test_a_mistake_is_a_sentence(runs: dict[str, Any], tmp_path: Path) -> None:
+    found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
+    assert (
+        found.returncode != 0 and "Traceback (most recent call last):\n  File" not in found.stdout
+    )
+    assert (
+        "train.batch 5 does not split into 1 micro-batches on each of 2 processes" in found.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_is_for_one_process(runs: dict[str, Any], tmp_path: Path) -> None:
+    found = together("check", *runs["words"][1:], "--out", tmp_path / "out")
+    assert "check measures one process" in found.stderr

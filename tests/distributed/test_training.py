@@ -1,0 +1,136 @@
+"""Two processes that share a batch train as one does: every method, and what changes on the way."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from leanvit.config import AdamWConfig, MixConfig, RunConfig, SGDConfig, constant, steps
+from leanvit.core.distributed import rank, world_size
+from leanvit.data.batch import ViewBatch
+from leanvit.methods.catalogue import build_method
+from leanvit.methods.esvit import EsViT
+from leanvit.train.state import TrainState
+from tests.distributed.launch import in_processes
+from tests.tiny import HEAD, SWIN, VIT, dino, esvit, run_config, view_batch
+
+STEPS, BATCH = 5, 8
+METHODS: dict[str, dict[str, Any]] = {
+    "esvit": {"method": esvit()},
+    "dino": {"method": dino()},
+    "vit": {"method": dino(), "backbone": replace(VIT, drop_path=0.3)},
+    "late regions": {"method": esvit(region_start=steps(2), freeze_prototypes=steps(3))},
+    "drop path": {"method": esvit(), "backbone": replace(SWIN, drop_path=0.3)},
+    "batch norm in heads": {
+        "method": esvit(head=replace(HEAD, batch_norm=True)),
+        "optim": SGDConfig(lr=constant(1e-2), lr_rule="none"),  # it has directions without gradient
+    },
+    "frozen gain": {"method": esvit(head=replace(HEAD, train_gain=False))},
+    "mixing": {"method": esvit(mix=MixConfig(views=3))},
+    "sinkhorn": {"method": esvit(targets="sinkhorn")},
+    "transport": {"method": esvit(matching="transport")},
+    "mse": {"method": esvit(region_loss="mse")},
+    "flash": {"method": esvit(attention="flash")},
+    "micro-batches": {"method": esvit(), "accumulate": 2},
+}
+DTYPES = {"fp64": (torch.float64, 1e-9), "fp32": (torch.float32, 1e-5)}
+
+
+def config_of(name: str) -> RunConfig:
+    """Return a tiny run of a method."""
+    optim = AdamWConfig(lr=constant(2e-4), lr_rule="none")
+    entry = {"optim": optim, **METHODS[name]}
+    accumulate = entry.pop("accumulate", 1)
+    return replace(run_config(batch=BATCH, accumulate=accumulate), **entry)
+
+
+def mine(batch: ViewBatch) -> ViewBatch:
+    """Return this process's part of a batch, as `Order` gives it."""
+    return list(batch.split(world_size()))[rank()]
+
+
+def train(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Return everything that a run would save after five steps, and its rows."""
+    config = config_of(name)
+    method = build_method(config.method, config.backbone, seed=0).to(dtype)
+    state = TrainState(method, config, epoch_steps=5)
+    rows = []
+    for number in range(STEPS):
+        at = state.begin_step()
+        for micro in mine(view_batch(BATCH, seed=10 * number, dtype=dtype)).split(
+            config.train.accumulate
+        ):
+            state.backward(micro, at, config.train.accumulate)
+        state.update(at)
+        state.require_finite()
+        rows.append(state.meter.read())
+    return {key: value.clone() for key, value in state.tensors().items()}, rows
+
+
+def train_all() -> dict[tuple[str, str], tuple[dict[str, Tensor], list[dict[str, float]]]]:
+    """Train every method in both precisions."""
+    return {
+        (name, precision): train(name, dtype)
+        for name in METHODS
+        for precision, (dtype, _) in DTYPES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Any, list[Any]]:
+    """What one process finds, and what each of two finds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = train_all()
+    torch.set_num_threads(threads)
+    return one, in_processes(2, train_all)
+
+
+LOCAL = ("feature_std", "teacher_entropy")
+"""Numbers of a process's own images: their mean is not that of the whole batch."""
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_train_as_one(name: str, precision: str, both: tuple[Any, list[Any]]) -> None:
+    one, two = both
+    weights, rows = one[name, precision]
+    tolerance = DTYPES[precision][1]
+    for found, shown in (process[name, precision] for process in two):
+        assert found.keys() == weights.keys()
+        for key, value in weights.items():
+            error = (found[key] - value).abs()
+            if "attn.qkv.bias" in key and error.ndim and precision == "fp32":
+                error = torch.cat(error.chunk(3)[::2])  # the keys' bias has no gradient but noise
+            assert float(error.max()) < tolerance, key
+        for ours, theirs in zip(shown, rows, strict=True):
+            expected = {k: v for k, v in theirs.items() if k not in LOCAL}
+            assert {k: ours[k] for k in expected} == pytest.approx(
+                expected, rel=tolerance, abs=tolerance
+            )
+    first, second = (process[name, precision][0] for process in two)
+    assert all(first[key].equal(second[key]) for key in first), "the processes drift apart"
+
+
+def test_the_region_head_waits_for_its_start(both: tuple[Any, list[Any]]) -> None:
+    """Until it starts it has no gradient anywhere, so nobody waits for one."""
+    _, rows = both[0]["late regions", "fp64"]
+    assert [("region" in row, "grad_norm/region_head" in row) for row in rows] == [
+        *[(False, False)] * 2,
+        *[(True, True)] * 3,
+    ]
+    config = config_of("late regions")
+    method = build_method(config.method, config.backbone, seed=0)
+    assert isinstance(method, EsViT) and method.student.region_head is not None
+    state = TrainState(method, config, epoch_steps=5)
+    state.begin_step()
+    assert not any(p.requires_grad for p in method.student.region_head.parameters())
+    state.step = 2
+    state.begin_step()
+    trained = {n for n, p in method.student.region_head.named_parameters() if p.requires_grad}
+    assert trained and not any("last_layer" in name for name in trained)
+    state.step = 3
+    state.begin_step()
+    assert all(p.requires_grad for p in method.student.region_head.parameters())

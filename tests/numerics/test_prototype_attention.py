@@ -1,0 +1,359 @@
+"""Prototype attention in every form against logits: values, gradients, extremes, what it keeps."""
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from leanvit.bench.baselines import materialized, official, plain
+from leanvit.kernels import prototype_attention
+from leanvit.kernels.prototype_attention import (
+    FORMS,
+    Pairs,
+    Projection,
+    best_form,
+    prototype_cross_entropy,
+    require_form,
+)
+from leanvit.losses.region import region_loss
+from tests.tiny import noise
+
+ON_CPU = [name for name, form in FORMS.items() if "cpu" in form.devices]
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def unit(count: int, width: int, seed: int) -> Tensor:
+    return functional.normalize(noise(count, width, seed=seed, dtype=torch.float64), dim=1)
+
+
+class Problem:
+    """A student, a teacher, a center and pairs, in fp64."""
+
+    def __init__(
+        self,
+        students: int = 40,
+        teachers: int = 30,
+        prototypes: int = 300,
+        width: int = 24,
+        *,
+        pairs: int = 90,
+        gain: float = 1.0,
+        temperatures: tuple[float, float] = (0.1, 0.04),
+        seed: int = 0,
+    ) -> None:
+        self.z, self.t = unit(students, width, seed), unit(teachers, width, seed + 1)
+        self.w, self.v = (gain * unit(prototypes, width, seed + n) for n in (2, 3))
+        self.bias = noise(prototypes, seed=seed + 4, dtype=torch.float64)
+        draw = torch.Generator().manual_seed(seed)
+        weight = torch.rand(pairs, generator=draw, dtype=torch.float64)
+        self.pairs = Pairs(
+            torch.randint(students, (pairs,), generator=draw),
+            torch.randint(max(teachers // 2, 1), (pairs,), generator=draw),  # half is unmatched
+            weight / weight.sum(),
+        )
+        self.temperatures = temperatures
+
+    def solve(self, loss: Any, dtype: torch.dtype = torch.float64, **options: Any) -> list[Tensor]:
+        """Return the loss and the gradients of rows and prototypes; rows are rounded to dtype."""
+        narrow = dtype == torch.bfloat16
+        wide = torch.float32 if narrow else dtype
+        z, w = (x.to(wide, copy=True).requires_grad_() for x in (self.z, self.w))
+        teacher = Projection(self.t.to(wide), self.v.to(wide))
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            found = loss(
+                Projection(z, w), teacher, self.bias.to(wide), self.pairs, *self.temperatures,
+                **options,
+            )  # fmt: skip
+        assert found.dtype == wide
+        (2 * found).backward()
+        assert z.grad is not None and w.grad is not None
+        return [found.detach().double(), z.grad.double() / 2, w.grad.double() / 2]
+
+
+def close(ours: list[Tensor], exact: list[Tensor], tolerance: float) -> None:
+    """Compare each with a tolerance relative to the norm of the whole."""
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.isfinite().all()
+        error = float((mine - theirs).norm() / theirs.norm().clamp_min(1e-300))
+        assert error < tolerance, error
+
+
+@pytest.fixture(params=[None, 700], ids=["one chunk", "many chunks"])
+def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let chunks hold all rows at once, or two or three of 300 prototypes each."""
+    if request.param:
+        monkeypatch.setattr(prototype_attention, "CHUNK", request.param)
+
+
+SIZES = {
+    "usual": Problem(),
+    "one of each": Problem(1, 1, 1, 1, pairs=1),
+    "one row": Problem(1, 7, 50, 16, pairs=5),
+    "one prototype": Problem(5, 7, 1, 16),
+    "wide": Problem(9, 11, 130, 256),
+    "odd": Problem(33, 17, 1031, 7, pairs=200),
+}
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+@pytest.mark.parametrize("size", SIZES)
+def test_loss_and_gradients_are_exact(form: str, size: str, chunking: None) -> None:
+    problem = SIZES[size]
+    exact = problem.solve(plain)
+    ours = problem.solve(prototype_cross_entropy, form=form)
+    if problem.w.shape[0] == 1:  # nothing to choose from: the loss and its gradients are zero
+        assert all(float(value.abs().max()) < 1e-12 for value in (*ours, *exact))
+    else:
+        close(ours, exact, 1e-12)
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 3e-6), ("bf16", 1e-2)])
+def test_rounding_stays_small(form: str, dtype: str, tolerance: float) -> None:
+    problem = Problem(600, 400, 4096, 64, pairs=900)
+    ours = problem.solve(prototype_cross_entropy, DTYPES[dtype], form=form)
+    close(ours, problem.solve(plain), tolerance)
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+@pytest.mark.parametrize("gain", [1.0, 3.0, 10.0, 30.0, 100.0])
+@pytest.mark.parametrize("student_temp", [0.1, 0.04])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_gains(form: str, gain: float, student_temp: float, dtype: str) -> None:
+    """Logits up to 2,500: both sides are certain, and log-sum-exps spread over thousands."""
+    problem = Problem(gain=gain, temperatures=(student_temp, 0.04))
+    ours = problem.solve(prototype_cross_entropy, DTYPES[dtype], form=form)
+    if dtype == "bf16":  # one rounding of a row moves such logits by several units
+        assert all(value.isfinite().all() for value in ours)
+    else:
+        close(ours, problem.solve(plain), {"fp64": 1e-11, "fp32": 2e-4}[dtype])
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+@pytest.mark.parametrize("dtype", ["fp64", "fp32"])
+def test_a_certain_teacher(form: str, dtype: str) -> None:
+    problem = Problem(gain=5.0, temperatures=(0.1, 1e-3))
+    target = (problem.t @ problem.v.T / 1e-3 + problem.bias).softmax(1)
+    assert float(target.amax(1).min()) > 0.99
+    ours = problem.solve(prototype_cross_entropy, DTYPES[dtype], form=form)
+    close(ours, problem.solve(plain), {"fp64": 1e-11, "fp32": 1e-3}[dtype])
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+@pytest.mark.parametrize("constant", [7.0, -300.0, 1e4])
+def test_a_constant_in_the_bias_changes_nothing(form: str, constant: float) -> None:
+    problem = Problem()
+    before = problem.solve(prototype_cross_entropy, form=form)
+    problem.bias = problem.bias + constant
+    close(problem.solve(prototype_cross_entropy, form=form), before, 1e-11)
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_prototypes_may_be_permuted(form: str, chunking: None) -> None:
+    problem = Problem()
+    loss, rows, prototypes = problem.solve(prototype_cross_entropy, form=form)
+    order = torch.randperm(len(problem.w), generator=torch.Generator().manual_seed(1))
+    for name in ("w", "v", "bias"):
+        setattr(problem, name, getattr(problem, name)[order])
+    again = problem.solve(prototype_cross_entropy, form=form)
+    close(again, [loss, rows, prototypes[order]], 1e-12)
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_a_row_twice_is_a_row_with_twice_the_weight(form: str, chunking: None) -> None:
+    problem = Problem()
+    before = problem.solve(prototype_cross_entropy, form=form)
+    pairs, (n, m) = problem.pairs, (len(problem.z), len(problem.t))
+    problem.z, problem.t = problem.z.repeat(2, 1), problem.t.repeat(2, 1)
+    problem.pairs = Pairs(
+        torch.cat([pairs.student, pairs.student + n]),
+        torch.cat([pairs.teacher, pairs.teacher + m]),
+        pairs.weight.repeat(2) / 2,
+    )
+    loss, rows, prototypes = problem.solve(prototype_cross_entropy, form=form)
+    close([loss, rows[:n] + rows[n:], prototypes], before, 1e-12)
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_a_pair_may_be_split(form: str) -> None:
+    problem = Problem()
+    before = problem.solve(prototype_cross_entropy, form=form)
+    pairs = problem.pairs
+    problem.pairs = Pairs(
+        pairs.student.repeat(2),
+        pairs.teacher.repeat(2),
+        torch.cat([0.3 * pairs.weight, 0.7 * pairs.weight]),
+    )
+    close(problem.solve(prototype_cross_entropy, form=form), before, 1e-12)
+
+
+def test_unmatched_teacher_rows_are_never_looked_at() -> None:
+    problem = Problem()
+    before = problem.solve(prototype_cross_entropy)
+    unmatched = torch.ones(len(problem.t), dtype=torch.bool)
+    unmatched[problem.pairs.teacher] = False
+    assert unmatched.any()
+    problem.t[unmatched] = torch.nan
+    close(problem.solve(prototype_cross_entropy), before, 1e-15)
+
+
+def test_matched_rows_come_first_where_shapes_are_static() -> None:
+    """What a GPU does, on torch's meta device for shapes and by hand for values."""
+    rows, numbers = noise(9, 2), torch.tensor([7, 2, 2, 5])
+    kept, place, count = prototype_attention.matched(rows, numbers)
+    assert count is None and kept.equal(rows[[2, 5, 7]]) and kept[place].equal(rows[numbers])
+    static, _, number = prototype_attention.matched(rows.to("meta"), numbers.to("meta"))
+    assert static.shape == rows.shape and number is not None and number.shape == ()
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_frozen_prototypes_cost_no_gradient(form: str) -> None:
+    problem = Problem()
+    exact = problem.solve(plain)
+    z = problem.z.clone().requires_grad_()
+    loss = prototype_cross_entropy(
+        Projection(z, problem.w), Projection(problem.t, problem.v), problem.bias, problem.pairs,
+        *problem.temperatures, form=form,
+    )  # fmt: skip
+    (rows,) = torch.autograd.grad(loss, [z])
+    close([loss.detach(), rows], exact[:2], 1e-12)
+
+
+class Watched(TorchDispatchMode):
+    """Remembers every tensor that an operation gives, without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[weakref.ref[Tensor]] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(value, Tensor):
+                self.seen.append(weakref.ref(value))
+                self.largest = max(self.largest, value.numel())
+        return found
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_nothing_as_wide_as_the_prototypes_is_stored(form: str, monkeypatch: Any) -> None:
+    """Backward is left the two gradients alone, and no tensor on the way exceeds a chunk."""
+    monkeypatch.setattr(prototype_attention, "CHUNK", 4 * 2048)
+    problem = Problem(300, 200, 2048, 16, pairs=400)
+    z, w = problem.z.requires_grad_(), problem.w.requires_grad_()
+    with Watched() as watched:
+        loss = prototype_cross_entropy(
+            Projection(z, w), Projection(problem.t, problem.v), problem.bias, problem.pairs,
+            *problem.temperatures, form=form,
+        )  # fmt: skip
+    alive = [tensor for ref in watched.seen if (tensor := ref()) is not None]
+    assert {tensor.numel() for tensor in alive} == {1, 300 * 16, 2048 * 16}
+    assert watched.largest == 2048 * 16 < 200 * 2048
+    loss.backward()
+
+
+def test_the_gradient_is_used_up() -> None:
+    problem = Problem()
+    z = problem.z.requires_grad_()
+    loss = prototype_cross_entropy(
+        Projection(z, problem.w), Projection(problem.t, problem.v), problem.bias, problem.pairs,
+        *problem.temperatures,
+    )  # fmt: skip
+    loss.backward(retain_graph=True)
+    with pytest.raises(AttributeError, match="gradients"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("precision", ["none", "bf16"])
+def test_torchs_own_settings_come_back(precision: str) -> None:
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = precision
+        exact = Problem().solve(plain)
+        close(Problem().solve(prototype_cross_entropy, torch.float32), exact, 3e-6)
+        Problem().solve(prototype_cross_entropy, torch.bfloat16, form="chunks")
+        assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    for function in (best_form, require_form):
+        function.cache_clear()
+    yield
+    for function in (best_form, require_form):
+        function.cache_clear()
+
+
+def test_the_form_follows_device_and_dtype(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert best_form("cpu", torch.float32) == "chunks"
+    assert best_form("cuda", torch.bfloat16) == best_form("cuda", torch.float32) == "triton"
+    assert best_form("cuda", torch.float64) == "chunks"
+    for units, form in ((True, "flash"), (False, "chunks")):
+        best_form.cache_clear()
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda units=units: units)
+        assert best_form("cpu", torch.bfloat16) == form
+
+
+def test_what_is_missing_is_not_chosen(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prototype_attention, "FLASH", "no_such_operation")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert best_form("cpu", torch.bfloat16) == "chunks"
+    assert "has no no_such_operation; prototype attention takes chunks" in capsys.readouterr().err
+    monkeypatch.setattr(prototype_attention, "find_spec", lambda _: None)
+    assert best_form("cuda", torch.bfloat16) == "chunks"
+
+
+@pytest.mark.parametrize(
+    ("form", "device", "said"),
+    [
+        ("triton", "cpu", "no form 'triton' on cpu, where it has chunks, flash"),
+        ("flash", "cuda", "no form 'flash' on cuda, where it has chunks, triton"),
+        ("chunk", "cpu", "did you mean 'chunks'"),
+    ],
+)
+def test_an_impossible_form_is_an_error(form: str, device: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        require_form(form, device)
+
+
+def test_a_missing_operation_is_an_error(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prototype_attention, "FLASH", "no_such_operation")
+    monkeypatch.setattr(prototype_attention, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="needs no_such_operation, which torch"):
+        require_form("flash", "cpu")
+    with pytest.raises(ValueError, match="needs the package triton"):
+        require_form("triton", "cuda")
+
+
+@pytest.mark.parametrize("dtype", ["fp64", "fp32"])
+def test_the_opponent_computes_the_same(dtype: str) -> None:
+    problem = Problem()
+    close(problem.solve(materialized, DTYPES[dtype]), problem.solve(plain), 3e-6)
+
+
+def test_the_official_sequence_computes_the_same() -> None:
+    batch, width, sizes = 3, 8, [(2, 6), (3, 4)]
+    problem = Problem(sum(n * batch * r for n, r in sizes), 2 * batch * 6, 50, width)
+    features = {
+        "student_features": [noise(n, batch, r, 5, seed=r, dtype=torch.float64) for n, r in sizes],
+        "teacher_features": noise(2, batch, 6, 5, seed=9, dtype=torch.float64),
+        "student_temp": 0.1,
+        "teacher_temp": 0.04,
+    }
+    z, w = problem.z.requires_grad_(), problem.w.requires_grad_()
+    sides = Projection(z, w), Projection(problem.t, problem.v)
+    ours, _ = region_loss(*sides, problem.bias, **features)  # type: ignore[arg-type]
+    theirs = official(*sides, -0.04 * problem.bias, **features)  # type: ignore[arg-type]
+    mine, others = ([x.detach(), *torch.autograd.grad(x, [z, w])] for x in (ours, theirs))
+    close(mine, others, 1e-12)
