@@ -10,7 +10,8 @@ from typing import Any
 
 import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
-from leanvit.config.convert import KINDS
+from leanvit.config.bench import BENCH_CONFIGS
+from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
 from leanvit.config.run import OptimConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -24,6 +25,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit bench loss                            time and memory of the loss, beside other forms
   leanvit --version
 
 Every command answers --help, and --json prints its result as one JSON object on stdout.
@@ -169,6 +171,36 @@ def embed(arguments: list[str]) -> int:
     return 0
 
 
+def bench(arguments: list[str]) -> int:
+    """`leanvit bench loss`: measured speed."""
+    if not arguments:
+        raise ValueError(f"Name what to measure: {', '.join(BENCH_CONFIGS)}.")
+    if arguments[0].startswith("-"):
+        print("usage: leanvit bench NAME [options]\n\nNAME is one of:")
+        for name, kind in BENCH_CONFIGS.items():
+            print(f"  {name:8} {kind.__doc__}")
+        return 0
+    config = look_up("bench", arguments[0], BENCH_CONFIGS)()
+    parser = Parser(
+        prog=f"leanvit bench {arguments[0]}",
+        description=config.__doc__,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    _add_common(parser)
+    names, rest = parser.parse_known_args(arguments[1:])
+    if names.help:
+        add_options(parser, config)
+        print(parser.format_help())
+        return 0
+    options = parse_options(config, rest)
+    from leanvit.bench.loss import bench_loss as run
+
+    report = run(replace_options(config, options))
+    print(json.dumps(report.to_dict(), indent=2) if names.json else report)
+    return 0
+
+
 def _run_parser(command: str, text: str, *, out: str) -> Parser:
     parser = Parser(
         prog=f"leanvit {command}",
@@ -264,5 +296,5 @@ def _model_request(
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
-    {"check": check, "pretrain": pretrain, "evaluate": evaluate, "embed": embed}
+    {"check": check, "pretrain": pretrain, "evaluate": evaluate, "embed": embed, "bench": bench}
 )

@@ -263,6 +263,8 @@ class Run:
             raise KeyboardInterrupt(
                 f"interrupted at step {state.step}; --resume continues from step {self.saved}"
             ) from error
+        finally:
+            state.part()
         if self.first:
             self._finish(state.step - first, time.perf_counter() - began)
 

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from leanvit.core.distributed import leave
+
 
 def _worker(
     rank: int, world: int, place: str, job: Callable[..., Any], args: tuple[Any, ...]
@@ -20,7 +22,7 @@ def _worker(
     try:
         torch.save(job(*args), f"{place}/{rank}.pt")
     finally:
-        dist.destroy_process_group()
+        leave()
 
 
 def in_processes(world: int, job: Callable[..., Any], *args: Any) -> list[Any]:

@@ -20,7 +20,7 @@ WIDE = ("--data.max-unreadable", "20")
 def together(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command in two processes."""
     words = [*TORCHRUN, "-m", "leanvit", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("together")
     images = write_classes(folder / "images", cats=8, dogs=8)
     (images / "cats" / "003.png").write_bytes(b"no image")
-    words = ("pretrain", "esvit", "--data", images, *TINY, *WIDE)
+    words = ("pretrain", "esvit", "--data", str(images), *TINY, *WIDE)
     return {
         "words": words,
         "folder": folder,

@@ -17,6 +17,7 @@ from leanvit.kernels.prototype_attention import (
     Pairs,
     Projection,
     best_form,
+    matched,
     prototype_cross_entropy,
     require_form,
 )
@@ -203,12 +204,12 @@ def test_unmatched_teacher_rows_are_never_looked_at() -> None:
 
 
 def test_matched_rows_come_first_where_shapes_are_static() -> None:
-    """What a GPU does, on torch's meta device for shapes and by hand for values."""
     rows, numbers = noise(9, 2), torch.tensor([7, 2, 2, 5])
-    kept, place, count = prototype_attention.matched(rows, numbers)
+    kept, place, count = matched(rows, numbers, static=False)
     assert count is None and kept.equal(rows[[2, 5, 7]]) and kept[place].equal(rows[numbers])
-    static, _, number = prototype_attention.matched(rows.to("meta"), numbers.to("meta"))
-    assert static.shape == rows.shape and number is not None and number.shape == ()
+    static, place, count = matched(rows, numbers, static=True)
+    assert static.shape == rows.shape and count is not None and int(count) == 3
+    assert static[:3].equal(kept) and static[place].equal(rows[numbers])
 
 
 @pytest.mark.parametrize("form", ON_CPU)

@@ -1,5 +1,6 @@
 """What the code needs to know of other processes. In a single process everything is a no-op."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +38,15 @@ def joined(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    # what still holds the group (DDP does, in cycles) must go first: whoever frees the group while
+    # holding Python's lock can wait for ever for a thread that wants it
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _together() -> bool:

@@ -123,7 +123,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         pulling = ctx.needs_input_grad[2]
         weight = pairs.weight.to(z.dtype)
         row_weight = weight.new_zeros(len(z)).index_add(0, pairs.student, weight)
-        t, place, count = matched(t, pairs.teacher)
+        t, place, count = matched(t, pairs.teacher, static=t.device.type != "cpu")
         # index_select, since z[...] has no fixed order of sums where it is differentiated
         paired_z = z.index_select(0, pairs.student).mul_(weight[:, None])
         pull = torch.zeros_like(t).index_add_(0, place, paired_z) if pulling else None
@@ -147,16 +147,16 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         return rows, None, prototypes, *[None] * 5
 
 
-def matched(rows: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def matched(rows: Tensor, numbers: Tensor, *, static: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bring the rows [M, D] that `numbers` [P] names to the front; the others need no work.
 
-    Returns the rows, each number's new place, and how many rows count. On a CPU the others are
-    gone and the count is None; elsewhere shapes stay static and the count stays on the device.
+    Returns the rows, each number's new place, and how many rows count: None where the others are
+    gone. static: they stay, and the count is a tensor that the host never reads.
     """
     used = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     used.index_fill_(0, numbers, True)
     place = used.cumsum(0).sub_(1).index_select(0, numbers)
-    if rows.device.type == "cpu":
+    if not static:
         return rows[used], place, None
     return rows.index_select(0, used.logical_not().argsort(stable=True)), place, used.sum()
 

@@ -73,6 +73,10 @@ class TrainState:
         if world_size() > 1:
             self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
 
+    def part(self) -> None:
+        """Let go of the other processes."""
+        self._frozen = self._shared = None
+
     def backward(self, micro: Any, at: Moment, parts: int) -> None:
         """Add the gradients of one of `parts` micro-batches; processes share them at the last."""
         self._micro += 1

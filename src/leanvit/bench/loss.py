@@ -1,0 +1,314 @@
+"""`leanvit bench loss`: prototype attention beside the forms with logits, in one run.
+
+Letters: B images, N student regions, M teacher regions, K prototypes, D bottleneck width.
+"""
+
+import multiprocessing
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanvit.bench.baselines import materialized, official
+from leanvit.config import replace_options
+from leanvit.config.bench import BenchLossConfig
+from leanvit.core import random
+from leanvit.core.console import track
+from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form
+from leanvit.losses.region import region_loss, region_pairs
+
+VIEWS = ((2, 49), (8, 9))
+"""Views of each size and regions of such a view, as published: 2 x 224 and 8 x 96 pixels."""
+CHANNELS = 768
+"""Width of the features that regions are matched by: Swin-T's."""
+TEMPERATURES: Mapping[str, Any] = MappingProxyType({"student_temp": 0.1, "teacher_temp": 0.04})
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Problem:
+    """Random unit rows, prototypes and features of B images; what a step brings to the loss."""
+
+    def __init__(self, batch: int, config: BenchLossConfig) -> None:
+        self.batch, self.device = batch, config.device
+        draw = random.generator(0, "bench loss", batch)
+
+        def unit(*shape: int) -> Tensor:
+            rows = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32))
+            return functional.normalize(rows, dim=-1, out=rows).to(self.device)
+
+        rows = [sum(count * batch * regions for count, regions in VIEWS), 2 * batch * VIEWS[0][1]]
+        sides = [
+            Projection(unit(count, config.bottleneck), unit(config.prototypes, config.bottleneck))
+            for count in rows
+        ]
+        self.student, self.teacher = sides
+        for tensor in (self.student.rows, self.student.prototypes):
+            tensor.requires_grad_()
+        self.center = 0.1 * unit(config.prototypes)
+        self.bias = -self.center / TEMPERATURES["teacher_temp"]
+        self.features = [unit(count, batch, regions, CHANNELS) for count, regions in VIEWS]
+        self.seen = unit(2, batch, VIEWS[0][1], CHANNELS)
+
+    @cached_property
+    def matching(self) -> dict[str, Any]:
+        """Return what the losses match regions by."""
+        return {"student_features": self.features, "teacher_features": self.seen, **TEMPERATURES}
+
+    def pairs(self) -> Pairs:
+        """Match the regions."""
+        return region_pairs(self.features, self.seen)
+
+    def step(self, loss: Callable[["Problem"], Tensor], dtype: torch.dtype) -> float:
+        """Compute the loss and its gradients; return the seconds that took."""
+        self.student.rows.grad = self.student.prototypes.grad = None
+        self.wait()
+        start = time.perf_counter()
+        with torch.autocast(self.device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            value = loss(self)
+        value.backward()
+        self.wait()
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _official(problem: Problem) -> Tensor:
+    return official(problem.student, problem.teacher, problem.center, **problem.matching)
+
+
+def _best(problem: Problem) -> Tensor:
+    sides = problem.student, problem.teacher
+    return materialized(*sides, problem.bias, problem.pairs(), **TEMPERATURES)
+
+
+def _ours(problem: Problem, form: str) -> Tensor:
+    sides = problem.student, problem.teacher
+    return region_loss(*sides, problem.bias, **problem.matching, form=form)[0]
+
+
+OPPONENTS: Mapping[str, Callable[[Problem], Tensor]] = MappingProxyType(
+    {"official": _official, "best with logits": _best}
+)
+"""`bench.baselines`: the official sequence of operations, and the best form that holds logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to compute the loss, in a precision."""
+
+    name: str
+    precision: str
+
+    @property
+    def loss(self) -> Callable[[Problem], Tensor]:
+        """Return what computes it."""
+        return OPPONENTS.get(self.name) or partial(_ours, form=self.name)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+def contenders(device: str) -> list[Contender]:
+    """Return all that run on a device; the best form with logits has fp32 sparse products alone."""
+    forms = [name for name, form in FORMS.items() if device in form.devices]
+    pairs = [("official", "fp32"), ("official", "bf16"), ("best with logits", "fp32")]
+    pairs += [(form, precision) for form in forms for precision in DTYPES]
+    return [Contender(*pair) for pair in pairs]
+
+
+def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
+    """Measure times in turn, and the extra memory of each in a process of its own."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
+    threads = len(os.sched_getaffinity(0)) if config.threads == "auto" else config.threads
+    torch.set_num_threads(threads)
+    config = replace_options(config, {"device": device, "threads": threads})
+    report = LossReport(config, {}, {}, {}, {})
+    every = contenders(device)
+    for batch in config.batches:
+        report.seconds[batch] = _in_turn(batch, every, config, quiet)
+        for contender in track(every, f"memory at batch {batch}", len(every), quiet=quiet):
+            report.memory[batch, contender] = _extra_memory(batch, contender, config)
+    if config.growth:
+        _measure_growth(report, quiet)
+    return report
+
+
+def _in_turn(
+    batch: int, every: list[Contender], config: BenchLossConfig, quiet: bool
+) -> dict[Contender, list[float]]:
+    """Return the seconds of each contender in every round; the first round does not count."""
+    problem = Problem(batch, config)
+    seconds: dict[Contender, list[float]] = {contender: [] for contender in every}
+    turns = [contender for _ in range(config.rounds + 1) for contender in every]
+    for contender in track(turns, f"time at batch {batch}", len(turns), quiet=quiet):
+        seconds[contender].append(problem.step(contender.loss, DTYPES[contender.precision]))
+    return {contender: found[1:] for contender, found in seconds.items()}
+
+
+GROWING_BATCHES = (2, 4, 8, 16, 32)
+GROWING_PROTOTYPES = (1024, 4096, 16_384, 65_536, 262_144)
+
+
+def _measure_growth(report: "LossReport", quiet: bool) -> None:
+    """Time over rows, and memory over the number of prototypes at the first batch."""
+    config, ours = report.config, report.ours("fp32")
+    for batch in track(GROWING_BATCHES, "growth of time", len(GROWING_BATCHES), quiet=quiet):
+        (report.by_rows[batch],) = _in_turn(batch, [ours], config, True).values()
+    for count in track(
+        GROWING_PROTOTYPES, "growth of memory", len(GROWING_PROTOTYPES), quiet=quiet
+    ):
+        wide = replace_options(config, {"prototypes": count})
+        report.by_prototypes[count] = _extra_memory(config.batches[0], ours, wide)
+
+
+def _extra_memory(batch: int, contender: Contender, config: BenchLossConfig) -> int:
+    """Return the bytes that a process of its own takes for the loss beyond what it is given."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(_peak, batch, contender, config).result()
+
+
+def _peak(batch: int, contender: Contender, config: BenchLossConfig) -> int:
+    assert config.threads != "auto"
+    torch.set_num_threads(config.threads)
+    small = replace_options(config, {"prototypes": 64})
+    dtype = DTYPES[contender.precision]
+    Problem(1, small).step(contender.loss, dtype)  # libraries have their own beginnings
+    problem = Problem(batch, config)
+    if config.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        problem.step(contender.loss, dtype)
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = _most_memory()
+    problem.step(contender.loss, dtype)
+    return max(_most_memory() - before, resource.getpagesize())  # it is counted in pages
+
+
+def _most_memory() -> int:
+    """Return the most bytes that this process held at a time, on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """What was measured: seconds of every round, and bytes beyond the inputs at their most."""
+
+    config: BenchLossConfig
+    """Its device and threads are no longer auto."""
+    seconds: dict[int, dict[Contender, list[float]]]
+    """By batch."""
+    memory: dict[tuple[int, Contender], int]
+    """By batch."""
+    by_rows: dict[int, list[float]]
+    """Ours in fp32, by batch."""
+    by_prototypes: dict[int, int]
+    """Bytes of ours in fp32 at the first batch, by the number of prototypes."""
+
+    def ours(self, precision: str) -> Contender:
+        """Return the form that a run would take."""
+        return Contender(best_form(self.config.device, DTYPES[precision]), precision)
+
+    def ratios(self, batch: int) -> dict[str, float]:
+        """Return how many times faster ours is, and its share of the others' extra memory."""
+        time = {c: statistics.median(found) for c, found in self.seconds[batch].items()}
+        memory = {c: self.memory[batch, c] for c in time}
+        official, narrow = Contender("official", "fp32"), Contender("official", "bf16")
+        best, ours, half = (
+            Contender("best with logits", "fp32"),
+            self.ours("fp32"),
+            self.ours("bf16"),
+        )
+        return {
+            "speedup_official_fp32": time[official] / time[ours],
+            "speedup_official_bf16": time[official] / time[half],
+            "speedup_official_both_bf16": time[narrow] / time[half],
+            "speedup_best_fp32": time[best] / time[ours],
+            "memory_ratio_official": memory[ours] / memory[official],
+            "memory_ratio_best": memory[ours] / memory[best],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ratios at the last batch, and everything that was measured."""
+        last = self.config.batches[-1]
+        return {
+            **self.ratios(last),
+            "batch": last,
+            "machine": self.machine(),
+            "batches": {
+                str(batch): {
+                    **self.ratios(batch),
+                    "seconds": {str(c): statistics.median(s) for c, s in found.items()},
+                    "rounds": {str(c): s for c, s in found.items()},
+                    "extra_bytes": {str(c): self.memory[batch, c] for c in found},
+                }
+                for batch, found in self.seconds.items()
+            },
+            "seconds_by_batch": {str(b): statistics.median(s) for b, s in self.by_rows.items()},
+            "extra_bytes_by_prototypes": {str(k): m for k, m in self.by_prototypes.items()},
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """Return what the figures depend on."""
+        config = self.config
+        cpu = [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        return {
+            "date": datetime.now(UTC).date().isoformat(),
+            "device": torch.cuda.get_device_name() if config.device == "cuda" else cpu[0],
+            "threads": config.threads,
+            "units": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "prototypes": config.prototypes,
+            "bottleneck": config.bottleneck,
+            "rounds": config.rounds,
+        }
+
+    def __str__(self) -> str:
+        lines = ["  ".join(f"{name} {value}" for name, value in self.machine().items()), ""]
+        for batch, found in self.seconds.items():
+            lines.append(f"batch {batch:<16} seconds     ms an image  extra MiB")
+            for contender, seconds in found.items():
+                middle, memory = statistics.median(seconds), self.memory[batch, contender]
+                lines.append(
+                    f"  {contender!s:<21} {middle:7.3f}  {1e3 * middle / batch:12.2f}  "
+                    f"{memory / 2**20:9.0f}{'  <- ours' if contender in self._chosen() else ''}"
+                )
+            lines += [f"  {name:<28} {value:6.3f}" for name, value in self.ratios(batch).items()]
+            lines.append("")
+        for batch, seconds in self.by_rows.items():
+            middle = statistics.median(seconds)
+            lines.append(
+                f"batch {batch:<6} {middle:8.3f} s  {1e3 * middle / batch:8.2f} ms an image"
+            )
+        for count, memory in self.by_prototypes.items():
+            lines.append(f"prototypes {count:<8} {memory / 2**20:8.0f} MiB extra")
+        return "\n".join(lines).rstrip()
+
+    def _chosen(self) -> list[Contender]:
+        return [self.ours(precision) for precision in DTYPES]

@@ -1,0 +1,38 @@
+"""The options of what is measured (torch-free)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from leanvit.config.checks import AT_LEAST_ONE, require
+from leanvit.config.run import Auto
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchLossConfig:
+    """Time and memory of the region loss, from bottleneck rows to gradients, in its forms."""
+
+    batches: tuple[int, ...] = (4, 16)
+    """Images at a time; the published views, of 2 x 49 and 8 x 9 regions each."""
+    prototypes: int = 65_536
+    """Number of prototypes K."""
+    bottleneck: int = 256
+    """Width D of the rows that meet them."""
+    rounds: int = 5
+    """How often everything is measured in turn, after a first time that does not count."""
+    threads: int | Auto = "auto"
+    """Threads on the CPU; auto: one a core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it is measured."""
+    growth: bool = False
+    """Also how time grows with rows, and memory with the number of prototypes."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batches", "prototypes", "bottleneck", "rounds", "threads")
+        if not self.batches:
+            raise ValueError("batches is empty; name one batch at least, such as 4 16.")
+
+
+BENCH_CONFIGS: Mapping[str, type[BenchLossConfig]] = MappingProxyType({"loss": BenchLossConfig})
+"""Benches by name."""
