@@ -91,7 +91,7 @@ def test_all_contenders_compute_one_loss() -> None:
         found[str(contender)] = torch.cat([rows, prototypes])
     exact = found.pop("official fp32")
     for name, gradients in found.items():
-        bound = 1e-5 if "fp32" in name else 0.06
+        bound = {"fp32": 1e-5, "bf16": 0.15 if "official" in name else 0.02}[name[-4:]]
         assert float((gradients - exact).norm() / exact.norm()) < bound, name
 
 

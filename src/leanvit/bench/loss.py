@@ -45,9 +45,12 @@ class Problem:
         self.batch, self.device = batch, config.device
         draw = random.generator(0, "bench loss", batch)
 
+        def normal(*shape: int) -> Tensor:
+            return torch.from_numpy(draw.standard_normal(shape, dtype=np.float32)).to(self.device)
+
         def unit(*shape: int) -> Tensor:
-            rows = torch.from_numpy(draw.standard_normal(shape, dtype=np.float32))
-            return functional.normalize(rows, dim=-1, out=rows).to(self.device)
+            rows = normal(*shape)
+            return functional.normalize(rows, dim=-1, out=rows)
 
         rows = [sum(count * batch * regions for count, regions in VIEWS), 2 * batch * VIEWS[0][1]]
         sides = [
@@ -57,7 +60,7 @@ class Problem:
         self.student, self.teacher = sides
         for tensor in (self.student.rows, self.student.prototypes):
             tensor.requires_grad_()
-        self.center = 0.1 * unit(config.prototypes)
+        self.center = 0.1 * normal(config.prototypes)
         self.bias = -self.center / TEMPERATURES["teacher_temp"]
         self.features = [unit(count, batch, regions, CHANNELS) for count, regions in VIEWS]
         self.seen = unit(2, batch, VIEWS[0][1], CHANNELS)
