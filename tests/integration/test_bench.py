@@ -54,7 +54,9 @@ def report() -> LossReport:
     memory = {(8, contender): 10 * 2**20 for contender in seconds}
     memory[8, Contender("chunks", "fp32")] = 2**20
     config = BenchLossConfig(batches=(8,), threads=1, device="cpu")
-    return LossReport(config, {8: seconds}, memory, {2: [0.5]}, {1024: 5 * 2**20})
+    return LossReport(
+        config, {"fp32": 200.0, "bf16": 400.0}, {8: seconds}, memory, {2: [0.5]}, {1024: 5 * 2**20}
+    )
 
 
 def test_ratios_are_of_medians() -> None:

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ SMALL = shlex.split(
     "--data.workers 0 --watch.images 8"
 )
 """What makes a run small; other commands are small with the run's backbone."""
+BRIEF = ["--batches", "1", "--prototypes", "64", "--bottleneck", "8", "--rounds", "1"]
+"""What makes a bench short."""
 
 
 def blocks(language: str) -> list[str]:
@@ -45,8 +49,13 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         if program == "make":
             assert arguments[0] in targets, command
             continue
+        if program == "torchrun":
+            words = [sys.executable, "-m", "torch.distributed.run", *arguments, *SMALL]
+            assert subprocess.run(words, check=False, timeout=300).returncode == 0, command
+            continue
         assert program == "leanvit", command
         small = SMALL if arguments[0] in ("pretrain", "check") else []
+        small = BRIEF if arguments[0] == "bench" else small
         assert main([*arguments, *small]) == 0, command
         ran += 1
     assert ran >= 7

@@ -27,11 +27,13 @@ from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
 from leanvit.core.console import track
-from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form
+from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form, operands
 from leanvit.losses.region import region_loss, region_pairs
 
 VIEWS = ((2, 49), (8, 9))
 """Views of each size and regions of such a view, as published: 2 x 224 and 8 x 96 pixels."""
+RATE_ROWS = 512
+"""Rows of the products that show what a machine can do."""
 CHANNELS = 768
 """Width of the features that regions are matched by: Swin-T's."""
 TEMPERATURES: Mapping[str, Any] = MappingProxyType({"student_temp": 0.1, "teacher_temp": 0.04})
@@ -45,11 +47,11 @@ class Problem:
         self.batch, self.device = batch, config.device
         draw = random.generator(0, "bench loss", batch)
 
-        def normal(*shape: int) -> Tensor:
+        def gaussian(*shape: int) -> Tensor:
             return torch.from_numpy(draw.standard_normal(shape, dtype=np.float32)).to(self.device)
 
         def unit(*shape: int) -> Tensor:
-            rows = normal(*shape)
+            rows = gaussian(*shape)
             return functional.normalize(rows, dim=-1, out=rows)
 
         rows = [sum(count * batch * regions for count, regions in VIEWS), 2 * batch * VIEWS[0][1]]
@@ -60,7 +62,7 @@ class Problem:
         self.student, self.teacher = sides
         for tensor in (self.student.rows, self.student.prototypes):
             tensor.requires_grad_()
-        self.center = 0.1 * normal(config.prototypes)
+        self.center = 0.1 * gaussian(config.prototypes)
         self.bias = -self.center / TEMPERATURES["teacher_temp"]
         self.features = [unit(count, batch, regions, CHANNELS) for count, regions in VIEWS]
         self.seen = unit(2, batch, VIEWS[0][1], CHANNELS)
@@ -145,7 +147,7 @@ def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     threads = len(os.sched_getaffinity(0)) if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
     config = replace_options(config, {"device": device, "threads": threads})
-    report = LossReport(config, {}, {}, {}, {})
+    report = LossReport(config, {name: _rate(name, config) for name in DTYPES}, {}, {}, {}, {})
     every = contenders(device)
     for batch in config.batches:
         report.seconds[batch] = _in_turn(batch, every, config, quiet)
@@ -154,6 +156,22 @@ def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     if config.growth:
         _measure_growth(report, quiet)
     return report
+
+
+def _rate(precision: str, config: BenchLossConfig) -> float:
+    """Return how many billion operations a second plain products of these shapes reach."""
+    prototypes = torch.ones(config.prototypes, config.bottleneck, device=config.device)
+    rows = torch.ones(config.bottleneck, RATE_ROWS, device=config.device)
+    out = prototypes.new_empty(len(prototypes), RATE_ROWS)
+    seconds = []
+    with operands(DTYPES[precision]):
+        for _ in range(config.rounds + 1):
+            start = time.perf_counter()
+            torch.mm(prototypes, rows, out=out)
+            if config.device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    return 2e-9 * out.numel() * config.bottleneck / statistics.median(seconds[1:])
 
 
 def _in_turn(
@@ -221,6 +239,8 @@ class LossReport:
 
     config: BenchLossConfig
     """Its device and threads are no longer auto."""
+    rates: dict[str, float]
+    """Billion operations a second of plain products of such shapes, by precision."""
     seconds: dict[int, dict[Contender, list[float]]]
     """By batch."""
     memory: dict[tuple[int, Contender], int]
@@ -290,6 +310,7 @@ class LossReport:
             "prototypes": config.prototypes,
             "bottleneck": config.bottleneck,
             "rounds": config.rounds,
+            **{f"gflops_{name}": round(rate, 1) for name, rate in self.rates.items()},
         }
 
     def __str__(self) -> str:

@@ -123,20 +123,19 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         pulling = ctx.needs_input_grad[2]
         weight = pairs.weight.to(z.dtype)
         row_weight = weight.new_zeros(len(z)).index_add(0, pairs.student, weight)
+        prototypes = torch.zeros_like(w) if pulling else None  # what becomes dW
         t, place, count = matched(t, pairs.teacher, static=t.device.type != "cpu")
         # index_select, since z[...] has no fixed order of sums where it is differentiated
         paired_z = z.index_select(0, pairs.student).mul_(weight[:, None])
-        pull = torch.zeros_like(t).index_add_(0, place, paired_z) if pulling else None
-        u, _, teacher_pull = sweep(t, v, w, 1 / teacher_temp, key_bias, pull, dtype, count)
-        pull = row_weight[:, None] * z if pulling else None
-        mean, log_sum, student_pull = sweep(z, w, w, 1 / student_temp, None, pull, dtype, None)
+        pull = torch.zeros_like(t).index_add_(0, place, paired_z, alpha=-1 / student_temp)
+        u, _ = sweep(t, v, w, 1 / teacher_temp, key_bias, pull, prototypes, dtype, count)
+        pull = (row_weight / student_temp)[:, None] * z
+        mean, log_sum = sweep(z, w, w, 1 / student_temp, None, pull, prototypes, dtype, None)
         paired_u = u.index_select(0, place)
         loss = row_weight @ log_sum - (paired_z * paired_u).sum() / student_temp
         rows = mean.mul_(row_weight[:, None])
         rows.index_add_(0, pairs.student, paired_u.mul_(weight[:, None]), alpha=-1)
-        ctx.gradients = [rows.div_(student_temp), None]
-        if student_pull is not None and teacher_pull is not None:
-            ctx.gradients[1] = student_pull.sub_(teacher_pull).div_(student_temp)
+        ctx.gradients = rows.div_(student_temp), prototypes
         return loss
 
     @staticmethod
@@ -171,14 +170,16 @@ class Sweep(Protocol):
         values: Tensor,
         scale: float,
         key_bias: Tensor | None,
-        pull: Tensor | None,
+        pull: Tensor,
+        pulled: Tensor | None,
         dtype: torch.dtype,
         count: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return P values [N, D], the log-sum-exp [N] and P' pull [K, D], in the rows' dtype.
+    ) -> tuple[Tensor, Tensor]:
+        """Return P values [N, D] and the log-sum-exp [N]; add P' pull to `pulled`, if there is one.
 
-        rows, pull [N, D]; keys, values [K, D]; key_bias [K]; dtype: of the products' operands;
-        count: rows from there on are not looked at, and what is returned for them is undefined.
+        rows, pull [N, D]; keys, values, pulled [K, D]; key_bias [K]; all of one dtype. dtype: of
+        the products' operands. count: rows from there on are not looked at, and what is returned
+        for them is undefined.
         """
         ...
 
@@ -193,16 +194,16 @@ def chunks(
     values: Tensor,
     scale: float,
     key_bias: Tensor | None,
-    pull: Tensor | None,
+    pull: Tensor,
+    pulled: Tensor | None,
     dtype: torch.dtype,
     count: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Sweep with plain matrix products, a chunk of rows at a time: any device, any shape."""
     mean, log_sum = torch.empty_like(rows), rows.new_empty(len(rows))
-    pulled = None if pull is None else torch.zeros_like(keys)
     size = max(CHUNK // len(keys), 1)
     buffer = rows.new_empty(len(keys) * min(size, len(rows)))
-    with _operands(dtype):
+    with operands(dtype):
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             stop = start + len(part)
@@ -214,15 +215,15 @@ def chunks(
             total = share.sub_(peak).exp_().sum(0)
             log_sum[start:stop] = peak + total.log()
             mean[start:stop] = (share.T @ values) / total[:, None]
-            if pull is not None and pulled is not None:
+            if pulled is not None:
                 pulled.addmm_(share, pull[start:stop] / total[:, None])
-    return mean, log_sum, pulled
+    return mean, log_sum
 
 
 def log_sum_exp(rows: Tensor, keys: Tensor, scale: float, key_bias: Tensor) -> Tensor:
     """Return log sum_k exp(scale rows . key_k + key_bias_k) for every row: [N], in chunks."""
     found = []
-    with _operands(rows.dtype):
+    with operands(rows.dtype):
         for part in rows.split(max(CHUNK // len(keys), 1)):
             logits = torch.mm(keys, part.T * scale).add_(key_bias[:, None])
             found.append(logits.logsumexp(0))
@@ -230,7 +231,7 @@ def log_sum_exp(rows: Tensor, keys: Tensor, scale: float, key_bias: Tensor) -> T
 
 
 @contextmanager
-def _operands(dtype: torch.dtype) -> Iterator[None]:
+def operands(dtype: torch.dtype) -> Iterator[None]:
     """Let fp32 matrix products round their operands to `dtype`, or to TF32 on a GPU, or forbid it.
 
     Sums and results stay fp32, which a product of bf16 tensors on the CPU would not give.
@@ -277,19 +278,19 @@ def _attended(attend: Attend) -> Sweep:
         values: Tensor,
         scale: float,
         key_bias: Tensor | None,
-        pull: Tensor | None,
+        pull: Tensor,
+        pulled: Tensor | None,
         dtype: torch.dtype,
         count: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         query, key = rows.to(dtype), keys.to(dtype)
         value = key if values is keys else values.to(dtype)
         mean, log_sum = attend(query, key, value, scale, key_bias, queries=count)
-        pulled = None
-        if pull is not None:
-            pulled, mass = attend(key, query, pull.to(dtype), scale, -log_sum, keys=count)
+        if pulled is not None:
+            back, mass = attend(key, query, pull.to(dtype), scale, -log_sum, keys=count)
             mass = mass if key_bias is None else mass + key_bias
-            pulled = pulled.to(rows.dtype).mul_(mass.exp()[:, None])  # mass: of a prototype, <= N
-        return mean.to(rows.dtype), log_sum, pulled
+            pulled.addcmul_(back.to(rows.dtype), mass.exp()[:, None])  # mass: of a prototype, <= N
+        return mean.to(rows.dtype), log_sum
 
     return sweep
 
