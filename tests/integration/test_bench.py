@@ -72,6 +72,19 @@ def test_ratios_are_of_medians() -> None:
     assert ratios.keys() >= KEYS
 
 
+def test_who_finds_no_memory_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: Says) -> None:
+    def out_of_memory(_: Problem) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "OPPONENTS", {"official": out_of_memory})
+    every = [Contender("official", "fp32"), Contender("chunks", "fp32")]
+    config = BenchLossConfig(prototypes=16, bottleneck=4, rounds=1, threads=1, device="cpu")
+    found = bench._in_turn(1, every, config, True)
+    assert list(found) == [Contender("chunks", "fp32")]
+    assert "official fp32 finds too little memory at batch 1." in capsys.readouterr().err
+    assert LossReport(config, {}, {1: found}, {}, {}, {}).ratios(1) == {}
+
+
 def test_the_table_shows_every_figure() -> None:
     text = str(report())
     assert "official fp32" in text and "4.000" in text and "500.00" in text

@@ -229,6 +229,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch norm in heads": {"method": esvit(head=replace(esvit().head, batch_norm=True))},
     "frozen gain": {"method": esvit(head=replace(esvit().head, train_gain=False))},
     "mixing": {"method": esvit(mix=MixConfig(views=4))},
+    "sinkhorn": {"method": esvit(targets="sinkhorn")},
+    "transport": {"method": esvit(matching="transport")},
+    "squared distance": {"method": esvit(region_loss="mse")},
+    "flash": {"method": esvit(attention="flash")},
     "sgd": {"optim": SGDConfig(lr=constant(0.1), lr_rule="none")},
     "lars": {"optim": LARSConfig(lr=constant(0.1), lr_rule="none")},
 }

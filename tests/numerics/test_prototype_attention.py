@@ -271,18 +271,19 @@ def test_the_gradient_is_used_up() -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("precision", ["none", "bf16"])
-def test_torchs_own_settings_come_back(precision: str) -> None:
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_what_torch_is_set_to_changes_nothing_and_comes_back(precision: str) -> None:
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
     try:
-        matmul.fp32_precision = precision
+        torch.set_float32_matmul_precision(precision)
+        before = matmul.fp32_precision
         exact = Problem().solve(plain)
         close(Problem().solve(prototype_cross_entropy, torch.float32), exact, 3e-6)
         Problem().solve(prototype_cross_entropy, torch.bfloat16, form="chunks")
-        assert matmul.fp32_precision == precision
+        assert matmul.fp32_precision == before
+        assert torch.get_float32_matmul_precision() == precision
     finally:
-        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture

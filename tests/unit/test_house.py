@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,7 +142,8 @@ def test_words_need_no_torch(file: str) -> None:
 
 def test_public_names_are_functions_after_every_import() -> None:
     for entry in pkgutil.walk_packages(leanvit.__path__, "leanvit."):
-        if not entry.name.endswith("__main__"):
+        missing = "triton" in entry.name and not find_spec("triton")
+        if not entry.name.endswith("__main__") and not missing:
             importlib.import_module(entry.name)
     for name in leanvit.__all__:
         assert inspect.isfunction(getattr(leanvit, name)), name

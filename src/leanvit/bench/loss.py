@@ -26,7 +26,7 @@ from leanvit.bench.baselines import materialized, official
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
-from leanvit.core.console import track
+from leanvit.core.console import track, warn
 from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form, operands
 from leanvit.losses.region import region_loss, region_pairs
 
@@ -107,8 +107,9 @@ def _ours(problem: Problem, form: str) -> Tensor:
     return region_loss(*sides, problem.bias, **problem.matching, form=form)[0]
 
 
+BEST = "best with logits"
 OPPONENTS: Mapping[str, Callable[[Problem], Tensor]] = MappingProxyType(
-    {"official": _official, "best with logits": _best}
+    {"official": _official, BEST: _best}
 )
 """`bench.baselines`: the official sequence of operations, and the best form that holds logits."""
 
@@ -132,7 +133,7 @@ class Contender:
 def contenders(device: str) -> list[Contender]:
     """Return all that run on a device; the best form with logits has fp32 sparse products alone."""
     forms = [name for name, form in FORMS.items() if device in form.devices]
-    pairs = [("official", "fp32"), ("official", "bf16"), ("best with logits", "fp32")]
+    pairs = [("official", "fp32"), ("official", "bf16"), (BEST, "fp32")]
     pairs += [(form, precision) for form in forms for precision in DTYPES]
     return [Contender(*pair) for pair in pairs]
 
@@ -150,8 +151,8 @@ def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     report = LossReport(config, {name: _rate(name, config) for name in DTYPES}, {}, {}, {}, {})
     every = contenders(device)
     for batch in config.batches:
-        report.seconds[batch] = _in_turn(batch, every, config, quiet)
-        for contender in track(every, f"memory at batch {batch}", len(every), quiet=quiet):
+        found = report.seconds[batch] = _in_turn(batch, every, config, quiet)
+        for contender in track(found, f"memory at batch {batch}", len(found), quiet=quiet):
             report.memory[batch, contender] = _extra_memory(batch, contender, config)
     if config.growth:
         _measure_growth(report, quiet)
@@ -177,12 +178,21 @@ def _rate(precision: str, config: BenchLossConfig) -> float:
 def _in_turn(
     batch: int, every: list[Contender], config: BenchLossConfig, quiet: bool
 ) -> dict[Contender, list[float]]:
-    """Return the seconds of each contender in every round; the first round does not count."""
+    """Return the seconds of each contender in every round; the first round does not count.
+
+    Who finds too little memory on a GPU is left out.
+    """
     problem = Problem(batch, config)
     seconds: dict[Contender, list[float]] = {contender: [] for contender in every}
     turns = [contender for _ in range(config.rounds + 1) for contender in every]
     for contender in track(turns, f"time at batch {batch}", len(turns), quiet=quiet):
-        seconds[contender].append(problem.step(contender.loss, DTYPES[contender.precision]))
+        if contender not in seconds:
+            continue
+        try:
+            seconds[contender].append(problem.step(contender.loss, DTYPES[contender.precision]))
+        except torch.OutOfMemoryError:
+            warn(f"{contender} finds too little memory at batch {batch}.")
+            del seconds[contender]
     return {contender: found[1:] for contender, found in seconds.items()}
 
 
@@ -255,23 +265,28 @@ class LossReport:
         return Contender(best_form(self.config.device, DTYPES[precision]), precision)
 
     def ratios(self, batch: int) -> dict[str, float]:
-        """Return how many times faster ours is, and its share of the others' extra memory."""
+        """Return how many times faster ours is, and its share of the others' extra memory.
+
+        speedup_official_bf16 is ours in bf16 beside the official sequence in fp32, and
+        speedup_official_both_bf16 beside it under bf16 autocast.
+        """
         time = {c: statistics.median(found) for c, found in self.seconds[batch].items()}
-        memory = {c: self.memory[batch, c] for c in time}
         official, narrow = Contender("official", "fp32"), Contender("official", "bf16")
-        best, ours, half = (
-            Contender("best with logits", "fp32"),
-            self.ours("fp32"),
-            self.ours("bf16"),
-        )
-        return {
-            "speedup_official_fp32": time[official] / time[ours],
-            "speedup_official_bf16": time[official] / time[half],
-            "speedup_official_both_bf16": time[narrow] / time[half],
-            "speedup_best_fp32": time[best] / time[ours],
-            "memory_ratio_official": memory[ours] / memory[official],
-            "memory_ratio_best": memory[ours] / memory[best],
+        best, ours, half = Contender(BEST, "fp32"), self.ours("fp32"), self.ours("bf16")
+        faster = {
+            "speedup_official_fp32": (official, ours),
+            "speedup_official_bf16": (official, half),
+            "speedup_official_both_bf16": (narrow, half),
+            "speedup_best_fp32": (best, ours),
         }
+        smaller = {"memory_ratio_official": official, "memory_ratio_best": best}
+        found = {
+            name: time[a] / time[b] for name, (a, b) in faster.items() if {a, b} <= time.keys()
+        }
+        for name, other in smaller.items():
+            if {ours, other} <= time.keys():
+                found[name] = self.memory[batch, ours] / self.memory[batch, other]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the ratios at the last batch, and everything that was measured."""

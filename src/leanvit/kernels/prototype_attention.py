@@ -24,13 +24,13 @@ stay plain. (exp(-L) as a factor of the values would overflow once L spreads.)
 Letters: N student rows, M teacher rows, K prototypes, D bottleneck width, P pairs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,9 +128,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         # index_select, since z[...] has no fixed order of sums where it is differentiated
         paired_z = z.index_select(0, pairs.student).mul_(weight[:, None])
         pull = torch.zeros_like(t).index_add_(0, place, paired_z, alpha=-1 / student_temp)
-        u, _ = sweep(t, v, w, 1 / teacher_temp, key_bias, pull, prototypes, dtype, count)
+        u, _ = sweep(Side(t, v, w, 1 / teacher_temp, pull, dtype, key_bias, count), prototypes)
         pull = (row_weight / student_temp)[:, None] * z
-        mean, log_sum = sweep(z, w, w, 1 / student_temp, None, pull, prototypes, dtype, None)
+        mean, log_sum = sweep(Side(z, w, w, 1 / student_temp, pull, dtype), prototypes)
         paired_u = u.index_select(0, place)
         loss = row_weight @ log_sum - (paired_z * paired_u).sum() / student_temp
         rows = mean.mul_(row_weight[:, None])
@@ -160,63 +160,55 @@ def matched(rows: Tensor, numbers: Tensor, *, static: bool) -> tuple[Tensor, Ten
     return rows.index_select(0, used.logical_not().argsort(stable=True)), place, used.sum()
 
 
-class Sweep(Protocol):
-    """One side's attention over the prototypes: P = softmax(scale rows keys' + key_bias)."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A student's or teacher's attention over the prototypes: P = softmax(scale rows keys' + b)."""
 
-    def __call__(
-        self,
-        rows: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        key_bias: Tensor | None,
-        pull: Tensor,
-        pulled: Tensor | None,
-        dtype: torch.dtype,
-        count: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return P values [N, D] and the log-sum-exp [N]; add P' pull to `pulled`, if there is one.
+    rows: Tensor
+    """[N, D]; all tensors are fp32, or all fp64."""
+    keys: Tensor
+    """[K, D]"""
+    values: Tensor
+    """[K, D]"""
+    scale: float
+    """One over the temperature."""
+    pull: Tensor
+    """[N, D]: by P' pull the rows pull at the prototypes."""
+    dtype: torch.dtype
+    """What the operands of products are rounded to."""
+    key_bias: Tensor | None = None
+    """[K]: b above; None for nothing."""
+    count: Tensor | None = None
+    """Rows from there on are not looked at, and undefined in what is returned; None for all."""
 
-        rows, pull [N, D]; keys, values, pulled [K, D]; key_bias [K]; all of one dtype. dtype: of
-        the products' operands. count: rows from there on are not looked at, and what is returned
-        for them is undefined.
-        """
-        ...
 
+Sweep = Callable[[Side, Tensor | None], tuple[Tensor, Tensor]]
+"""Returns P values [N, D] and the log-sum-exp [N]; adds P' pull to the second argument [K, D]."""
 
 CHUNK = 2**24
-"""Logits that exist at a time in `chunks`: 64 MiB. More was not faster (benchmarks/loss.md)."""
+"""Logits that exist at a time in `chunks`: 64 MiB, which are 256 rows of 65,536 prototypes."""
 
 
-def chunks(
-    rows: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scale: float,
-    key_bias: Tensor | None,
-    pull: Tensor,
-    pulled: Tensor | None,
-    dtype: torch.dtype,
-    count: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def chunks(side: Side, pulled: Tensor | None) -> tuple[Tensor, Tensor]:
     """Sweep with plain matrix products, a chunk of rows at a time: any device, any shape."""
+    rows, keys = side.rows, side.keys
     mean, log_sum = torch.empty_like(rows), rows.new_empty(len(rows))
     size = max(CHUNK // len(keys), 1)
     buffer = rows.new_empty(len(keys) * min(size, len(rows)))
-    with operands(dtype):
+    with operands(side.dtype):
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             stop = start + len(part)
             share = buffer[: len(keys) * len(part)].view(len(keys), -1)  # prototypes x rows
-            torch.mm(keys, part.T * scale, out=share)
-            if key_bias is not None:
-                share += key_bias[:, None]
+            torch.mm(keys, part.T * side.scale, out=share)
+            if side.key_bias is not None:
+                share += side.key_bias[:, None]
             peak = share.amax(0)
             total = share.sub_(peak).exp_().sum(0)
             log_sum[start:stop] = peak + total.log()
-            mean[start:stop] = (share.T @ values) / total[:, None]
+            mean[start:stop] = (share.T @ side.values) / total[:, None]
             if pulled is not None:
-                pulled.addmm_(share, pull[start:stop] / total[:, None])
+                pulled.addmm_(share, side.pull[start:stop] / total[:, None])
     return mean, log_sum
 
 
@@ -232,65 +224,43 @@ def log_sum_exp(rows: Tensor, keys: Tensor, scale: float, key_bias: Tensor) -> T
 
 @contextmanager
 def operands(dtype: torch.dtype) -> Iterator[None]:
-    """Let fp32 matrix products round their operands to `dtype`, or to TF32 on a GPU, or forbid it.
+    """Let fp32 matrix products on the CPU round their operands to bf16, or forbid it.
 
-    Sums and results stay fp32, which a product of bf16 tensors on the CPU would not give.
+    Sums and results stay fp32, which products of bf16 tensors would not give. A GPU's fp32
+    products stay as torch is set.
     """
-    settings = (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [setting.fp32_precision for setting in settings]
-    wanted = ("bf16", "tf32") if dtype == torch.bfloat16 else ("ieee", "ieee")
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
     try:
-        for setting, value in zip(settings, wanted, strict=True):
-            setting.fp32_precision = value
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.fp32_precision = value
+        setting.fp32_precision = before
 
 
-class Attend(Protocol):
-    """Plain attention, forward only, for one head."""
+Attend = Callable[
+    [Tensor, Tensor, Tensor, float, Tensor | None, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor],
+]
+"""(query, key, value, scale, key_bias, queries, keys) -> attention's output and log-sum-exp.
 
-    def __call__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        key_bias: Tensor | None = None,
-        *,
-        queries: Tensor | None = None,
-        keys: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return softmax(scale query key' + key_bias) value and the log-sum-exp of its rows.
-
-        queries, keys: how many of either count, on the device; None for all.
-        """
-        ...
+Forward only, for one head; queries, keys: how many of either count, on the device; None for all.
+"""
 
 
 def _attended(attend: Attend) -> Sweep:
     """Return the sweep that consists of two attentions, there and back."""
 
-    def sweep(
-        rows: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scale: float,
-        key_bias: Tensor | None,
-        pull: Tensor,
-        pulled: Tensor | None,
-        dtype: torch.dtype,
-        count: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        query, key = rows.to(dtype), keys.to(dtype)
-        value = key if values is keys else values.to(dtype)
-        mean, log_sum = attend(query, key, value, scale, key_bias, queries=count)
+    def sweep(side: Side, pulled: Tensor | None) -> tuple[Tensor, Tensor]:
+        query, key = side.rows.to(side.dtype), side.keys.to(side.dtype)
+        value = key if side.values is side.keys else side.values.to(side.dtype)
+        mean, log_sum = attend(query, key, value, side.scale, side.key_bias, side.count, None)
         if pulled is not None:
-            back, mass = attend(key, query, pull.to(dtype), scale, -log_sum, keys=count)
-            mass = mass if key_bias is None else mass + key_bias
-            pulled.addcmul_(back.to(rows.dtype), mass.exp()[:, None])  # mass: of a prototype, <= N
-        return mean.to(rows.dtype), log_sum
+            pull = side.pull.to(side.dtype)
+            back, mass = attend(key, query, pull, side.scale, -log_sum, None, side.count)
+            mass = mass if side.key_bias is None else mass + side.key_bias  # its exp is <= N
+            pulled.addcmul_(back.to(pulled.dtype), mass.exp()[:, None])
+        return mean.to(side.rows.dtype), log_sum
 
     return sweep
 
@@ -300,10 +270,8 @@ def _cpu_flash(
     key: Tensor,
     value: Tensor,
     scale: float,
-    key_bias: Tensor | None = None,
-    *,
-    queries: Tensor | None = None,
-    keys: Tensor | None = None,
+    key_bias: Tensor | None,
+    *_: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Attend with the operation behind torch's scaled_dot_product_attention on the CPU."""
     mask = None if key_bias is None else key_bias[None, None, None]
@@ -314,20 +282,12 @@ def _cpu_flash(
     return out[0, 0], log_sum.flatten()
 
 
-def _triton(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    key_bias: Tensor | None = None,
-    *,
-    queries: Tensor | None = None,
-    keys: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Attend with our kernel, which is compiled when it is first needed."""
     from leanvit.kernels.triton_attention import attend
 
-    return attend(query, key, value, scale, key_bias, queries=queries, keys=keys)
+    *inputs, queries, keys = arguments
+    return attend(*inputs, queries=queries, keys=keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,8 +313,8 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 def best_form(device: str, dtype: torch.dtype) -> str:
     """Return the name of the fastest form for a device and the dtype of the products' operands.
 
-    On a CPU, chunks do three products where flash does four; flash was faster only where bf16 has
-    matrix units (benchmarks/loss.md).
+    On a CPU, chunks do three products where flash does four (benchmarks/loss.md); torch's flash
+    multiplies in bf16 only where there are matrix units.
     """
     if device == "cuda" and dtype != torch.float64 and find_spec("triton"):
         return "triton"
