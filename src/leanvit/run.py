@@ -264,7 +264,7 @@ class Run:
                 f"interrupted at step {state.step}; --resume continues from step {self.saved}"
             ) from error
         finally:
-            state.part()
+            state.leave()
         if self.first:
             self._finish(state.step - first, time.perf_counter() - began)
 

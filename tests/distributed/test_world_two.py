@@ -1,9 +1,17 @@
 """Every function that talks to other processes: two processes equal one, in fp64 to 1e-9."""
 
+import pytest
 import torch
 from torch import Tensor
 
-from leanvit.core.distributed import all_max, all_sum, all_sum_with_grad, rank, world_size
+from leanvit.core.distributed import (
+    all_max,
+    all_sum,
+    all_sum_with_grad,
+    launched,
+    rank,
+    world_size,
+)
 from leanvit.core.syncbn import SyncBatchNorm1d
 from leanvit.methods.heads import Center
 from tests.distributed.launch import in_processes
@@ -47,6 +55,14 @@ def center() -> Tensor:
         module.collect(mine(noise(ROWS, HEAD.bottleneck, seed=step, dtype=torch.float64)))
         module.update(noise(HEAD.prototypes, HEAD.bottleneck, dtype=torch.float64), 0.9)
     return module.value
+
+
+def test_a_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schedulers set RANK for other ends; a run that takes itself for the second writes nothing."""
+    monkeypatch.setenv("RANK", "3")
+    assert (launched(), world_size(), rank()) == (1, 1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (launched(), world_size(), rank()) == (4, 1, 3)
 
 
 def close(one: Tensor, other: Tensor) -> None:

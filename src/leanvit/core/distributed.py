@@ -60,7 +60,9 @@ def world_size() -> int:
 
 def rank() -> int:
     """Return this process's number, also before it joined and after; 0 writes the files."""
-    return dist.get_rank() if _together() else int(os.environ.get("RANK", "0"))
+    if _together():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
 def wait_for_all() -> None:

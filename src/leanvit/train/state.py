@@ -73,7 +73,7 @@ class TrainState:
         if world_size() > 1:
             self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
 
-    def part(self) -> None:
+    def leave(self) -> None:
         """Let go of the other processes."""
         self._frozen = self._shared = None
 
