@@ -12,9 +12,10 @@ from PIL import Image
 from leanvit.config import DataConfig, MultiCropConfig
 from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import REPLACEMENTS, Rendered, Views, load_views
+from leanvit.data.render import render
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import FolderSource
-from leanvit.data.views import ViewSpec, draw, multi_crop, plan, render
+from leanvit.data.views import ViewSpec, draw, multi_crop, plan
 
 # On a machine with one core, torch advises against the two workers that these tests are about.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -13,8 +13,9 @@ from torch.nn import functional
 from leanvit.analysis import matches
 from leanvit.analysis.matches import Matches, Truth, between, match, match_stereo, match_views
 from leanvit.backbones.base import Ask, Backbone, Features
+from leanvit.data.render import render
 from leanvit.data.sample import stereo_pair
-from leanvit.data.views import Plan, View, render
+from leanvit.data.views import Plan, View
 from tests.tiny import VIT, noise
 
 PLAN = Plan(size=16, box=(0, 0, 16, 16), flip=False, jitter=(), gray=False, sigma=0, solarize=False)

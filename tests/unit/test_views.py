@@ -25,7 +25,8 @@ from torchvision.transforms import functional as pil
 from leanvit.config import MultiCropConfig
 from leanvit.core.random import seeded, units
 from leanvit.data.decode import decode
-from leanvit.data.views import UNITS, Plan, View, ViewSpec, draw, multi_crop, plan, render
+from leanvit.data.render import render
+from leanvit.data.views import UNITS, Plan, View, ViewSpec, draw, multi_crop, plan
 
 TOLERANCE = 2 / 255
 """Mean absolute difference to Pillow, which cuts off to 8 bits after every operation."""
@@ -130,8 +131,9 @@ def test_single_operations_match_pillow(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["shrink", "enlarge", "whole image"])
 def test_resizing_differs_from_pillow_by_rounding_alone(name: str) -> None:
+    """Both round to 8 bits after each direction, and may round apart each time."""
     gap = np.abs(render(SINGLE[name], scene()).numpy() - reference(SINGLE[name], scene()))
-    assert gap.max() < 2 / 255
+    assert gap.max() < 2.01 / 255 and gap.mean() < 0.25 / 255
 
 
 def test_solarization_inverts_from_128_on() -> None:

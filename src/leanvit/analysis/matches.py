@@ -14,8 +14,9 @@ from torchvision.transforms.v2 import functional as tv
 from leanvit.analysis.pictures import strongest_matches
 from leanvit.backbones.base import Backbone
 from leanvit.core import random
+from leanvit.data.render import render
 from leanvit.data.sample import stereo_pair
-from leanvit.data.views import UNITS, Plan, View, plan, render
+from leanvit.data.views import UNITS, Plan, View, plan
 
 Truth = Callable[[Tensor], Tensor]
 """Points [T, 2] of the left picture as (x, y), 0 to 1 -> the same on the right, NaN if unknown."""

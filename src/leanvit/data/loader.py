@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, Dataset
 from leanvit.config import DataConfig
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
+from leanvit.data.render import render
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
-from leanvit.data.views import ViewSpec, draw, plan, render
+from leanvit.data.views import ViewSpec, draw, plan
 
 REPLACEMENTS = 20
 """Unreadable images in a row after which the source counts as broken."""

@@ -1,19 +1,15 @@
 """Views of an image in three pure steps: draw numbers, plan what to do, render pixels.
 
 `draw` gives unit numbers from (seed, epoch, image), `plan` turns them into boxes and parameters
-for an image of a given size, `render` gives pixels. The same plan gives the same pixels, whoever
-renders it. Augmentations and their order are DINO's (arXiv 2006.07733 and 2104.14294).
+for an image of a given size, `data.render` gives pixels. The same plan gives the same pixels,
+whoever renders it. Augmentations and their order are DINO's (arXiv 2006.07733 and 2104.14294).
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from leanvit.config import MultiCropConfig
 from leanvit.core import random
@@ -22,32 +18,12 @@ ASPECT = (3 / 4, 4 / 3)
 """Width over height of a crop."""
 BLUR_SIGMA = (0.1, 2.0)
 """Standard deviation of the blur in pixels."""
-BLUR_TAPS = 15
-"""Width of the blur's window: 3.5 standard deviations each way."""
-SOLARIZE_FROM = 128 / 255
-"""Pixels from this value on are inverted."""
 CROP_TRIES = 10
 """Draws of area and aspect before a centred crop is taken."""
+JITTERS = ("brightness", "contrast", "saturation", "hue")
+"""Changes of color, in the order of `jitter_strength`."""
 UNITS = 2 * CROP_TRIES + 2 + 6 + 4 + 4
 """Unit numbers that one view needs: crop, switches, order and strength of the jitter."""
-
-
-def adjust_contrast(view: Tensor, factor: float) -> Tensor:
-    """Move [3, h, w] away from its mean grey by a factor, or towards it.
-
-    torchvision's own takes the mean in one sum, whose order, and so the last bit, depends on the
-    number of threads; sums of rows do not.
-    """
-    mean = tv.rgb_to_grayscale(view).mean(-1).mean()
-    return (mean + factor * (view - mean)).clamp_(0, 1)
-
-
-_JITTERS = {
-    "brightness": tv.adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": tv.adjust_saturation,
-    "hue": tv.adjust_hue,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +136,8 @@ def _jitter(
 ) -> tuple[tuple[str, float], ...]:
     changes = []
     for number in order:
-        name, reach = tuple(_JITTERS)[number], view.jitter_strength[number]
+        name, reach = JITTERS[number], view.jitter_strength[number]
         middle = 0.0 if name == "hue" else 1.0
         limits = (max(middle - reach, 0.0) if middle else -reach, middle + reach)
         changes.append((name, _between(limits, units[number])))
     return tuple(changes)
-
-
-def render(plan: Plan, image: Tensor) -> Tensor:
-    """Return the view [3, size, size] in [0, 1] of a uint8 image [3, height, width]."""
-    view = tv.resize(
-        tv.crop(image, *plan.box).float() / 255,
-        size=[plan.size, plan.size],
-        interpolation=InterpolationMode.BICUBIC,
-        antialias=True,
-    ).clamp_(0, 1)
-    if plan.flip:
-        view = tv.horizontal_flip(view)
-    for name, factor in plan.jitter:
-        view = _JITTERS[name](view, factor)
-    if plan.gray:
-        view = tv.rgb_to_grayscale(view, num_output_channels=3)
-    if plan.sigma:
-        taps = min(BLUR_TAPS, 2 * plan.size - 1)
-        view = tv.gaussian_blur(view, [taps, taps], [plan.sigma, plan.sigma])
-    if plan.solarize:
-        view = torch.where(view >= SOLARIZE_FROM, 1 - view, view)
-    return view
