@@ -17,7 +17,9 @@ from leanvit.kernels.prototype_attention import (
     Pairs,
     Projection,
     best_form,
+    cpu_rounds,
     matched,
+    operands,
     prototype_cross_entropy,
     require_form,
 )
@@ -267,7 +269,7 @@ def test_the_gradient_is_used_up() -> None:
         *problem.temperatures,
     )  # fmt: skip
     loss.backward(retain_graph=True)
-    with pytest.raises(AttributeError, match="gradients"):
+    with pytest.raises(RuntimeError, match="were used up by a backward"):
         loss.backward()
 
 
@@ -293,6 +295,21 @@ def fresh() -> Iterator[None]:
     yield
     for function in (best_form, require_form):
         function.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 1), (64, 64, 64), (5000, 256, 300), (256, 5000, 256)])
+def test_fp32_products_are_exact_and_bf16_ones_as_the_cpu_says(
+    shape: tuple[int, int, int],
+) -> None:
+    """1 + 2^-12 is 1 in bf16."""
+    rows, width, columns = shape
+    one = torch.full((rows, width), 1 + 2.0**-12), torch.ones(width, columns)
+    with operands(torch.float32):
+        assert float((one[0] @ one[1]).min()) / width == pytest.approx(1 + 2**-12, abs=1e-6)
+    if min(shape) > 1:  # a single row is no matrix product
+        with operands(torch.bfloat16):
+            rounded = 1.0 if cpu_rounds() else 1 + 2**-12
+            assert float((one[0] @ one[1]).min()) / width == pytest.approx(rounded, abs=1e-6)
 
 
 def test_the_form_follows_device_and_dtype(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

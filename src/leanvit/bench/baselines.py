@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from leanvit.kernels.prototype_attention import Pairs, Projection
+from leanvit.kernels.prototype_attention import Pairs, Projection, operands
 
 
 def plain(
@@ -121,10 +121,12 @@ def materialized(
     """Return the loss by the best form with logits that we could write.
 
     One product a side for the logits, targets mixed by a sparse product instead of gathered,
-    unmatched teacher rows dropped, everything else in place; 3 N + M rows times K D in all.
+    unmatched teacher rows dropped, everything else in place, products by the same library as ours;
+    3 N + M rows times K D in all.
     """
-    loss: Tensor = _Materialized.apply(
-        *(student.rows, student.prototypes, teacher.rows, teacher.prototypes),
-        *(key_bias, pairs, student_temp, teacher_temp),
-    )
+    with operands(student.rows.dtype):
+        loss: Tensor = _Materialized.apply(
+            *(student.rows, student.prototypes, teacher.rows, teacher.prototypes),
+            *(key_bias, pairs, student_temp, teacher_temp),
+        )
     return loss

@@ -4,12 +4,12 @@ Letters: B images, N student regions, M teacher regions, K prototypes, D bottlen
 """
 
 import multiprocessing
-import os
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -26,7 +26,7 @@ from leanvit.bench.baselines import materialized, official
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
-from leanvit.core.console import track, warn
+from leanvit.core.console import say, track, warn
 from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form, operands
 from leanvit.losses.region import region_loss, region_pairs
 
@@ -145,12 +145,14 @@ def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
-    threads = len(os.sched_getaffinity(0)) if config.threads == "auto" else config.threads
+    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
     config = replace_options(config, {"device": device, "threads": threads})
-    report = LossReport(config, {name: _rate(name, config) for name in DTYPES}, {}, {}, {}, {})
+    report = LossReport(config, _rates(config), {}, {}, {}, {})
     every = contenders(device)
     for batch in config.batches:
+        if not quiet:
+            say(f"batch {batch}: {config.rounds + 1} rounds of {len(every)} forms, then memory")
         found = report.seconds[batch] = _in_turn(batch, every, config, quiet)
         for contender in track(found, f"memory at batch {batch}", len(found), quiet=quiet):
             report.memory[batch, contender] = _extra_memory(batch, contender, config)
@@ -159,20 +161,33 @@ def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     return report
 
 
-def _rate(precision: str, config: BenchLossConfig) -> float:
-    """Return how many billion operations a second plain products of these shapes reach."""
-    prototypes = torch.ones(config.prototypes, config.bottleneck, device=config.device)
-    rows = torch.ones(config.bottleneck, RATE_ROWS, device=config.device)
+def _rates(config: BenchLossConfig) -> dict[str, float]:
+    """Return how many billion operations a second products of these shapes reach.
+
+    torch_fp32: as torch does them; fp32: as `chunks` does them; torch_bf16: of bf16 tensors.
+    """
+    plain = nullcontext()
+    return {
+        "torch_fp32": _rate(torch.float32, plain, config),
+        "fp32": _rate(torch.float32, operands(torch.float32), config),
+        "torch_bf16": _rate(torch.bfloat16, plain, config),
+    }
+
+
+def _rate(dtype: torch.dtype, how: AbstractContextManager[None], config: BenchLossConfig) -> float:
+    kind = {"dtype": dtype, "device": config.device}
+    prototypes = torch.ones(config.prototypes, config.bottleneck, **kind)  # type: ignore[call-overload]
+    rows = torch.ones(config.bottleneck, RATE_ROWS, **kind)  # type: ignore[call-overload]
     out = prototypes.new_empty(len(prototypes), RATE_ROWS)
     seconds = []
-    with operands(DTYPES[precision]):
+    with how:
         for _ in range(config.rounds + 1):
             start = time.perf_counter()
             torch.mm(prototypes, rows, out=out)
             if config.device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
-    return 2e-9 * out.numel() * config.bottleneck / statistics.median(seconds[1:])
+    return float(2e-9 * out.numel() * config.bottleneck / statistics.median(seconds[1:]))
 
 
 def _in_turn(
@@ -243,6 +258,17 @@ def _most_memory() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+RATIOS = {
+    "speedup_official_fp32": "times faster than official, both fp32",
+    "speedup_official_bf16": "times faster, ours under bf16, official fp32",
+    "speedup_official_both_bf16": "times faster, both under bf16",
+    "speedup_best_fp32": "times faster than best with logits, both fp32",
+    "memory_ratio_official": "of the extra memory of official, both fp32",
+    "memory_ratio_best": "of the extra memory of best with logits, both fp32",
+}
+"""What the ratios are; ours is the form that `auto` takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossReport:
     """What was measured: seconds of every round, and bytes beyond the inputs at their most."""
@@ -250,7 +276,7 @@ class LossReport:
     config: BenchLossConfig
     """Its device and threads are no longer auto."""
     rates: dict[str, float]
-    """Billion operations a second of plain products of such shapes, by precision."""
+    """Billion operations a second of plain products of such shapes; see `_rates`."""
     seconds: dict[int, dict[Contender, list[float]]]
     """By batch."""
     memory: dict[tuple[int, Contender], int]
@@ -331,14 +357,18 @@ class LossReport:
     def __str__(self) -> str:
         lines = ["  ".join(f"{name} {value}" for name, value in self.machine().items()), ""]
         for batch, found in self.seconds.items():
-            lines.append(f"batch {batch:<16} seconds     ms an image  extra MiB")
+            lines.append(f"batch {batch:<16} seconds  rounds            ms an image  extra MiB")
             for contender, seconds in found.items():
                 middle, memory = statistics.median(seconds), self.memory[batch, contender]
                 lines.append(
-                    f"  {contender!s:<21} {middle:7.3f}  {1e3 * middle / batch:12.2f}  "
-                    f"{memory / 2**20:9.0f}{'  <- ours' if contender in self._chosen() else ''}"
+                    f"  {contender!s:<21} {middle:7.3f}  {min(seconds):7.3f} to {max(seconds):7.3f}"
+                    f"{1e3 * middle / batch:12.2f}  {memory / 2**20:9.0f}"
+                    f"{'  <- auto' if contender in self._chosen() else ''}"
                 )
-            lines += [f"  {name:<28} {value:6.3f}" for name, value in self.ratios(batch).items()]
+            if any(max(seconds) > 2 * min(seconds) for seconds in found.values()):
+                lines.append("  Rounds differ by more than twice: something else used the machine.")
+            ratios = self.ratios(batch)
+            lines += [f"  {ratios[name]:7.3f}  {RATIOS[name]}" for name in ratios]
             lines.append("")
         for batch, seconds in self.by_rows.items():
             middle = statistics.median(seconds)

@@ -22,7 +22,7 @@ class BenchLossConfig:
     rounds: int = 5
     """How often everything is measured in turn, after a first time that does not count."""
     threads: int | Auto = "auto"
-    """Threads on the CPU; auto: one a core."""
+    """Threads on the CPU; auto: torch's own, a core each or OMP_NUM_THREADS."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it is measured."""
     growth: bool = False

@@ -79,8 +79,8 @@ def prototype_cross_entropy(
 
     Teacher rows are softmax(rows @ prototypes' / teacher_temp + key_bias); key_bias [K] is
     -center / teacher_temp, or what `losses.sinkhorn` finds. Gradients reach the student's rows
-    and prototypes alone, and only once. Under autocast the operands of matrix products are bf16;
-    logits, softmax, sums and the loss are fp32.
+    and prototypes alone, and only once. Under bf16 autocast the operands of matrix products may be
+    rounded; logits, softmax, sums and the loss are fp32.
 
     form: a name of `FORMS`, or auto for the fastest here. Raises ValueError for a form that
     this device or this torch does not have.
@@ -141,8 +141,10 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("The gradients of prototype attention were used up by a backward.")
         rows, prototypes = (None if grad is None else grad.mul_(outer) for grad in ctx.gradients)
-        del ctx.gradients  # they are used up
+        ctx.gradients = None
         return rows, None, prototypes, *[None] * 5
 
 
@@ -224,14 +226,33 @@ def log_sum_exp(rows: Tensor, keys: Tensor, scale: float, key_bias: Tensor) -> T
 
 @contextmanager
 def operands(dtype: torch.dtype) -> Iterator[None]:
-    """Let fp32 matrix products on the CPU round their operands to bf16, or forbid it.
+    """Let fp32 matrix products on the CPU round their operands to bf16 where it has units for that.
 
-    Sums and results stay fp32, which products of bf16 tensors would not give. A GPU's fp32
-    products stay as torch is set.
+    Sums and results stay fp32, which products of bf16 tensors would not give. Without such units,
+    and for any other dtype, products are exact fp32, by the faster of two libraries: oneDNN, which
+    torch asks only if rounding is allowed, does not round without units, and took less than half
+    of MKL's time on an AMD CPU (benchmarks/loss.md). A GPU's fp32 products stay as torch is set.
     """
+    allowed = dtype == torch.bfloat16 or not cpu_rounds()
+    with _rounding("bf16" if allowed else "ieee"):
+        yield
+
+
+@lru_cache
+def cpu_rounds() -> bool:
+    """Return whether fp32 products on this CPU round to bf16 where they may."""
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    with _rounding("bf16"):  # 1 + 2^-12 is 1 in bf16
+        product = torch.full((512, 256), 1 + 2.0**-12) @ torch.ones(256, 128)
+    return bool((product <= 256).any())
+
+
+@contextmanager
+def _rounding(precision: str) -> Iterator[None]:
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = setting.fp32_precision
-    setting.fp32_precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+    setting.fp32_precision = precision
     try:
         yield
     finally:
