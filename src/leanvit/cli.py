@@ -1,6 +1,7 @@
 """The command line: one table of commands. Torch is imported when a command runs, not before."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -56,17 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return look_up("command", arguments[0], COMMANDS)(arguments[1:])
     except ValueError as error:
-        print(f"leanvit: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except RunError as error:
-        print(f"leanvit: {error}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None
         return 0
     except KeyboardInterrupt as stop:
-        print(f"leanvit: {stop or 'interrupted'}", file=sys.stderr)
+        _complain(str(stop) or "interrupted")
         return 130
+
+
+def _complain(text: str) -> None:
+    """Say what went wrong: once, where torchrun started several processes."""
+    together = os.environ.get("WORLD_SIZE", "1") != "1"
+    if not together or os.environ.get("RANK", "0") == "0":
+        print(f"leanvit: {text}", file=sys.stderr)
 
 
 def pretrain(arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from leanvit.analysis.pictures import view_grid
 from leanvit.config import RunConfig, resolve
 from leanvit.core.console import track
-from leanvit.core.distributed import launched
+from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
@@ -144,8 +144,7 @@ def check(
 
 
 def _require_no_run(folder: Path, source: str) -> None:
-    if launched() > 1:
-        raise ValueError("check measures one process: start it without torchrun.")
+    require_alone("check")
     require_apart(folder, source)
     if (folder / RESOLVED).exists():
         raise ValueError(f"The folder {str(folder)!r} holds a run; name another --out.")

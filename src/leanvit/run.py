@@ -31,7 +31,15 @@ from leanvit.config import (
 )
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
-from leanvit.core.distributed import joined, launched, rank, wait_for_all, world_size
+from leanvit.core.distributed import (
+    first_alone,
+    joined,
+    launched,
+    neighbours,
+    rank,
+    wait_for_all,
+    world_size,
+)
 from leanvit.core.precision import PRECISIONS
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
@@ -101,23 +109,21 @@ def pretrain(
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
     with joined(resolved.config.train.device):
-        first = rank() == 0
         if resume:
             run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
+            wait_for_all()
         else:
-            if first:
-                require_free(out, overwrite, asked.data.source)
-                _require_kept(asked.init, out, overwrite)
+            first_alone(partial(_require_free, asked, out, overwrite))
             run = Run(resolved, source, out, quiet=quiet)
             run.initialize()  # what cannot be built fails before a write
-            if first:
-                start_folder(out, asked, resolved, source)
-        wait_for_all()
+            first_alone(partial(start_folder, out, asked, resolved, source))
         run.train(resume=resume)
     return out / FILE
 
 
-def _require_kept(init: str, out: Path, overwrite: bool) -> None:
+def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
+    require_free(out, overwrite, asked.data.source)
+    init = asked.init
     if overwrite and init and Path(init).resolve().is_relative_to(out.resolve()):
         raise ValueError(
             f"The initial weights {init!r} lie in {str(out)!r}, which --overwrite would remove "
@@ -193,6 +199,7 @@ def gather_facts(source: Source) -> Facts:
             for precision, dtype in PRECISIONS.items()
         },
         world=launched(),
+        neighbours=neighbours(),
     )
 
 
@@ -244,11 +251,12 @@ class Run:
             self._restore()
         state, config = self.state, self.config
         began, first = time.perf_counter(), state.step
-        every = config.train.save_every.amount
+        every, world = config.train.save_every.amount, world_size()
+        shared = f" shared by {world} processes" if world > 1 else ""
         self._say(
-            f"{len(self.source)} images, {state.run} steps of {config.train.batch}, a checkpoint "
-            f"every {every:g}; {config.train.precision} on {config.train.device}. Everything is "
-            f"written to {self.out}."
+            f"{len(self.source)} images, {state.run} steps of {config.train.batch}{shared}, a "
+            f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
+            f"Everything is written to {self.out}."
         )
         observers = self._observers()
         try:
@@ -346,12 +354,15 @@ class Run:
         images, most = len(self.source), self.config.data.max_unreadable
         if 100 * bad / images > most:
             saved = f"The newest checkpoint is that of step {self.saved}."
-            raise ValueError(
+            text = (
                 f"{bad} of {images} images cannot be read, more than the {most:g} % that "
                 f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
                 f"{last.name!r} ({last.error}), and `leanvit check` "
                 f"finds the rest. {saved if self.saved else 'Nothing was saved yet.'}"
             )
+            if not self.first:
+                warn(text)  # the command line of other processes is silent
+            raise ValueError(text)
 
     def _observers(self) -> list[Observer]:
         if not self.first:
@@ -378,6 +389,7 @@ class Run:
             "backbone": str(self.out / FILE),
             "images": len(self.source),
             "steps": self.state.step,
+            "processes": world_size(),
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
             "unreadable": len(unreadable.read_text().splitlines()) if unreadable.exists() else 0,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.integration.command import TINY, leanvit_process
+from tests.integration.command import TINY, Says, leanvit_process, refused
 from tests.tiny import write_classes
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -69,7 +69,7 @@ def test_two_processes_write_one_run(runs: dict[str, Any]) -> None:
 
 def test_it_is_said_once(runs: dict[str, Any]) -> None:
     assert runs["two"].stdout.count("The backbone is in") == 1
-    for said in ("Everything is written to", "step 4/4", "cannot be read"):
+    for said in ("shared by 2 processes", "Everything is written to", "step 4/4", "cannot be read"):
         assert runs["two"].stderr.count(said) == 1, said
 
 
@@ -83,17 +83,33 @@ def test_two_processes_continue_what_one_began(runs: dict[str, Any], tmp_path: P
     same_weights(runs["folder"] / "one", out)
 
 
-def test_a_mistake_is_a_sentence(runs: dict[str, Any], tmp_path: Path) -> None:
+def test_a_mistake_is_a_sentence_said_once(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
-    assert (
-        found.returncode != 0 and "Traceback (most recent call last):\n  File" not in found.stdout
-    )
-    assert (
-        "train.batch 5 does not split into 1 micro-batches on each of 2 processes" in found.stderr
-    )
+    said = "train.batch 5 does not split into 1 micro-batches on each of 2 processes"
+    assert found.returncode != 0 and found.stderr.count(said) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_check_is_for_one_process(runs: dict[str, Any], tmp_path: Path) -> None:
-    found = together("check", *runs["words"][1:], "--out", tmp_path / "out")
-    assert "check measures one process" in found.stderr
+def test_what_the_first_refuses_ends_all_in_one_sentence(runs: dict[str, Any]) -> None:
+    found = together(*runs["words"], "--out", runs["folder"] / "one")
+    assert found.returncode != 0 and found.stderr.count("is not empty") == 1
+    assert "gloo" not in found.stderr
+
+
+def test_what_is_for_one_process_says_so(
+    runs: dict[str, Any], tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    out, images = tmp_path / "out.npz", runs["words"][3]
+    for words in (
+        ("check", *runs["words"][1:], "--out", out),
+        ("evaluate", "knn", runs["folder"] / "one", "--data", images),
+        ("embed", runs["folder"] / "one", "--data", images, "--out", out),
+        ("bench", "loss"),
+    ):
+        said = refused(capsys, *words)
+        assert f"{words[0]} is for one process: start it without torchrun." in said
+    assert not out.exists()
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    said = refused(capsys, *runs["words"], "--out", out)
+    assert "WORLD_SIZE='many', which is no number of processes" in said

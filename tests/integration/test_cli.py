@@ -58,6 +58,8 @@ HELP = [
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
     ("embed", "--help"),
+    ("bench", "--help"),
+    ("bench", "loss", "--help"),
 ]
 
 
@@ -236,7 +238,10 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 
 
 MISTAKES = [
-    ("train", "Unknown command 'train'; did you mean 'pretrain'? Known: check, embed, evaluate, "),
+    (
+        "train",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: bench, check, embed, evaluate, ",
+    ),
     ("pretrain", "Name a recipe first: dino, "),
     ("check --data x", "Name a recipe first: dino, "),
     ("pretrain --resume", "Name a recipe first: "),

@@ -370,6 +370,7 @@ def test_workers_leave_a_core_of_each_process_to_the_step(
 ) -> None:
     facts = replace(LAPTOP, cores=cores, world=world)
     assert decided("data.workers", facts) == expected
+    assert decided("data.workers", replace(facts, world=8 * world, neighbours=world)) == expected
     assert decided("data.workers", facts, data__workers=5) == 5
 
 

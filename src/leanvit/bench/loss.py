@@ -27,6 +27,7 @@ from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
 from leanvit.core.console import say, track, warn
+from leanvit.core.distributed import require_alone
 from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form, operands
 from leanvit.losses.region import region_loss, region_pairs
 
@@ -140,6 +141,7 @@ def contenders(device: str) -> list[Contender]:
 
 def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     """Measure times in turn, and the extra memory of each in a process of its own."""
+    require_alone("bench")
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

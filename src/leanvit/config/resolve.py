@@ -31,6 +31,8 @@ class Facts:
     """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
     world: int = 1
     """Number of processes that train together."""
+    neighbours: int = 0
+    """How many of them share this machine; 0 for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
         form = facts.attention.get((device, precision), "chunks")
         decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
     if config.data.workers == "auto":
-        share = facts.cores // facts.world
+        share = facts.cores // (facts.neighbours or facts.world)
         workers = min(share - 1, 16) if share > 1 else 0
         decided["data.workers"] = (
             workers,

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,10 +10,30 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce as _differentiable_all_reduce
 
+from leanvit.core.errors import RunError
+
 
 def launched() -> int:
     """Return how many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _whole("WORLD_SIZE", 1)
+
+
+def neighbours() -> int:
+    """Return how many of them share this machine."""
+    return _whole("LOCAL_WORLD_SIZE", launched())
+
+
+def _whole(name: str, otherwise: int) -> int:
+    word = os.environ.get(name, str(otherwise))
+    if not word.isdecimal():
+        raise ValueError(f"The environment says {name}={word!r}, which is no number of processes.")
+    return int(word)
+
+
+def require_alone(what: str) -> None:
+    """Raise ValueError if torchrun started several processes for what one does."""
+    if launched() > 1:
+        raise ValueError(f"{what} is for one process: start it without torchrun.")
 
 
 @contextmanager
@@ -62,7 +82,26 @@ def rank() -> int:
     """Return this process's number, also before it joined and after; 0 writes the files."""
     if _together():
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
+    return _whole("RANK", 0) if launched() > 1 else 0
+
+
+def first_alone(job: Callable[[], None]) -> None:
+    """Let the first process do a job; the others wait, and where it fails leave without a word.
+
+    Raises what the job does; ValueError and RunError are told to the others.
+    """
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            job()
+        except (ValueError, RunError) as error:
+            failure = error
+    device = "cuda" if world_size() > 1 and dist.get_backend() == "nccl" else "cpu"
+    failed = all_max(torch.tensor(int(failure is not None), device=device))
+    if failure is not None:
+        raise failure
+    if failed.item():
+        raise SystemExit(2)
 
 
 def wait_for_all() -> None:

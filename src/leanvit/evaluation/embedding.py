@@ -9,6 +9,7 @@ import numpy as np
 
 from leanvit.config import replace_options
 from leanvit.config.evaluation import EmbedConfig
+from leanvit.core.distributed import require_alone
 from leanvit.data.sources import Source, open_source
 from leanvit.evaluation.features import Described, describe_grid, describe_network
 from leanvit.evaluation.inputs import prepare
@@ -29,6 +30,7 @@ def embed(
     teacher is taken; options: fields of `EmbedConfig`. Raises ValueError for a mistake in the
     request.
     """
+    require_alone("embed")
     config, out = replace_options(EmbedConfig(data=data), options or {}), Path(out)
     if out.suffix not in (".npz", ".csv"):
         raise ValueError(f"--out is {str(out)!r}; name a file that ends in .npz or .csv.")

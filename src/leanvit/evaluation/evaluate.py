@@ -12,6 +12,7 @@ from leanvit.config import DataConfig, look_up, replace_options
 from leanvit.config.evaluation import EVALUATION_CONFIGS, KnnConfig, LinearConfig
 from leanvit.core import random
 from leanvit.core.console import track
+from leanvit.core.distributed import require_alone
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source, hold_out
@@ -47,6 +48,7 @@ def evaluate(
     what to learn from; options: fields of `KnnConfig` or `LinearConfig`, such as {"k": (20,)}.
     Raises ValueError for a mistake in the request.
     """
+    require_alone("evaluate")
     kind = look_up("evaluation", name, EVALUATION_CONFIGS)
     config = replace_options(kind(data=data), options or {})
     learn, test, notes = open_both(config)

@@ -129,7 +129,8 @@ def teacher_entropy(teacher: Projection, key_bias: Tensor, temperature: float) -
     1 for a teacher that says nothing, 0 for one that is certain.
     """
     rows = teacher.rows[:ENTROPY_ROWS]
-    logits = rows @ teacher.prototypes.to(rows.dtype).T / temperature + key_bias
+    with torch.autocast(rows.device.type, enabled=False):
+        logits = rows @ teacher.prototypes.to(rows.dtype).T / temperature + key_bias
     entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
     return entropy / max(math.log(logits.shape[1]), 1e-9)
 

@@ -64,10 +64,13 @@ class EsViT(DINO):
         temperature = at.value(self.config.teacher_temp)
         batch = len(seen.pooled) // TEACHER_VIEWS
         regions = [features.grid.flatten(1, 2).unflatten(0, (-1, batch)) for features in found]
+        bias = self.region_center.key_bias(temperature)
+        if self.config.region_loss == "prototypes":
+            bias = self.key_bias(teacher, self.region_center, temperature)
         return region_loss(
             self.student.region_head(torch.cat([group.flatten(0, 2) for group in regions])),
             teacher,
-            self.key_bias(teacher, self.region_center, temperature),
+            bias,
             student_features=regions,
             teacher_features=seen.grid.flatten(1, 2).unflatten(0, (-1, batch)),
             student_temp=self.config.student_temp,
