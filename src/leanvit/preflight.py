@@ -141,10 +141,14 @@ def check(
         problems=[*source.about().notes, *_problems(run, sides, unreadable)],
         pictures=[str(folder / VIEWS)],
     )
-    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    listed = "".join(json.dumps(asdict(bad)) + "\n" for bad in unreadable)
-    (folder / UNREADABLE).write_text(listed)
+    _write(report, folder)
     return report
+
+
+def _write(report: Report, folder: Path) -> None:
+    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    listed = "".join(json.dumps(asdict(bad)) + "\n" for bad in report.unreadable)
+    (folder / UNREADABLE).write_text(listed)
 
 
 def _spoken_source(source: Source) -> str:

@@ -143,7 +143,10 @@ def _entry(fields: tuple[int, ...], rest: bytes, shift: int) -> ZipEntry:
                 for value in (size, packed, offset)
             )
         extra = extra[4 + count :]
-    spelled = name.decode("utf-8", "surrogateescape") if flags & 0x800 else name.decode("cp437")
+    try:
+        spelled = name.decode("utf-8")  # programs on Unix use it without saying so
+    except UnicodeDecodeError:
+        spelled = name.decode(*(("utf-8", "surrogateescape") if flags & 0x800 else ("cp437",)))
     limit = 2**62
     return ZipEntry(
         spelled,

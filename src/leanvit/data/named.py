@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -161,7 +160,7 @@ class ArraySource:
         self.targets = numbers.astype(np.int64)
         count = int(self.targets.max()) + 1
         self.classes = tuple(classes) or tuple(map(str, range(count)))
-        if not -1 <= self.targets.min() or count > len(self.classes):
+        if self.targets.min() < -1 or count > len(self.classes):
             raise ValueError(
                 f"The targets go from {self.targets.min()} to {count - 1}; expected -1, for none, "
                 f"or the number of one of {len(self.classes)} classes."
