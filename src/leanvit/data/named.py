@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pickle import PickleError
 from types import MappingProxyType
 from typing import Any
 
@@ -52,6 +53,13 @@ KINDS: Mapping[str, _Kind] = MappingProxyType(
 """Name in torchvision.datasets -> its parts. Others may be written out as a folder of images."""
 
 
+BROKEN = (
+    *(OSError, RuntimeError, ValueError, LookupError, EOFError, AssertionError),
+    *(ImportError, PickleError),
+)
+"""What torchvision raises for files that are missing or hold anything, and for missing scipy."""
+
+
 class TorchvisionSource:
     """A data set of torchvision that lies in a local folder: its part for training, as RGB pixels.
 
@@ -87,7 +95,7 @@ class TorchvisionSource:
         options = self._kind.train if self._train else self._kind.test or {}
         try:
             self._data = getattr(datasets, self._name)(self._root, **options)
-        except (OSError, RuntimeError, ValueError, LookupError, EOFError) as error:
+        except BROKEN as error:
             raise ValueError(
                 f"The folder {self._root!r} does not hold {self._name} as torchvision stores it "
                 f"({' '.join(str(error).split())}); nothing is downloaded here: "

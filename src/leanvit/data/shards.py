@@ -38,7 +38,7 @@ class _Found:
     """What the shards hold."""
 
     names: list[str] = field(default_factory=list)
-    table: array[int] = field(default_factory=lambda: array("q"))
+    table: "array[int]" = field(default_factory=lambda: array("q"))
     labels: list[str] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)
     """Each label once, however many images have it."""

@@ -96,8 +96,9 @@ class ParquetSource:
             table = self._opened.get(number) or _open(self._files[number])
             name = self._columns[number]
             column = table.read_row_group(group, columns=[name], use_threads=False)[name]
-        except (ArrowException, ValueError) as error:
-            raise OSError(f"{str(self._files[number])!r}, row group {group}: {error}") from error
+        except (ArrowException, OSError, ValueError) as error:
+            words = " ".join(str(error).split())
+            raise OSError(f"{str(self._files[number])!r}, row group {group}: {words}") from error
         if len(self._opened) >= OPEN:
             self._opened = {}
         self._opened[number], self._group = table, (place, column)
@@ -149,7 +150,8 @@ def _open(file: Path) -> Any:
     try:
         return ParquetFile(str(file), pre_buffer=False)
     except (ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"Cannot read the Parquet table {str(file)!r}: {error}.") from error
+        words = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"Cannot read the Parquet table {str(file)!r}: {words}.") from error
 
 
 def _image_column(table: Any, file: Path) -> str:
@@ -194,7 +196,8 @@ def _labels(table: Any, file: Path, names: tuple[str, ...] | None) -> list[str]:
     try:
         values = table.read(columns=[LABEL], use_threads=False)[LABEL].to_pylist()
     except (ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"Cannot read the classes in {str(file)!r}: {error}.") from error
+        words = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"Cannot read the classes in {str(file)!r}: {words}.") from error
     words: dict[object, str] = {None: ""}
     if names and not word:
         words |= dict(enumerate(names))

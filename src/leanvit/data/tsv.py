@@ -73,7 +73,7 @@ def _rows(file: Path) -> Iterator[tuple[int, int]]:
     size = file.stat().st_size
     index = file.with_suffix(".lineidx")
     starts = _read_index(index, file, size) if index.is_file() else _find_starts(file)
-    ends = np.append(starts[1:], size)
+    ends = np.append(starts[1:], size)[: len(starts)]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         if end - start > 1:
             yield start, end
@@ -97,9 +97,7 @@ def _read_index(index: Path, file: Path, size: int) -> NDArray[np.int64]:
         starts = np.array(index.read_bytes().split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"The index {str(index)!r} holds more than whole numbers.") from error
-    fits = len(starts) == 0 or (
-        starts[0] == 0 and starts[-1] < size and (np.diff(starts) > 0).all()
-    )
+    fits = len(starts) > 0 and starts[0] == 0 and starts[-1] < size and (np.diff(starts) > 0).all()
     if fits:
         with file.open("rb") as stream:
             for start in starts[1:].tolist():
