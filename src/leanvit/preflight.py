@@ -153,7 +153,7 @@ def _write(report: Report, folder: Path) -> None:
 
 def _spoken_source(source: Source) -> str:
     about = source.about()
-    return f"{about.what}; {f'classes from {about.labels}' if about.labels else 'no classes'}"
+    return f"{about.what}; classes from {about.labels}" if about.labels else about.what
 
 
 def _require_no_run(folder: Path, source: str) -> None:

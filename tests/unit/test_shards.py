@@ -381,11 +381,12 @@ def test_a_row_without_an_image_is_an_oserror(tmp_path: Path) -> None:
 
 def test_mistakes_in_parquet_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.parquet"
-    for columns, message in [
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"text": ["a"]}, r"a\.parquet' has no column of bytes; name the column"),
         ({"u": [b"a"], "v": [b"b"]}, r"holds 'u', 'v'; name the column of images 'image'"),
         ({"image": pa.array([], pa.binary())}, "There is no image in the Parquet table"),
-    ]:
+    ]
+    for columns, message in mistakes:
         with pytest.raises(ValueError, match=message):
             open_source(str(write_parquet(file, columns)))
     whole = write_parquet(file, {"image": [b"abc" * 100] * 4}).read_bytes()

@@ -204,7 +204,7 @@ class ZipSource(ZipMembers):
         what = f"zip archive {str(self.file)!r}"
         if not found.names:
             raise no_image(f"the {what}")
-        rows = np.array(table, dtype=np.int64).reshape(-1, 6)[found.order]
+        rows = np.frombuffer(table, dtype=np.int64).reshape(-1, 6)[found.order]
         about = About(what, FOLDERS)
         files = Files([self.file])
         super().__init__(about, files, found.names, rows, found.labels, known, below=found.below)
@@ -364,7 +364,7 @@ class TarSource(TarMembers):
         what = f"tar archive {str(self.file)!r}"
         if not found.names:
             raise no_image(f"the {what}", tuple(notes))
-        rows = np.array(table, dtype=np.int64).reshape(-1, 3)[found.order]
+        rows = np.frombuffer(table, dtype=np.int64).reshape(-1, 3)[found.order]
         about = About(what, FOLDERS, tuple(notes))
         files = Files([self.file])
         super().__init__(about, files, found.names, rows, found.labels, known, below=found.below)

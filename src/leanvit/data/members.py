@@ -7,6 +7,7 @@ import hashlib
 import os
 import posixpath
 import re
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ class Names:
         for name in names:
             text += encoded(name)
             ends.append(len(text))
-        self._text, self._ends = bytes(text), np.array(ends, dtype=np.int64)
+        self._text, self._ends = text, np.array(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -86,7 +87,11 @@ class Files:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
+        self._forget()
+
+    def _forget(self) -> None:
         self._open: OrderedDict[int, _Handle] = OrderedDict()
+        self._lock = threading.Lock()  # not the one that a thread may have held at a fork
         self._process = os.getpid()
 
     def __reduce__(self) -> tuple[type["Files"], tuple[tuple[Path, ...]]]:
@@ -109,12 +114,12 @@ class Files:
     def _handle(self, number: int) -> _Handle:
         """Return an open file; who reads it keeps it open, so another thread may put it away."""
         if self._process != os.getpid():
-            self._open, self._process = OrderedDict(), os.getpid()
-        opened = self._open
-        handle = opened.pop(number, None) or _Handle(self.paths[number])
-        opened[number] = handle
-        if len(opened) > self.OPEN:
-            opened.popitem(last=False)
+            self._forget()
+        with self._lock:
+            handle = self._open.pop(number, None) or _Handle(self.paths[number])
+            self._open[number] = handle
+            if len(self._open) > self.OPEN:
+                self._open.popitem(last=False)
         return handle
 
 
@@ -214,9 +219,9 @@ def arrange(paths: Sequence[str], known: tuple[str, ...] | None, below: str | No
             aside, below = (f"{below}{other}/", f"{below}train/") if other else ("", below)
     order = [i for i in ordered if i not in repeated and paths[i].startswith(below)]
     names = [paths[i][len(below) :] for i in order]
-    tops_of = [name.split("/", 1)[0] if "/" in name else "" for name in names]
     words: dict[str, str] = {}
-    labels = [] if "" in tops_of else [words.setdefault(top, top) for top in tops_of]
+    tops_of = (name.split("/", 1)[0] for name in names)
+    labels = [words.setdefault(t, t) for t in tops_of] if all("/" in name for name in names) else []
     return Arrangement(np.array(order, dtype=np.int64), names, labels, below, aside)
 
 

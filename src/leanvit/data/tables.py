@@ -198,7 +198,7 @@ def _labels(table: Any, file: Path, names: tuple[str, ...] | None) -> list[str]:
     except (ArrowException, OSError, ValueError) as error:
         words = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"Cannot read the classes in {str(file)!r}: {words}.") from error
-    words: dict[object, str] = {None: ""}
+    spelled: dict[object, str] = {None: ""}
     if names and not word:
-        words |= dict(enumerate(names))
-    return [words.setdefault(value, str(value)) for value in values]
+        spelled.update(enumerate(names))
+    return [spelled.setdefault(value, str(value)) for value in values]
