@@ -79,7 +79,7 @@ class ShardSource(TarMembers):
         if not found.names:
             raise no_image(f"the {what}", tuple(found.notes))
         super().__init__(
-            About(f"{len(found_shards)} {what}", "their labels", tuple(found.notes)),
+            About(f"{what}, {len(found_shards)} in all", "their labels", tuple(found.notes)),
             files,
             found.names,
             np.array(found.table, dtype=np.int64).reshape(-1, 3),
