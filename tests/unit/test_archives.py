@@ -408,6 +408,7 @@ def test_a_map_names_members_of_archives(tmp_path: Path) -> None:
     write_zip(tmp_path / "train.zip", NAMES)
     write_zip(tmp_path / "more.zip", ["x/1.jpg"])
     lines = ["train.zip@/dog/a.webp\t10", "more@/x/1.jpg\t9", "train@/cat/9.jpg\t10"]
+    lines.append(lines[1])
     (tmp_path / "train_map.txt").write_text("".join(f"{line}\n" for line in lines))
     source = open_source(str(tmp_path / "train_map.txt"))
     assert isinstance(source, ZipMapSource)
@@ -416,6 +417,7 @@ def test_a_map_names_members_of_archives(tmp_path: Path) -> None:
         ("train.zip@/dog/a.webp", content("dog/a.webp"), 1),
         ("more@/x/1.jpg", content("x/1.jpg"), 0),
         ("train@/cat/9.jpg", content("cat/9.jpg"), 1),
+        ("more@/x/1.jpg", content("x/1.jpg"), 0),
     ]
     same(pickle.loads(pickle.dumps(source)), source)
 

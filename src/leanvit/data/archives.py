@@ -19,7 +19,6 @@ from leanvit.data.members import (
     Files,
     MemberSource,
     arrange,
-    encoded,
     image_path,
 )
 from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, read_list
@@ -226,34 +225,34 @@ class ZipMapSource(ZipMembers):
     def __init__(self, file: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.file = Path(file)
         entries, labels = read_list(self.file)
-        numbers: dict[str, int] = {}
-        members: list[dict[bytes, ZipEntry]] = []
-        archives: list[Path] = []
-        table, found = array("q"), 0
-        for entry in entries:
+        wanted: dict[str, dict[str, int]] = {}
+        again: list[tuple[int, int]] = []
+        for line, entry in enumerate(entries):
             archive, mark, path = entry.partition("@/")
             if not mark:
                 raise ValueError(
                     f"The list {str(file)!r} names {entry!r} among members of zip archives; write "
                     f"archive.zip@/path on every line."
                 )
-            if archive not in numbers:
-                numbers[archive] = len(archives)
-                archives.append(self._archive(archive))
-                members.append(
-                    {encoded(e.name.lstrip("/")): e for e in zip_directory(archives[-1])}
-                )
-            member = members[numbers[archive]].get(encoded(path))
-            found += member is not None
-            table.extend((numbers[archive], *(member[1:] if member else (-1, 0, 0, 0, 0))))
-        if not found:
+            first = wanted.setdefault(archive, {}).setdefault(path, line)
+            if first != line:
+                again.append((line, first))
+        table = np.full((len(entries), 6), -1, dtype=np.int64)
+        archives = [self._archive(archive) for archive in wanted]
+        for number, lines in enumerate(wanted.values()):
+            table[list(lines.values()), 0] = number
+            for member in zip_directory(archives[number]):
+                if (at := lines.get(member.name.lstrip("/"))) is not None:
+                    table[at, 1:] = member[1:]
+        for line, first in again:
+            table[line] = table[first]
+        if (table[:, 1] < 0).all():
             raise ValueError(
                 f"The list {str(file)!r} names {entries[0]!r}, but there is no such member in "
                 f"{str(archives[0])!r}, nor any of the others."
             )
-        rows = np.array(table, dtype=np.int64).reshape(-1, 6)
         about = About(f"list {str(self.file)!r} of members of zip archives", "its lines")
-        super().__init__(about, Files(archives), entries, rows, labels, known, as_numbers=True)
+        super().__init__(about, Files(archives), entries, table, labels, known, as_numbers=True)
 
     def _archive(self, name: str) -> Path:
         places = [self.file.parent / name, self.file.parent / f"{name}.zip"]
