@@ -98,7 +98,7 @@ def check(
     recipe: str | RunConfig,
     *,
     out: str | Path = "check",
-    data: str = "",
+    data: str | Source = "",
     backbone: str = "",
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
@@ -111,8 +111,9 @@ def check(
     Raises ValueError for a mistake in the request.
     """
     folder, options = Path(out), dict(options or {})
-    asked = compose_request(recipe, None, data, backbone, optimizer, options)
-    source = open_source(asked.data.source)
+    name = data if isinstance(data, str) else ""
+    asked = compose_request(recipe, None, name, backbone, optimizer, options)
+    source = open_source(asked.data.source) if isinstance(data, str) else data
     resolved = resolve(asked, gather_facts(source))
     _require_no_run(folder, asked.data.source)
     run = Run(resolved, source, folder, quiet=True)

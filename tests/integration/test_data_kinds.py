@@ -12,7 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import leanvit
 from leanvit.cli import main
+from leanvit.data.decode import read_image
+from leanvit.data.named import ArraySource
 from leanvit.data.sources import FolderSource, open_source
 from tests.integration.command import TINY, Says, contents, refused
 from tests.unit.test_named import write_mnist
@@ -180,3 +183,43 @@ def test_a_word_that_is_a_file_is_the_file(
     shutil.copy(place / "photos.zip", tmp_path / "cat.tar" / "x.zip")
     with pytest.raises(ValueError, match=r"There is no image in 'cat\.tar' or below it"):
         open_source("cat.tar")
+
+
+def test_arrays_are_trained_on_from_python(
+    tmp_path: Path, images: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leanvit.preflight.view_grid", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    folder = FolderSource(images)
+    pixels = [read_image(folder, index) for index in range(12)]
+    arrays = [p[0].permute(1, 2, 0).numpy() for p in pixels if isinstance(p, tuple)]
+    source = ArraySource(arrays, folder.targets, folder.classes)
+    options = parse_tiny()
+    checked = leanvit.check(
+        "esvit", data=source, out="check", options={**options, "train.duration": "9st"}, quiet=True
+    )
+    assert checked.source == "arrays in memory; classes from the targets"
+    losses = []
+    for out, data in (("folder", images), ("arrays", source)):
+        leanvit.pretrain("esvit", data=data, out=out, options=options, quiet=True)
+        rows = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    with pytest.raises(ValueError, match="No images were named"):
+        leanvit.pretrain(out="arrays", resume=True, quiet=True)
+    leanvit.pretrain(out="arrays", data=source, resume=True, quiet=True)
+    other = ArraySource(arrays[::-1])
+    with pytest.raises(ValueError, match="the same number of others now"):
+        leanvit.pretrain(out="arrays", data=other, resume=True, quiet=True)
+
+
+def parse_tiny() -> dict[str, object]:
+    """Return the options of a tiny run by their names."""
+    pairs = " ".join(TINY).replace("=", " ").split("--")[1:]
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, *values = pair.split()
+        read = [int(v) if v.isdigit() else {"false": False}.get(v, v) for v in values]
+        many = name.endswith(("depths", "heads", "sizes", "counts"))
+        found[name.replace("-", "_")] = tuple(read) if many else read[0]
+    return found
