@@ -156,6 +156,22 @@ def test_results_lie_beside_a_folder_of_shards_and_anywhere_near_files(
     assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
 
 
+def test_a_pattern_may_be_longer_than_a_path(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Says
+) -> None:
+    monkeypatch.chdir(place / "shards")
+    name = f"{{{','.join(['000', '001'] * 600)}}}.tar"
+    assert len(open_source(name)) == 12 * 600
+    words = ["pretrain", "esvit", *TINY, "--out", str(tmp_path / "out"), "--data"]
+    assert main([*words, name, "--watch.images", "0"]) == 0
+    capsys.readouterr()
+    for ending in ("", ".zip", ".tar", ".parquet", ".tsv"):
+        assert "does not exist" in refused(capsys, *words, "x" * 5000 + ending)
+    text = tmp_path / "page.html"
+    text.write_text("<html>@/" + "x" * 5000)
+    assert "names the archive '<html>', but there is no file" in refused(capsys, *words, text)
+
+
 def test_what_was_left_out_is_said(
     place: Path, tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:

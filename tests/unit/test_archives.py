@@ -382,6 +382,7 @@ def test_large_zips_are_read(tmp_path: Path) -> None:
     source = ZipSource(file)
     assert len(source) == 65_540
     assert source[65_539].image == b"65539"
+    assert len(pickle.dumps(source)) < 100 * len(source), "a million images take under 100 MB"
     with (
         zipfile.ZipFile(tmp_path / "wide.zip", "w") as archive,
         archive.open("a.jpg", "w", force_zip64=True) as member,

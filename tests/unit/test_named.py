@@ -134,6 +134,12 @@ def test_every_name_is_a_data_set_with_these_parts(name: str) -> None:
     assert f"self.{kind.targets}" in ancestors
 
 
+def test_the_documents_list_every_name() -> None:
+    said = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    listed = said.split("Known: ")[1].split(".\n")[0]
+    assert listed.replace("\n", " ").split(", ") == list(KINDS)
+
+
 def test_nothing_is_downloaded(tmp_path: Path) -> None:
     for name in KINDS:
         with pytest.raises(

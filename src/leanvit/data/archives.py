@@ -21,7 +21,7 @@ from leanvit.data.members import (
     arrange,
     image_path,
 )
-from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, read_list
+from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, is_file, is_folder, read_list
 
 FOLDERS = "its folders"
 """Where the classes of an archive come from."""
@@ -35,8 +35,8 @@ TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz")
 
 def require_file(file: Path) -> None:
     """Raise ValueError unless there is such a file."""
-    if not file.is_file():
-        what = "is not a file" if file.exists() else "does not exist"
+    if not is_file(file):
+        what = "is not a file" if is_folder(file) else "does not exist"
         raise ValueError(f"The data file {str(file)!r} {what}.")
 
 
@@ -257,7 +257,7 @@ class ZipMapSource(ZipMembers):
     def _archive(self, name: str) -> Path:
         places = [self.file.parent / name, self.file.parent / f"{name}.zip"]
         for place in places:
-            if place.is_file():
+            if is_file(place):
                 return place
         raise ValueError(
             f"The list {str(self.file)!r} names the archive {name!r}, but there is no file "

@@ -12,7 +12,7 @@ import numpy as np
 
 from leanvit.data.archives import TarEntry, TarMembers, no_image, scan_tar
 from leanvit.data.members import Files, image_path, split_files
-from leanvit.data.sources import IMAGE_SUFFIXES, About, Source
+from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, is_file, is_folder
 
 KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)", re.DOTALL)
 """A member's key ends at the first dot of its file's name, as WebDataset has it."""
@@ -96,13 +96,13 @@ class ShardSource(TarMembers):
 def _shards(name: str) -> list[Path]:
     """Return the shards that a folder or a pattern means, in order."""
     folder = Path(name)
-    if folder.is_dir():
+    if is_folder(folder):
         return sorted(file for file in folder.iterdir() if file.suffix.lower() == ".tar")
     files = [Path(file) for file in expand(name)]
     if not files:
         raise ValueError(f"The pattern {name!r} names no shard.")
     for file in files:
-        if not file.is_file():
+        if not is_file(file):
             raise ValueError(f"The pattern {name!r} names {str(file)!r}, which does not exist.")
     return files
 

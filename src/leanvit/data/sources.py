@@ -152,8 +152,8 @@ class FolderSource(FileSource):
 
     def __init__(self, folder: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            what = "is not a folder" if self.folder.exists() else "does not exist"
+        if not is_folder(self.folder):
+            what = "is not a folder" if is_file(self.folder) else "does not exist"
             raise ValueError(f"The data folder {str(folder)!r} {what}.")
         self._aside = _set_aside(self.folder)
         root = self.folder / "train" if self._aside else self.folder
@@ -359,22 +359,46 @@ def _open(name: str, known: tuple[str, ...] | None) -> Source:
         from leanvit.data.named import TorchvisionSource
 
         return TorchvisionSource(name.removeprefix(TORCHVISION), known)
-    endings = _endings(path) if path.is_dir() else {path.suffix.lower()}
-    if endings == {".tar"} and (path.is_dir() or ("{" in name and not path.is_file())):
+    folder = is_folder(path)
+    ending = _only_ending(path) if folder else path.suffix.lower()
+    if ending == ".tar" and (folder or ("{" in name and not is_file(path))):
         from leanvit.data.shards import ShardSource
 
         return ShardSource(name, known)
-    if endings == {".parquet"}:
+    if ending == ".parquet":
         from leanvit.data.tables import ParquetSource
 
         return ParquetSource(path, known)
-    return FolderSource(path, known) if path.is_dir() else _open_file(path, known)
+    return FolderSource(path, known) if folder else _open_file(path, known)
 
 
-def _endings(folder: Path) -> set[str]:
-    """Return the endings of the files in a folder; a folder in it has none."""
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return {"" if entry.is_dir() else entry.suffix.lower() for entry in entries}
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a pattern may be longer than a path can be."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _only_ending(folder: Path) -> str:
+    """Return `.tar` or `.parquet` if a folder holds nothing but such files."""
+    found = ""
+    for entry in folder.iterdir():
+        ending = entry.suffix.lower()
+        if entry.name.startswith("."):
+            continue
+        if ending not in (".tar", ".parquet") or found not in ("", ending) or entry.is_dir():
+            return ""
+        found = ending
+    return found
 
 
 def _open_file(path: Path, known: tuple[str, ...] | None) -> Source:
@@ -390,10 +414,10 @@ def _open_file(path: Path, known: tuple[str, ...] | None) -> Source:
         from leanvit.data.tsv import TsvSource
 
         return TsvSource(path, known)
-    if not path.is_file():
+    if not is_file(path):
         return FolderSource(path, known)  # says that there is none
     first = read_list(path)[0][0]
-    inside = "@/" in first and not (path.parent / first).is_file()
+    inside = "@/" in first and not is_file(path.parent / first)
     return archives.ZipMapSource(path, known) if inside else ListSource(path, known)
 
 

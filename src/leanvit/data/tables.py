@@ -10,7 +10,7 @@ import numpy as np
 
 from leanvit.data.archives import no_image, require_file
 from leanvit.data.members import encoded, split_files
-from leanvit.data.sources import About, Sample, Source, number_classes
+from leanvit.data.sources import About, Sample, Source, is_folder, number_classes
 
 IMAGES = ("image", "img")
 """Names of the column of images; otherwise it is the only one that holds bytes."""
@@ -130,7 +130,7 @@ class ParquetSource:
 
 def _tables(place: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Return the files to learn from, and those that are set aside."""
-    if not place.is_dir():
+    if not is_folder(place):
         return (place,), ()
     every = sorted(file for file in place.iterdir() if file.suffix.lower() == ".parquet")
     chosen, aside = split_files(every)
