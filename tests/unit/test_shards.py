@@ -254,6 +254,19 @@ def test_the_last_row_may_lack_its_end(tmp_path: Path) -> None:
         source[2]
 
 
+def test_a_table_that_is_cut_off_keeps_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_tsv(tmp_path / "a.tsv", ROWS)
+    whole, at = file.read_bytes(), file.read_bytes().rindex(b"k2\t10")
+    for size in (at + 2, at + 4):
+        file.write_bytes(whole[:size])
+        source = open_source(str(file))
+        assert images(source) == [row[2].encode() for row in ROWS[:2]] and targets(source) == [1, 0]
+        said = f"The table '{file}' is cut off at byte {at}, within its last row."
+        assert capsys.readouterr().err == f"leanvit: {said}\n"
+
+
 def test_a_table_changes_its_fingerprint_with_its_keys(tmp_path: Path) -> None:
     prints = [
         open_source(str(write_tsv(tmp_path / "a.tsv", rows))).fingerprint()
@@ -273,8 +286,9 @@ def test_mistakes_in_a_table_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds more than whole numbers"):
             open_source(str(file))
     for text, message in [
-        ("no table\n", "the row at byte 0 has no tab; write key, tab, label"),
-        ("a\t1\tYQ==\nb\n", "the row at byte 9 has no tab"),
+        ("no table\n", "the row at byte 0 lacks columns; write key, tab, label"),
+        ("a\t1\tYQ==\nb\nc\t1\tYQ==\n", "the row at byte 9 lacks columns"),
+        ("a\tYQ==\nb\t1\tYQ==\nc\tYQ==\n", "the row at byte 7 lacks columns"),
         ("", "There is no row in"),
         ("\n\n", "There is no row in"),
     ]:

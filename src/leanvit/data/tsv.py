@@ -29,7 +29,7 @@ class TsvSource(MemberSource):
 
     `.lineidx` beside the file (the byte at which each row begins, one a line) saves reading it
     whole. A label is a word, or a JSON list of {"class": word}, whose first word counts; classes
-    are taken if every row has one. Rows may lack the label. Columns of the table: file, offset,
+    are taken if every row has one. All rows may lack the label. Columns of the table: file, offset,
     bytes in base64. Raises ValueError if the file is missing or no such table, or if its index does
     not fit it.
     """
@@ -38,20 +38,26 @@ class TsvSource(MemberSource):
         self.file = Path(file)
         require_file(self.file)
         files = Files([self.file])
-        keys, table, labels = [], array("q"), []
+        keys, labels, notes = list[str](), list[str](), list[str]()
+        table, width = array("q"), 0
         words: dict[str, str] = {}
         try:
             for start, end in _rows(self.file):
-                key, label, image = _head(files, self.file, start, end)
-                keys.append(key)
+                columns, image = _head(files, start, end)
+                width = width or len(columns)
+                if not columns or len(columns) != width:
+                    notes.append(self._cut_off(start, last=bool(keys) and end == _size(self.file)))
+                    break
+                keys.append(columns[0].decode(errors="surrogateescape"))
                 table.extend((0, image, end - image))
+                label = _label(columns[1]) if width > 1 else ""
                 labels.append(words.setdefault(label, label))
         except OSError as error:
             raise ValueError(f"Cannot read {str(file)!r}: {error}.") from error
         if not keys:
             raise ValueError(f"There is no row in {str(file)!r}.")
         super().__init__(
-            About(f"table {str(file)!r} of images in base64", "its labels"),
+            About(f"table {str(file)!r} of images in base64", "its labels", tuple(notes)),
             files,
             keys,
             np.array(table, dtype=np.int64).reshape(-1, 3),
@@ -59,6 +65,15 @@ class TsvSource(MemberSource):
             known,
             as_numbers=True,
         )
+
+    def _cut_off(self, start: int, *, last: bool) -> str:
+        """Return what to say of a last row that lacks columns. Raises ValueError for another."""
+        if not last:
+            raise ValueError(
+                f"{str(self.file)!r} is no table of images: the row at byte {start} lacks columns; "
+                f"write key, tab, label, tab, image in base64 on every line."
+            )
+        return f"The table {str(self.file)!r} is cut off at byte {start}, within its last row."
 
     def _read(self, row: list[int]) -> bytes:
         text = self._files.read(row[0], row[1], row[2])
@@ -68,9 +83,13 @@ class TsvSource(MemberSource):
             raise OSError(f"the image is no base64: {error}") from error
 
 
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
 def _rows(file: Path) -> Iterator[tuple[int, int]]:
     """Yield where each row begins and ends; empty ones are left out."""
-    size = file.stat().st_size
+    size = _size(file)
     index = file.with_suffix(".lineidx")
     starts = _read_index(index, file, size) if index.is_file() else _find_starts(file)
     ends = np.append(starts[1:], size)[: len(starts)]
@@ -109,23 +128,15 @@ def _read_index(index: Path, file: Path, size: int) -> NDArray[np.int64]:
     return starts
 
 
-def _head(files: Files, file: Path, start: int, end: int) -> tuple[str, str, int]:
-    """Return a row's key, its label ("" for none) and where its image begins."""
+def _head(files: Files, start: int, end: int) -> tuple[list[bytes], int]:
+    """Return the columns of a row before its image, and where that begins."""
     size = HEAD
     while True:
         text = files.read(0, start, min(size, end - start))
-        columns = text.split(b"\t", 2)
-        if len(columns) == 3 or len(text) == end - start or size >= LONGEST_HEAD:
-            break
+        *columns, _ = text.split(b"\t", 2)
+        if len(columns) == 2 or len(text) == end - start or size >= LONGEST_HEAD:
+            return columns, start + sum(len(column) + 1 for column in columns)
         size *= 16
-    if len(columns) == 1:
-        raise ValueError(
-            f"{str(file)!r} is no table of images: the row at byte {start} has no tab; write key, "
-            f"tab, label, tab, image in base64."
-        )
-    key = columns[0].decode(errors="surrogateescape")
-    label = _label(columns[1]) if len(columns) == 3 else ""
-    return key, label, start + sum(len(column) + 1 for column in columns[:-1])
 
 
 def _label(text: bytes) -> str:
