@@ -386,6 +386,15 @@ def test_words_are_classes_if_every_row_has_one(tmp_path: Path) -> None:
     assert source[0].image == b"x" and targets(source) == [1]
 
 
+def test_a_number_without_a_name_is_no_class(tmp_path: Path) -> None:
+    facts = {"info": {"features": {"label": {"names": ["dog", "cat"]}}}}
+    for label, classes in [([1, 0], ("dog", "cat")), ([-1, 0], ()), ([2, 0], ())]:
+        columns = {"image": [b"x", b"y"], "label": label}
+        source = open_source(str(write_parquet(tmp_path / "a.parquet", columns, facts=facts)))
+        assert source.classes == classes
+        assert source.targets.tolist() == ([1, 0] if classes else [-1, -1])
+
+
 def test_a_row_without_an_image_is_an_oserror(tmp_path: Path) -> None:
     source = open_source(str(write_parquet(tmp_path / "a.parquet", {"image": stored(b"a", None)})))
     assert source[0].image == b"a"

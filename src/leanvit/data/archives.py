@@ -316,7 +316,7 @@ def _scan(stream: BinaryIO, size: int, name: str, notes: list[str]) -> Iterator[
             member = archive.next()
         except BROKEN_TAR:
             member = None
-        if member is None or archive.offset <= at:
+        if member is None or member.size < 0 or archive.offset <= at:
             break
         archive.members = []  # type: ignore[attr-defined]  # else a kilobyte for each
         if member.isreg() and member.offset_data + member.size > size:

@@ -164,7 +164,10 @@ def _label(files: Files, number: int, entry: TarEntry, kind: str) -> str | None:
     """Return the class that a member states, if it does."""
     if entry.size > MOST_LABEL:
         return None
-    text = files.read(number, entry.offset, entry.size)
+    try:
+        text = files.read(number, entry.offset, entry.size)
+    except OSError as error:
+        raise ValueError(f"Cannot read {entry.name!r}: {error}.") from error
     if kind == "cls":
         return text.decode(errors="replace").strip() or None
     try:

@@ -40,9 +40,9 @@ class ParquetSource:
             table = _open(file)
             self._columns.append(_image_column(table, file))
             first = 0
-            for group in range(table.num_row_groups):
-                groups.append((number, group, first, table.metadata.row_group(group).num_rows))
-                first += groups[-1][-1]
+            for group, rows in enumerate(_group_rows(table, file)):
+                groups.append((number, group, first, rows))
+                first += rows
             names = _class_names(table) or names
             labels += _labels(table, file, names)
         self._groups = np.array(groups, dtype=np.int64).reshape(-1, 4)
@@ -70,7 +70,8 @@ class ParquetSource:
 
     def __getitem__(self, index: int) -> Sample:
         place, row = self._place(index)
-        image = self._column(place)[row].as_py()
+        column = self._column(place)
+        image = column[row].as_py() if row < len(column) else None
         image = image.get("bytes") if isinstance(image, dict) else image
         if not isinstance(image, bytes):
             raise OSError("the row holds no image")
@@ -154,6 +155,15 @@ def _open(file: Path) -> Any:
         raise ValueError(f"Cannot read the Parquet table {str(file)!r}: {words}.") from error
 
 
+def _group_rows(table: Any, file: Path) -> list[int]:
+    """Return the number of rows in each row group."""
+    facts = table.metadata
+    rows = [int(facts.row_group(group).num_rows) for group in range(facts.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != facts.num_rows:
+        raise ValueError(f"The Parquet table {str(file)!r} is damaged: its numbers of rows differ.")
+    return rows
+
+
 def _image_column(table: Any, file: Path) -> str:
     """Return the name of the column that holds the images."""
     from pyarrow import types
@@ -179,7 +189,8 @@ def _class_names(table: Any) -> tuple[str, ...] | None:
         names = facts["info"]["features"][LABEL]["names"]
     except (ValueError, KeyError, TypeError):
         return None
-    return tuple(names) if isinstance(names, list) and len(set(map(str, names))) > 1 else None
+    words = tuple(map(str, names)) if isinstance(names, list) else ()
+    return words if len(set(words)) > 1 else None
 
 
 def _labels(table: Any, file: Path, names: tuple[str, ...] | None) -> list[str]:
@@ -198,7 +209,8 @@ def _labels(table: Any, file: Path, names: tuple[str, ...] | None) -> list[str]:
     except (ArrowException, OSError, ValueError) as error:
         words = " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"Cannot read the classes in {str(file)!r}: {words}.") from error
+    if names and not word:  # a number that has no name, such as -1, stands for no class
+        named: dict[object, str] = dict(enumerate(names))
+        return [named.get(value, "") for value in values]
     spelled: dict[object, str] = {None: ""}
-    if names and not word:
-        spelled.update(enumerate(names))
     return [spelled.setdefault(value, str(value)) for value in values]
