@@ -306,7 +306,7 @@ def test_a_zip_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_that_is_cut_off_keeps_what_it_has(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_tar(tmp_path / "some.tar", NAMES)
     before = seen(TarSource(file))
@@ -326,6 +326,10 @@ def test_a_tar_that_is_cut_off_keeps_what_it_has(
         said = f"The archive '{file}' {message}"
         assert capsys.readouterr().err == f"leanvit: {said}\n"
         assert source.about().notes == (said,)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    open_source(str(file))
+    assert capsys.readouterr().err == "", "the first of several processes speaks for all"
     damaged = bytearray(whole)
     damaged[third.offset + 3] ^= 1
     file.write_bytes(damaged)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from leanvit.config import unknown_name
 from leanvit.core import random
 from leanvit.core.console import warn
+from leanvit.core.distributed import rank
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SAMPLE = "sample"
@@ -343,7 +344,7 @@ def open_source(name: str, known: tuple[str, ...] | None = None) -> Source:
     if not name:
         raise ValueError("No images were named: give --data FOLDER, a list file, or sample.")
     source = _open(name, known)
-    for note in source.about().notes:
+    for note in source.about().notes if rank() == 0 else ():
         warn(note)
     return source
 
