@@ -30,7 +30,8 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit --version
 
 Every command answers --help, and --json prints its result as one JSON object on stdout.
---data is a folder of any depth, a list file, or `sample`, photographs that come with the package.
+--data is a folder of any depth, a list file, a .zip, .tar, .tsv or .parquet file, WebDataset
+shards, torchvision:NAME@FOLDER, or `sample`, photographs that come with the package.
 MODEL is the folder of a run, a backbone file, or a backbone's name."""
 
 COMMON = (
@@ -221,7 +222,9 @@ def _run_parser(command: str, text: str, *, out: str) -> Parser:
         add_help=False,
     )
     parser.set_defaults(recipe="")
-    parser.add_argument("--data", default="", help="folder of any depth, list file, or sample")
+    parser.add_argument(
+        "--data", default="", help="folder of any depth, list file, archive, or sample"
+    )
     parser.add_argument("--out", default="", help=out)
     parser.add_argument("--backbone", default="", help="one of " + ", ".join(BACKBONES))
     parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))

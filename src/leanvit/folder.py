@@ -19,7 +19,7 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
-from leanvit.data.sources import SAMPLE, Source
+from leanvit.data.sources import SAMPLE, Source, is_folder
 
 ASKED, RESOLVED, SUMMARY = "config.json", "resolved.json", "summary.json"
 METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
@@ -57,7 +57,7 @@ def require_apart(out: Path, source: str) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {str(out)!r} is a file; name a folder.")
     images, results = Path(source).resolve(), out.resolve()
-    apart = source == SAMPLE or not images.is_dir()
+    apart = source in ("", SAMPLE) or not is_folder(images)  # "" is a source from Python
     if not apart and (images.is_relative_to(results) or results.is_relative_to(images)):
         raise ValueError(
             f"The images in {source!r} and the results in {str(out)!r} would lie in one "

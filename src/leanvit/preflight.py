@@ -34,6 +34,8 @@ REPORT = "check.json"
 class Report:
     """What was found."""
 
+    source: str
+    """What the images lie in, and where their classes come from."""
     images: int
     """Images in the source."""
     unreadable: Sequence[Unreadable]
@@ -71,6 +73,7 @@ class Report:
         low, middle, high = self.sides.values()
         lines = [
             f"images       {self.images}, {len(self.unreadable)} of them unreadable",
+            f"source       {self.source}",
             f"short side   {low:.0f} to {high:.0f} pixels, half of them below {middle:.0f}",
         ]
         if self.classes:
@@ -95,7 +98,7 @@ def check(
     recipe: str | RunConfig,
     *,
     out: str | Path = "check",
-    data: str = "",
+    data: str | Source = "",
     backbone: str = "",
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
@@ -108,8 +111,9 @@ def check(
     Raises ValueError for a mistake in the request.
     """
     folder, options = Path(out), dict(options or {})
-    asked = compose_request(recipe, None, data, backbone, optimizer, options)
-    source = open_source(asked.data.source)
+    name = data if isinstance(data, str) else ""
+    asked = compose_request(recipe, None, name, backbone, optimizer, options)
+    source = open_source(asked.data.source) if isinstance(data, str) else data
     resolved = resolve(asked, gather_facts(source))
     _require_no_run(folder, asked.data.source)
     run = Run(resolved, source, folder, quiet=True)
@@ -122,6 +126,7 @@ def check(
     steps, epoch = run.state.run, run.order.epoch_steps
     counts = Counter(source.targets.tolist())
     report = Report(
+        source=_spoken_source(source),
         images=len(source),
         unreadable=unreadable,
         classes={name: counts[target] for target, name in enumerate(source.classes)},
@@ -134,13 +139,22 @@ def check(
         steps=steps,
         device=resolved.config.train.device,
         would_stop=_too_many(run, unreadable),
-        problems=_problems(run, sides, unreadable),
+        problems=[*source.about().notes, *_problems(run, sides, unreadable)],
         pictures=[str(folder / VIEWS)],
     )
-    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    listed = "".join(json.dumps(asdict(bad)) + "\n" for bad in unreadable)
-    (folder / UNREADABLE).write_text(listed)
+    _write(report, folder)
     return report
+
+
+def _write(report: Report, folder: Path) -> None:
+    (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    listed = "".join(json.dumps(asdict(bad)) + "\n" for bad in report.unreadable)
+    (folder / UNREADABLE).write_text(listed)
+
+
+def _spoken_source(source: Source) -> str:
+    about = source.about()
+    return f"{about.what}; classes from {about.labels}" if about.labels else about.what
 
 
 def _require_no_run(folder: Path, source: str) -> None:

@@ -81,7 +81,7 @@ def pretrain(
     recipe: str | RunConfig = "",
     *,
     out: str | Path,
-    data: str = "",
+    data: str | Source = "",
     backbone: str = "",
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
@@ -92,10 +92,11 @@ def pretrain(
     """Pre-train a backbone on images; return the path of its file.
 
     recipe: a name of `leanvit.recipes.RECIPES`, or a whole configuration; with resume, nothing
-    means the run's own; data: a folder, a list file, or sample; out: where everything is written;
-    backbone, optimizer: names that replace the recipe's; options: single values by dotted name,
-    such as {"train.batch": 32}; resume: continue the run in `out`; overwrite: remove what is in
-    `out` first; quiet: print nothing but warnings.
+    means the run's own; data: a folder or another name of docs/data.md, or a source such as
+    `leanvit.data.named.ArraySource`, which a resumed run must be given again; out: where
+    everything is written; backbone, optimizer: names that replace the recipe's; options: single
+    values by dotted name, such as {"train.batch": 32}; resume: continue the run in `out`;
+    overwrite: remove what is in `out` first; quiet: print nothing but warnings.
     Under torchrun its processes train together, each on its share of every batch.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
@@ -103,9 +104,10 @@ def pretrain(
     if resume and overwrite:
         raise ValueError("--resume continues a run and --overwrite replaces it: choose one.")
     out, options = Path(out), dict(options or {})
-    asked = compose_request(recipe, out if resume else None, data, backbone, optimizer, options)
-    source = open_source(asked.data.source)
-    chosen = {"data.source": data, "backbone": backbone, "optim": optimizer}
+    name = data if isinstance(data, str) else ""
+    asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
+    source = open_source(asked.data.source) if isinstance(data, str) else data
+    chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
     with joined(resolved.config.train.device):

@@ -18,7 +18,7 @@ from torch.utils.data import get_worker_info
 from leanvit.backbones.weights import header
 from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
-from leanvit.data.sources import Sample, Source, open_source
+from leanvit.data.sources import About, Sample, Source, open_source
 from leanvit.recipes import recipe
 from leanvit.run import Run, gather_facts
 from leanvit.train.checkpoint import TENSORS, save_tensors
@@ -228,6 +228,10 @@ class Watched:
     def validation(self) -> Source | None:
         """Return what the folder set aside."""
         return self.source.validation()
+
+    def about(self) -> About:
+        """Return the folder's own."""
+        return self.source.about()
 
 
 def digest(path: Path) -> str:

@@ -71,15 +71,16 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
     said = str(report).splitlines()
     for line in (
         "images       13, 1 of them unreadable",
+        f"source       folder '{images}'; classes from its sub-folders",
         "short side   40 to 40 pixels, half of them below 40",
         "classes      2, of 6 to 7 images each",
         f"views        {out / 'views.png'}",
         "unreadable   cats/003.png: UnidentifiedImageError: cannot identify image file",
     ):
         assert line in said
-    heads = "images short classes memory speed epoch whole views unreadable problem"
+    heads = "images source short classes memory speed epoch whole views unreadable problem"
     assert " ".join(line.split()[0] for line in said) == heads
-    assert "for 200 steps" in said[6]
+    assert "for 200 steps" in said[7]
 
 
 def test_many_unreadable_images_are_cut_short_in_the_text_alone(tmp_path: Path) -> None:

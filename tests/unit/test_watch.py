@@ -13,7 +13,7 @@ import leanvit
 from leanvit.analysis.rank import effective_rank
 from leanvit.analysis.watch import Watch
 from leanvit.config import RunConfig, WatchConfig, compose, resolve
-from leanvit.data.sources import FolderSource, Sample, Source, open_source
+from leanvit.data.sources import About, FolderSource, Sample, Source, open_source
 from leanvit.run import Run, gather_facts
 from tests.tiny import SWIN, build, draw_nothing, run_config, write_classes, write_images
 
@@ -71,6 +71,10 @@ class Counted:
     def validation(self) -> Source | None:
         """Return the folder's own."""
         return self.source.validation()
+
+    def about(self) -> About:
+        """Return the folder's own."""
+        return self.source.about()
 
 
 # Figures

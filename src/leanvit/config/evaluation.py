@@ -14,7 +14,7 @@ class ImagesConfig:
     """Which images a backbone sees, and how."""
 
     data: str = ""
-    """Folder of images, list file, or sample."""
+    """Folder of images, list file, archive (docs/data.md has all kinds), or sample."""
     image_size: int | Auto = "auto"
     """Side of the network's input in pixels; auto: what it was built for."""
     crop: float | Auto = "auto"

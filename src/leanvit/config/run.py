@@ -23,7 +23,7 @@ class DataConfig:
     """Where the images come from and how they reach the step."""
 
     source: str = ""
-    """Folder of images of any depth, list file, or sample."""
+    """Folder of images of any depth, list file, archive (docs/data.md has all kinds), or sample."""
     workers: int | Auto = "auto"
     """Processes that decode and render; 0 does it between the steps."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leanvit.core import random
-from leanvit.data.sources import Sample, Source
+from leanvit.data.sources import About, Sample, Source
 
 PHOTOGRAPHS: Mapping[str, str] = MappingProxyType(
     {
@@ -82,6 +82,10 @@ class SampleSource:
     def validation(self) -> Source | None:
         """Return the tiles of the photographs' other side."""
         return SampleSource("val") if self.split == "train" else None
+
+    def about(self) -> About:
+        """Return what this is."""
+        return About("tiles of the photographs in scikit-image", "the photographs")
 
 
 def _cut(photograph: str, split: str) -> NDArray[np.uint8]:

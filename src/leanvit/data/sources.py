@@ -5,17 +5,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import unknown_name
 from leanvit.core import random
+from leanvit.core.console import warn
+from leanvit.core.distributed import rank
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SAMPLE = "sample"
 """The name of the data set that comes with the extra `sample`."""
+TORCHVISION = "torchvision:"
+"""What the name of a data set of torchvision begins with."""
 VALIDATION = ("val", "validation", "valid", "test")
 """Folders beside `train` that hold the images to evaluate on."""
 
@@ -30,6 +34,17 @@ class Sample:
     """Its number in the source."""
     target: int
     """Its class, -1 if the source has none."""
+
+
+class About(NamedTuple):
+    """What a source is, in words."""
+
+    what: str
+    """Kind and name, such as "zip archive 'photos.zip'"."""
+    labels: str
+    """Where its classes come from; empty if it has none."""
+    notes: tuple[str, ...] = ()
+    """What had to be left out, a sentence each."""
 
 
 class Source(Protocol):
@@ -55,6 +70,35 @@ class Source(Protocol):
     def validation(self) -> "Source | None":
         """Return images of the same classes that were set aside to evaluate on, if there are."""
 
+    def about(self) -> About:
+        """Return what this is, where its classes come from, and what was left out."""
+
+
+def number_classes(
+    labels: Sequence[str],
+    count: int,
+    known: tuple[str, ...] | None,
+    where: str,
+    *,
+    as_numbers: bool = False,
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the names of the classes, and the class of each of `count` images.
+
+    labels: the name of each image's class, or none for all, which is -1; known: the classes to
+    number by, otherwise they are numbered in the order of their names; as_numbers: in the order of
+    the numbers that the names are, if all are. Raises ValueError if a label in the place `where`
+    is not among the known ones.
+    """
+    distinct = set(labels)
+    numbers = as_numbers and all(label.isascii() and label.isdecimal() for label in distinct)
+    ordered = sorted(distinct, key=lambda label: (int(label) if numbers else 0, label))
+    classes = known or tuple(ordered)
+    number = {name: target for target, name in enumerate(classes)}
+    for label in sorted(distinct - number.keys()):
+        raise unknown_name(f"class in {where!r}", label, classes)
+    targets = (number[label] for label in labels) if labels else iter([-1] * count)
+    return classes, np.fromiter(targets, dtype=np.int64, count=count)
+
 
 class FileSource:
     """Image files in a given order, each with or without a class.
@@ -73,13 +117,7 @@ class FileSource:
     ) -> None:
         self.root = root
         self._paths = list(paths)
-        self.classes = known or tuple(sorted(set(labels)))
-        number = {name: target for target, name in enumerate(self.classes)}
-        for label in labels:
-            if label not in number:
-                raise unknown_name(f"class in {str(root)!r}", label, self.classes)
-        targets = [number[label] for label in labels] if labels else [-1] * len(self._paths)
-        self.targets = np.array(targets, dtype=np.int64)
+        self.classes, self.targets = number_classes(labels, len(self._paths), known, str(root))
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -100,6 +138,10 @@ class FileSource:
         """Return None: nothing was set aside."""
         return None
 
+    def about(self) -> About:
+        """Return what this is."""
+        return About(f"files below {str(self.root)!r}", "given labels" if self.classes else "")
+
 
 class FolderSource(FileSource):
     """All images below a folder, at any depth, in the order of their paths.
@@ -111,8 +153,8 @@ class FolderSource(FileSource):
 
     def __init__(self, folder: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            what = "is not a folder" if self.folder.exists() else "does not exist"
+        if not is_folder(self.folder):
+            what = "is not a folder" if is_file(self.folder) else "does not exist"
             raise ValueError(f"The data folder {str(folder)!r} {what}.")
         self._aside = _set_aside(self.folder)
         root = self.folder / "train" if self._aside else self.folder
@@ -128,6 +170,10 @@ class FolderSource(FileSource):
     def validation(self) -> Source | None:
         """Return the images beside `train`, with its classes, if the folder is split so."""
         return FolderSource(self._aside, self.classes) if self._aside else None
+
+    def about(self) -> About:
+        """Return what this is."""
+        return About(f"folder {str(self.root)!r}", "its sub-folders" if self.classes else "")
 
 
 def _set_aside(folder: Path) -> Path | None:
@@ -173,32 +219,47 @@ class ListSource(FileSource):
 
     def __init__(self, file: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.file = Path(file)
-        no_list = f"{str(file)!r} is not a folder and cannot be read as a list of images."
-        try:
-            lines = self.file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(no_list) from error
-        entries = [line.split("\t") for line in lines if line.strip() and line[0] != "#"]
-        if not entries:
-            raise ValueError(f"The list {str(file)!r} names no image; write one path a line.")
-        if len({len(entry) for entry in entries}) > 1 or len(entries[0]) > 2:
-            raise ValueError(
-                f"The list {str(file)!r} mixes lines: write a path, or a path, a tab and a class, "
-                f"on every line."
-            )
-        paths = [entry[0].strip() for entry in entries]
+        paths, labels = read_list(self.file)
         root = self.file.parent
         try:
             found = any((root / path).is_file() for path in paths[: self.LOOKED_AT])
         except OSError as error:  # such as a line that is longer than a path may be
-            raise ValueError(no_list) from error
+            raise _no_list(self.file) from error
         if not found:
             raise ValueError(
                 f"The list {str(file)!r} names {paths[0]!r}, but there is no file "
                 f"{str(root / paths[0])!r}, nor any of the next; paths are relative to the list."
             )
-        labels = [entry[1].strip() for entry in entries] if len(entries[0]) == 2 else []
         super().__init__(root, paths, labels, known)
+
+    def about(self) -> About:
+        """Return what this is."""
+        return About(f"list {str(self.file)!r}", "its lines" if self.classes else "")
+
+
+def read_list(file: Path) -> tuple[list[str], list[str]]:
+    """Return what the lines of a list name, and the class of each, or none of any.
+
+    Raises ValueError if the file is no list, is empty, or mixes lines with and without a class.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_list(file) from error
+    entries = [line.split("\t") for line in lines if line.strip() and line[0] != "#"]
+    if not entries:
+        raise ValueError(f"The list {str(file)!r} names no image; write one path a line.")
+    if len({len(entry) for entry in entries}) > 1 or len(entries[0]) > 2:
+        raise ValueError(
+            f"The list {str(file)!r} mixes lines: write a path, or a path, a tab and a class, "
+            f"on every line."
+        )
+    labels = [entry[1].strip() for entry in entries] if len(entries[0]) == 2 else []
+    return [entry[0].strip() for entry in entries], labels
+
+
+def _no_list(file: Path) -> ValueError:
+    return ValueError(f"{str(file)!r} is not a folder and cannot be read as a list of images.")
 
 
 class Subset:
@@ -229,6 +290,10 @@ class Subset:
     def validation(self) -> Source | None:
         """Return what the whole source set aside."""
         return self.source.validation()
+
+    def about(self) -> About:
+        """Return what the whole source is."""
+        return self.source.about()
 
 
 def at_most(source: Source, count: int) -> Source:
@@ -271,19 +336,90 @@ def require_classes(source: Source) -> None:
 
 
 def open_source(name: str, known: tuple[str, ...] | None = None) -> Source:
-    """Return the source that a name on the command line means: `sample`, a folder or a list.
+    """Return the source that a name on the command line means; docs/data.md lists the kinds.
 
-    known: the classes to number targets by. Raises ValueError if it is none of these.
+    known: the classes to number targets by. What had to be left out is said on stderr. Raises
+    ValueError if the name means no kind, and if nothing can be read there.
     """
     if not name:
         raise ValueError("No images were named: give --data FOLDER, a list file, or sample.")
+    source = _open(name, known)
+    for note in source.about().notes if rank() == 0 else ():
+        warn(note)
+    return source
+
+
+def _open(name: str, known: tuple[str, ...] | None) -> Source:
+    """Return the source by the one rule: a word, what the folder holds, or the file's ending."""
+    path = Path(name)
     if name == SAMPLE:
         from leanvit.data.sample import SampleSource
 
         return SampleSource("train")
-    if Path(name).is_file():
-        return ListSource(name, known)
-    return FolderSource(name, known)
+    if name.startswith(TORCHVISION):
+        from leanvit.data.named import TorchvisionSource
+
+        return TorchvisionSource(name.removeprefix(TORCHVISION), known)
+    folder = is_folder(path)
+    ending = _only_ending(path) if folder else path.suffix.lower()
+    if ending == ".tar" and (folder or ("{" in name and not is_file(path))):
+        from leanvit.data.shards import ShardSource
+
+        return ShardSource(name, known)
+    if ending == ".parquet":
+        from leanvit.data.tables import ParquetSource
+
+        return ParquetSource(path, known)
+    return FolderSource(path, known) if folder else _open_file(path, known)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; a pattern may be longer than a path can be."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _only_ending(folder: Path) -> str:
+    """Return `.tar` or `.parquet` if a folder holds nothing but such files."""
+    found = ""
+    for entry in folder.iterdir():
+        ending = entry.suffix.lower()
+        if entry.name.startswith("."):
+            continue
+        if ending not in (".tar", ".parquet") or found not in ("", ending) or entry.is_dir():
+            return ""
+        found = ending
+    return found
+
+
+def _open_file(path: Path, known: tuple[str, ...] | None) -> Source:
+    """Return the source in a single file: an archive by its ending, a list otherwise."""
+    from leanvit.data import archives
+
+    ending = path.suffix.lower()
+    if ending == ".zip":
+        return archives.ZipSource(path, known)
+    if ending in archives.TAR_ENDINGS or Path(path.stem).suffix.lower() == ".tar":
+        return archives.TarSource(path, known)
+    if ending == ".tsv":
+        from leanvit.data.tsv import TsvSource
+
+        return TsvSource(path, known)
+    if not is_file(path):
+        return FolderSource(path, known)  # says that there is none
+    first = read_list(path)[0][0]
+    inside = "@/" in first and not is_file(path.parent / first)
+    return archives.ZipMapSource(path, known) if inside else ListSource(path, known)
 
 
 def open_validation(name: str, source: Source) -> Source | None:
