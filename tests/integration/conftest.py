@@ -1,11 +1,9 @@
 """Images and a finished run that the tests of commands share."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.integration.command import TINY, Finished, leanvit_process
 from tests.tables import break_images, write_colored, write_network, write_split
@@ -23,15 +21,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: str) -> Finished:
     arguments = ("pretrain", "esvit", "--data", images, *TINY)
     process = leanvit_process(*arguments, "--out", out, "--json")
     return Finished(process, arguments, images, out)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from threads, and lose much when others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

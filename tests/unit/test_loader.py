@@ -1,7 +1,6 @@
 """Batches depend on the order and the seed alone: not on workers, nor on a broken neighbour."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,7 @@ SPEC = multi_crop(
 GARBAGE = b"this is not a photograph"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small images gain nothing from threads, and lose much when others use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_images(folder: Path, count: int = IMAGES, side: int = 60) -> Path:

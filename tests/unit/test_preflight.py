@@ -1,14 +1,13 @@
 """`leanvit check`: what it counts, what it measures, what it warns of, and what it leaves alone."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 import leanvit
@@ -24,12 +23,7 @@ from tests.tiny import run_config, write_classes, write_images
 QUIET: Mapping[str, Any] = {"data.workers": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

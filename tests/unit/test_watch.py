@@ -1,7 +1,6 @@
 """A look at the features: the figures are those of `evaluate`, and the training feels nothing."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +18,8 @@ from tests.tiny import SWIN, build, draw_nothing, run_config, write_classes, wri
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_pictures(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     draw_nothing(monkeypatch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def watch_of(source: Source, **options: object) -> Watch:

@@ -43,9 +43,9 @@ class EsViT(DINO):
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
     ) -> StepOutput:
         """Return (1 - w) L_V + w L_R; L_V alone before `region_start`."""
-        if at.step < self.config.region_start.amount:
-            return super().objective(found, seen, mixing, at)
         out = super().objective(found, seen, mixing, at)
+        if at.step < self.config.region_start.amount:
+            return out
         region, distinct = self.region_term(found, seen, mixing, at)
         weight = self.config.region_weight
         return StepOutput(
@@ -84,7 +84,8 @@ class EsViT(DINO):
     def after_step(self, at: Moment) -> None:
         """Move both centers with the old teacher's prototypes, then the teacher."""
         assert self.teacher.region_head is not None
-        if at.step >= self.config.region_start.amount:
+        centered = self.config.targets == "center" and self.config.region_loss == "prototypes"
+        if centered and at.step >= self.config.region_start.amount:
             prototypes = self.teacher.region_head.last_layer()
             self.region_center.update(prototypes, self.config.center_momentum)
         super().after_step(at)
