@@ -83,7 +83,7 @@ def hue_(view: Tensor, turn: float) -> None:
     hue.div_(chroma.clamp_min(1e-12))  # grey has no hue, and keeps none
     start = torch.where(is_green, 2 + 6 * turn, 4 + 6 * turn)
     hue.add_(torch.where(is_red, 6 * turn, start))
-    hue.sub_((hue / 6).floor_(), alpha=6)  # remainder, at a fifth of its time
+    hue.sub_((hue / 6).floor_(), alpha=6)  # remainder_ takes longer
     torch.sub(hue, 3, out=red).abs_().sub_(1)
     for channel, center in ((green, 2), (blue, 4)):
         torch.sub(hue, center, out=channel).abs_().neg_().add_(2)
