@@ -35,7 +35,7 @@ from leanvit.config import (
 from leanvit.data.batch import ViewBatch
 from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.knn import knn_accuracy
-from leanvit.kernels.prototype_attention import Projection
+from leanvit.kernels.prototypes import Projection
 from leanvit.losses.region import region_loss
 from leanvit.losses.view import view_loss
 from leanvit.methods.catalogue import build_method

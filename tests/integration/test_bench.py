@@ -36,7 +36,7 @@ def test_json_has_the_ratios_and_all_that_they_come_from(found: dict[str, object
         for name, rounds in entry["rounds"].items():
             assert entry["seconds"][name] == median(rounds)
         assert entry["speedup_official_fp32"] == pytest.approx(
-            entry["seconds"]["official fp32"] / entry["seconds"]["chunks fp32"]
+            entry["seconds"]["official fp32"] / entry["seconds"]["residuals fp32"]
         )
     machine = found["machine"]
     assert isinstance(machine, dict) and machine["threads"] == 1 and machine["prototypes"] == 64
@@ -48,11 +48,11 @@ def report() -> LossReport:
         Contender("official", "fp32"): [4.0, 100.0, 4.0],
         Contender("official", "bf16"): [3.0] * 3,
         Contender("best with logits", "fp32"): [2.0] * 3,
-        Contender("chunks", "fp32"): [1.0] * 3,
-        Contender("chunks", "bf16"): [0.5] * 3,
+        Contender("residuals", "fp32"): [1.0] * 3,
+        Contender("residuals", "bf16"): [0.5] * 3,
     }
     memory = {(8, contender): 10 * 2**20 for contender in seconds}
-    memory[8, Contender("chunks", "fp32")] = 2**20
+    memory[8, Contender("residuals", "fp32")] = 2**20
     config = BenchLossConfig(batches=(8,), threads=1, device="cpu")
     return LossReport(config, {"fp32": 200.0}, {8: seconds}, memory, {2: [0.5]}, {1024: 5 * 2**20})
 
@@ -75,10 +75,10 @@ def test_who_finds_no_memory_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(bench, "OPPONENTS", {"official": out_of_memory})
-    every = [Contender("official", "fp32"), Contender("chunks", "fp32")]
+    every = [Contender("official", "fp32"), Contender("residuals", "fp32")]
     config = BenchLossConfig(prototypes=16, bottleneck=4, rounds=1, threads=1, device="cpu")
     found = bench._in_turn(1, every, config, True)
-    assert list(found) == [Contender("chunks", "fp32")]
+    assert list(found) == [Contender("residuals", "fp32")]
     assert "official fp32 finds too little memory at batch 1." in capsys.readouterr().err
     assert LossReport(config, {}, {1: found}, {}, {}, {}).ratios(1) == {}
 
@@ -88,8 +88,8 @@ def test_the_table_shows_every_figure() -> None:
     assert "official fp32" in text and "4.000" in text and "500.00" in text
     lines = [line for line in text.splitlines() if line.endswith("<- auto")]
     assert [line.split()[:3] for line in lines] == [
-        ["chunks", "fp32", "1.000"],
-        ["chunks", "bf16", "0.500"],
+        ["residuals", "fp32", "1.000"],
+        ["residuals", "bf16", "0.500"],
     ]
     assert "prototypes 1024" in text and "5 MiB" in text
 

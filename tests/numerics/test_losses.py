@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
+from leanvit.kernels.prototype_attention import prototype_cross_entropy
+from leanvit.kernels.prototypes import Pairs, Projection
 from leanvit.losses.region import (
     TRANSPORT_ITERATIONS,
     TRANSPORT_TEMP,

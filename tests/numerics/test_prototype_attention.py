@@ -11,18 +11,17 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanvit.bench.baselines import materialized, official, plain
-from leanvit.kernels import prototype_attention
+from leanvit.core.precision import cpu_rounds, operands
+from leanvit.kernels import prototype_attention, prototype_residuals, prototype_sweeps
 from leanvit.kernels.prototype_attention import (
     FORMS,
-    Pairs,
-    Projection,
     best_form,
-    cpu_rounds,
-    matched,
-    operands,
     prototype_cross_entropy,
     require_form,
 )
+from leanvit.kernels.prototype_residuals import parts
+from leanvit.kernels.prototype_sweeps import matched
+from leanvit.kernels.prototypes import Pairs, Projection
 from leanvit.losses.region import region_loss
 from tests.tiny import noise
 
@@ -90,7 +89,8 @@ def close(ours: list[Tensor], exact: list[Tensor], tolerance: float) -> None:
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let chunks hold all rows at once, or two or three of 300 prototypes each."""
     if request.param:
-        monkeypatch.setattr(prototype_attention, "CHUNK", request.param)
+        monkeypatch.setattr(prototype_sweeps, "CHUNK", request.param)
+        monkeypatch.setattr(prototype_residuals, "ROOM", request.param)
 
 
 SIZES = {
@@ -205,6 +205,40 @@ def test_unmatched_teacher_rows_are_never_looked_at() -> None:
     close(problem.solve(prototype_cross_entropy), before, 1e-15)
 
 
+@pytest.mark.parametrize("image", [None, "image"])
+@pytest.mark.parametrize("limit", [2, 7, 30, 1000])
+def test_parts_hold_every_pair_that_weighs_once(image: str | None, limit: int) -> None:
+    pairs = Problem(pairs=200).pairs
+    pairs.weight[::7] = 0
+    if image:
+        pairs = Pairs(pairs.student, pairs.teacher, pairs.weight, pairs.teacher // 5)
+    found = list(parts(pairs, limit))
+    assert torch.cat(found).sort()[0].equal(pairs.weight.nonzero()[:, 0])
+    rows = [len(pairs.student[n].unique()) + len(pairs.teacher[n].unique()) for n in found]
+    assert max(rows) <= limit
+    assert (len(found) == 1) == (limit == 1000)
+
+
+def test_images_stay_whole_where_they_fit() -> None:
+    image = torch.arange(12).repeat(3)  # three pairs of own rows each
+    pairs = Pairs(torch.arange(36), torch.arange(36), torch.ones(36).double(), image)
+    for limit, whole in ((6, 12), (13, 8), (35, 4), (72, 1)):
+        found = list(parts(pairs, limit))
+        assert len(found) == whole
+        assert sum(len(image[numbers].unique()) for numbers in found) == 12
+
+
+@pytest.mark.parametrize("form", ON_CPU)
+def test_pairs_without_weight_and_rows_without_pairs_have_no_part(form: str) -> None:
+    problem = Problem()
+    problem.pairs.weight[problem.pairs.student < 20] = 0
+    exact = problem.solve(plain)
+    assert not exact[1][:20].any()
+    close(problem.solve(prototype_cross_entropy, form=form), exact, 1e-12)
+    problem.pairs.weight.zero_()
+    assert not any(x.any() for x in problem.solve(prototype_cross_entropy, form=form))
+
+
 def test_matched_rows_come_first_where_shapes_are_static() -> None:
     rows, numbers = noise(9, 2), torch.tensor([7, 2, 2, 5])
     kept, place, count = matched(rows, numbers, static=False)
@@ -247,7 +281,8 @@ class Watched(TorchDispatchMode):
 @pytest.mark.parametrize("form", ON_CPU)
 def test_nothing_as_wide_as_the_prototypes_is_stored(form: str, monkeypatch: Any) -> None:
     """Backward is left the two gradients alone, and no tensor on the way exceeds a chunk."""
-    monkeypatch.setattr(prototype_attention, "CHUNK", 4 * 2048)
+    monkeypatch.setattr(prototype_sweeps, "CHUNK", 4 * 2048)
+    monkeypatch.setattr(prototype_residuals, "ROOM", 4 * 2048)
     problem = Problem(300, 200, 2048, 16, pairs=400)
     z, w = problem.z.requires_grad_(), problem.w.requires_grad_()
     with Watched() as watched:
@@ -313,10 +348,10 @@ def test_fp32_products_are_exact_and_bf16_ones_as_the_cpu_says(
 
 
 def test_the_form_follows_device_and_dtype(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert best_form("cpu", torch.float32) == "chunks"
+    assert best_form("cpu", torch.float32) == best_form("cpu", torch.float64) == "residuals"
     assert best_form("cuda", torch.bfloat16) == best_form("cuda", torch.float32) == "triton"
     assert best_form("cuda", torch.float64) == "chunks"
-    for units, form in ((True, "flash"), (False, "chunks")):
+    for units, form in ((True, "flash"), (False, "residuals")):
         best_form.cache_clear()
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda units=units: units)
         assert best_form("cpu", torch.bfloat16) == form
@@ -327,8 +362,10 @@ def test_what_is_missing_is_not_chosen(
 ) -> None:
     monkeypatch.setattr(prototype_attention, "FLASH", "no_such_operation")
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
-    assert best_form("cpu", torch.bfloat16) == "chunks"
-    assert "has no no_such_operation; prototype attention takes chunks" in capsys.readouterr().err
+    assert best_form("cpu", torch.bfloat16) == "residuals"
+    assert (
+        "has no no_such_operation; prototype attention takes residuals" in capsys.readouterr().err
+    )
     monkeypatch.setattr(prototype_attention, "find_spec", lambda _: None)
     assert best_form("cuda", torch.bfloat16) == "chunks"
 
@@ -336,7 +373,7 @@ def test_what_is_missing_is_not_chosen(
 @pytest.mark.parametrize(
     ("form", "device", "said"),
     [
-        ("triton", "cpu", "no form 'triton' on cpu, where it has chunks, flash"),
+        ("triton", "cpu", "no form 'triton' on cpu, where it has residuals, chunks, flash"),
         ("flash", "cuda", "no form 'flash' on cuda, where it has chunks, triton"),
         ("chunk", "cpu", "did you mean 'chunks'"),
     ],

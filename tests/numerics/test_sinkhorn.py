@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.core.distributed import rank, world_size
-from leanvit.kernels import prototype_attention
-from leanvit.kernels.prototype_attention import Projection, log_sum_exp
+from leanvit.kernels import prototype_sweeps
+from leanvit.kernels.prototype_sweeps import log_sum_exp
+from leanvit.kernels.prototypes import Projection
 from leanvit.losses.sinkhorn import sinkhorn_bias
 from tests.distributed.launch import in_processes
 from tests.tiny import noise
@@ -40,7 +41,7 @@ def targets(side: Projection, temperature: float, iterations: int) -> Tensor:
 def test_targets_are_the_textbooks(
     iterations: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prototype_attention, "CHUNK", chunk)
+    monkeypatch.setattr(prototype_sweeps, "CHUNK", chunk)
     side = teacher()
     expected = textbook(side.rows @ side.prototypes.T, 0.1, iterations)
     found = targets(side, 0.1, iterations)

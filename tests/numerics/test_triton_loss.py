@@ -12,13 +12,10 @@ import torch
 from torch import Tensor
 
 from leanvit.bench.baselines import plain
-from leanvit.kernels import prototype_attention
-from leanvit.kernels.prototype_attention import (
-    Projection,
-    matched,
-    prototype_cross_entropy,
-    require_form,
-)
+from leanvit.kernels import prototype_attention, prototype_sweeps
+from leanvit.kernels.prototype_attention import prototype_cross_entropy, require_form
+from leanvit.kernels.prototype_sweeps import matched
+from leanvit.kernels.prototypes import Pairs, Projection
 from tests.numerics.test_prototype_attention import Problem, close
 from tests.numerics.test_triton_attention import NoReads, interpret
 
@@ -37,9 +34,7 @@ def pretend() -> None:
     """Interpret, and treat this process's CPU as if it were a GPU."""
     interpret()
     prototype_attention.require_form = lambda *_: None  # type: ignore[assignment]
-    prototype_attention.matched = lambda rows, numbers, *, static: matched(
-        rows, numbers, static=True
-    )
+    prototype_sweeps.matched = lambda rows, numbers, *, static: matched(rows, numbers, static=True)
 
 
 def solve(index: int, narrow: bool) -> list[Tensor]:
@@ -52,7 +47,7 @@ def solve(index: int, narrow: bool) -> list[Tensor]:
         x.to(DEVICE, wide).detach() for x in (case.z, case.w, case.t, case.v, case.bias)
     )
     z.requires_grad_(), w.requires_grad_()
-    pairs = prototype_attention.Pairs(
+    pairs = Pairs(
         *(x.to(DEVICE) for x in (case.pairs.student, case.pairs.teacher, case.pairs.weight))
     )
     with torch.autocast(DEVICE, torch.bfloat16, enabled=narrow), NoReads():

@@ -4,6 +4,7 @@ Letters: N student rows, M teacher rows, K prototypes, D bottleneck width, P pai
 size, B images, T_g regions of a student view, T regions of a teacher view, d backbone channels.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from leanvit.kernels.prototype_attention import Pairs, Projection, operands
+from leanvit.core.precision import operands
+from leanvit.kernels.prototypes import Pairs, Projection
 
 
 def plain(
@@ -88,16 +90,18 @@ class _Materialized(torch.autograd.Function):
         row_weight = weight.new_zeros(len(z)).index_add(0, pairs.student, weight)
         target = torch.addmm(key_bias, t[used], v.T, alpha=1 / teacher_temp)
         torch.softmax(target, 1, out=target)
-        logits = torch.mm(z, w.T).div_(student_temp)
-        log_sum = logits.logsumexp(1)
+        logits = torch.mm(z * (1 / (student_temp * math.log(2))), w.T)  # for base 2, the faster
+        logits.sub_(logits.amax(1, keepdim=True))
         where = torch.stack([pairs.student, place])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "sparse CSR is in beta", and what it does not check
             mixture = torch.sparse_coo_tensor(where, weight, (len(z), len(used))).to_sparse_csr()
             wanted = torch.sparse.mm(mixture, target)  # [N, K]: what a row should say, times g
         del target
-        loss = row_weight @ log_sum - torch.dot(logits.view(-1), wanted.view(-1))
-        logits.sub_(log_sum[:, None]).exp_().mul_(row_weight[:, None]).sub_(wanted)
+        loss = -torch.dot(logits.view(-1), wanted.view(-1))
+        total = logits.exp2_().sum(1)
+        loss = (loss + row_weight @ total.log2()) * math.log(2)
+        logits.mul_((row_weight / total)[:, None]).sub_(wanted)
         del wanted
         logits.div_(student_temp)
         ctx.save_for_backward(logits @ w, logits.T @ z)

@@ -28,7 +28,9 @@ from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
-from leanvit.kernels.prototype_attention import FORMS, Pairs, Projection, best_form, operands
+from leanvit.core.precision import operands
+from leanvit.kernels.prototype_attention import FORMS, best_form
+from leanvit.kernels.prototypes import Pairs, Projection
 from leanvit.losses.region import region_loss, region_pairs
 
 VIEWS = ((2, 49), (8, 9))

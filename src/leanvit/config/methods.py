@@ -139,7 +139,7 @@ class DinoConfig(MethodConfig):
     """Rounds of Sinkhorn-Knopp."""
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
-    attention: Literal["auto", "chunks", "flash", "triton"] = "auto"
+    attention: Literal["auto", "residuals", "chunks", "flash", "triton"] = "auto"
     """What computes prototype attention: matrix products, flash (CPU alone) or triton (CUDA)."""
 
     def __post_init__(self) -> None:

@@ -166,7 +166,9 @@ def _check(config: RunConfig, facts: Facts) -> None:
         raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
-        only = {"flash": "cpu", "triton": "cuda"}.get(config.method.attention, train.device)
+        only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
+            config.method.attention, train.device
+        )
         if train.device != only:
             raise ValueError(
                 f"method.attention is {config.method.attention}, which runs on {only} alone, and "

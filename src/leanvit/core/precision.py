@@ -1,5 +1,9 @@
 """Arithmetic of the networks, full precision where numbers are fragile, and moving numbers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -22,3 +26,38 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32 if it is narrower; fp32 and fp64 pass unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+@contextmanager
+def operands(dtype: torch.dtype) -> Iterator[None]:
+    """Let fp32 matrix products on the CPU round their operands to bf16 where it has units for that.
+
+    Sums and results stay fp32, which products of bf16 tensors would not give. Without such units,
+    and for any other dtype, products are exact fp32, by the faster of two libraries: oneDNN, which
+    torch asks only if rounding is allowed, does not round without units, and took less than half
+    of MKL's time on an AMD CPU (benchmarks/loss.md). A GPU's fp32 products stay as torch is set.
+    """
+    allowed = dtype == torch.bfloat16 or not cpu_rounds()
+    with _rounding("bf16" if allowed else "ieee"):
+        yield
+
+
+@lru_cache
+def cpu_rounds() -> bool:
+    """Return whether fp32 products on this CPU round to bf16 where they may."""
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    with _rounding("bf16"):  # 1 + 2^-12 is 1 in bf16
+        product = torch.full((512, 256), 1 + 2.0**-12) @ torch.ones(256, 128)
+    return bool((product <= 256).any())
+
+
+@contextmanager
+def _rounding(precision: str) -> Iterator[None]:
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from leanvit.config import look_up
 from leanvit.core.precision import full
-from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
+from leanvit.kernels.prototype_attention import prototype_cross_entropy
+from leanvit.kernels.prototypes import Pairs, Projection
 from leanvit.losses.view import Mixing, different_views
 
 
@@ -90,6 +91,7 @@ def region_pairs(
         torch.cat([pairs.student for pairs in found]),
         torch.cat([pairs.teacher for pairs in found]),
         torch.cat([pairs.weight for pairs in found]) / total,
+        torch.cat([pairs.image for pairs in found if pairs.image is not None]),
     )
 
 
@@ -105,8 +107,9 @@ def _matched(
     """Return the pairs of one group of views; `images` [B] names the teacher's image of each."""
     views, seen = different_views(first, len(group), group.device)
     batch, regions = teacher.shape[1:3]
+    own = torch.arange(batch, device=group.device)
     if images is None:
-        images = torch.arange(batch, device=group.device)
+        images = own
     else:
         teacher = teacher[:, images]
     best = match_regions(group, teacher, matching)[seen, views]  # [pairs of views, B, T_g]
@@ -116,6 +119,7 @@ def _matched(
         rows[views].flatten(),
         (offset[..., None] + best).flatten(),
         weight.expand(best.shape).flatten(),
+        own[:, None].expand(best.shape).flatten(),
     )
 
 

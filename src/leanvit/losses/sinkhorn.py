@@ -12,7 +12,8 @@ from torch import Tensor
 
 from leanvit.core.distributed import all_max, all_sum
 from leanvit.core.precision import full
-from leanvit.kernels.prototype_attention import Projection, log_sum_exp
+from leanvit.kernels.prototype_sweeps import log_sum_exp
+from leanvit.kernels.prototypes import Projection
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from leanvit.kernels.prototype_attention import Pairs, Projection, prototype_cross_entropy
+from leanvit.kernels.prototype_attention import prototype_cross_entropy
+from leanvit.kernels.prototypes import Pairs, Projection
 
 TEACHER_VIEWS = 2
 """The teacher sees the two global views."""
@@ -61,13 +62,14 @@ def view_pairs(views: int, batch: int, device: torch.device, mixing: Mixing | No
     own = (teacher_view[:, None] * batch + image).flatten()
     share = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device=device)
     if mixing is None:
-        return Pairs(rows, own, share)
+        return Pairs(rows, own, share, image.repeat(len(student_view)))
     partner = (teacher_view[:, None] * batch + mixing.partner).flatten()
     kept = mixing.own[student_view].repeat_interleave(batch, output_size=len(rows))
     return Pairs(
         torch.cat([rows, rows]),
         torch.cat([own, partner]),
         torch.cat([share * kept, share * (1 - kept)]),
+        image.repeat(2 * len(student_view)),
     )
 
 

@@ -17,7 +17,7 @@ from leanvit.core.ema import ema_update
 from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
-from leanvit.kernels.prototype_attention import Projection
+from leanvit.kernels.prototypes import Projection
 from leanvit.losses.sinkhorn import sinkhorn_bias
 from leanvit.losses.view import Mixing, view_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask

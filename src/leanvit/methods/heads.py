@@ -15,7 +15,7 @@ from leanvit.config import HeadConfig
 from leanvit.core.distributed import all_sum
 from leanvit.core.precision import full
 from leanvit.core.syncbn import SyncBatchNorm1d
-from leanvit.kernels.prototype_attention import Projection
+from leanvit.kernels.prototypes import Projection
 
 
 class Prototypes(nn.Module):
