@@ -11,7 +11,7 @@ from typing import Any
 
 import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
-from leanvit.config.bench import BENCH_CONFIGS
+from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig
 from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
 from leanvit.config.run import OptimConfig
@@ -27,6 +27,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
   leanvit bench loss                            time and memory of the loss, beside other forms
+  leanvit bench data --source FOLDER            images a second, beside the same through Pillow
   leanvit --version
 
 Every command answers --help, and --json prints its result as one JSON object on stdout.
@@ -181,7 +182,7 @@ def embed(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    """`leanvit bench loss`: measured speed."""
+    """`leanvit bench NAME`: measured speed."""
     if not arguments:
         raise ValueError(f"Name what to measure: {', '.join(BENCH_CONFIGS)}.")
     if arguments[0].startswith("-"):
@@ -203,9 +204,16 @@ def bench(arguments: list[str]) -> int:
         print(parser.format_help())
         return 0
     options = parse_options(config, rest)
-    from leanvit.bench.loss import bench_loss as run
+    config = replace_options(config, options)
+    report: Any
+    if isinstance(config, BenchDataConfig):
+        from leanvit.bench.data import bench_data
 
-    report = run(replace_options(config, options))
+        report = bench_data(config)
+    else:
+        from leanvit.bench.loss import bench_loss
+
+        report = bench_loss(config)
     print(json.dumps(report.to_dict(), indent=2) if names.json else report)
     return 0
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.bench.baselines import materialized, official
+from leanvit.bench.machine import device_named, machine
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
@@ -144,11 +144,7 @@ def contenders(device: str) -> list[Contender]:
 def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     """Measure times in turn, and the extra memory of each in a process of its own."""
     require_alone("bench")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
+    device = device_named(config.device)
     threads = torch.get_num_threads() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
     config = replace_options(config, {"device": device, "threads": threads})
@@ -341,17 +337,9 @@ class LossReport:
     def machine(self) -> dict[str, Any]:
         """Return what the figures depend on."""
         config = self.config
-        cpu = [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
         return {
-            "date": datetime.now(UTC).date().isoformat(),
-            "device": torch.cuda.get_device_name() if config.device == "cuda" else cpu[0],
+            **machine(config.device),
             "threads": config.threads,
-            "units": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
             "prototypes": config.prototypes,
             "bottleneck": config.bottleneck,
             "rounds": config.rounds,

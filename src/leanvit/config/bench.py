@@ -34,5 +34,32 @@ class BenchLossConfig:
             raise ValueError("batches is empty; name one batch at least, such as 4 16.")
 
 
-BENCH_CONFIGS: Mapping[str, type[BenchLossConfig]] = MappingProxyType({"loss": BenchLossConfig})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchDataConfig:
+    """Decoding and ten published views an image: ours, and the same through Pillow."""
+
+    source: str = ""
+    """Photographs: a folder, an archive, or what else docs/data.md has, with encoded images."""
+    images: int = 64
+    """How many of them, drawn once."""
+    batch: int = 16
+    """Images that are joined and rendered at a time."""
+    rounds: int = 5
+    """How often everything is measured in turn, after a first time that does not count."""
+    workers: int = 2
+    """Threads that decode and processes that render, beside one of each."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the device's part is measured; on the CPU it is left out."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "images", "batch", "rounds", "workers")
+        if self.batch > self.images:
+            raise ValueError(f"A batch of {self.batch} needs more than {self.images} images.")
+
+
+BenchConfig = BenchLossConfig | BenchDataConfig
+
+BENCH_CONFIGS: Mapping[str, type[BenchConfig]] = MappingProxyType(
+    {"loss": BenchLossConfig, "data": BenchDataConfig}
+)
 """Benches by name."""

@@ -81,12 +81,25 @@ def collate(found: list[Rendered | ValueError]) -> ViewBatch | ValueError:
 
 
 def load_views(
-    views: Views, order: Order, start: int, end: int, *, workers: int, device: torch.device
+    views: Views,
+    order: Order,
+    start: int,
+    end: int,
+    *,
+    workers: int,
+    device: torch.device,
+    rendering: str = "host",
 ) -> Iterator[ViewBatch]:
     """Yield the batches of steps start..end - 1 on a device; workers changes their speed alone.
 
-    Raises ValueError if too many images in a row cannot be read.
+    rendering: where pixels of views are made. `host`: by `workers` processes, since rendering holds
+    Python's lock too often for threads. `device`: where the step runs, from images that `workers`
+    threads decode, since decoders let go of the lock. Raises ValueError if too many images in a
+    row cannot be read.
     """
+    if rendering == "device":
+        yield from _ahead(decoded(views, order, start, end, workers), device)
+        return
     loader = DataLoader(
         views,
         batch_sampler=order.steps(start, end),
@@ -95,7 +108,80 @@ def load_views(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch would otherwise draw from the global one
     )
-    for batch in loader:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch.to(device)
+    yield from _ahead(map(_require_batch, loader), device)
+
+
+class Waiting(Protocol):
+    """A batch on the host."""
+
+    def to(self, device: torch.device) -> ViewBatch:
+        """Return its views on a device; the host does not wait for them."""
+
+
+def _ahead(batches: Iterable[Waiting], device: torch.device) -> Iterator[ViewBatch]:
+    """Yield batches on a device; a GPU copies and renders them beside the step before.
+
+    The host is a step ahead of a GPU, so that what a stream of its own is given here is done
+    meanwhile; the next step waits on the device for its batch alone.
+    """
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    for batch in batches:
+        if side is None:
+            yield batch.to(device)
+            continue
+        with torch.cuda.stream(side):
+            made = batch.to(device)
+        step = torch.cuda.current_stream(device)
+        step.wait_stream(side)
+        for group in made.groups:
+            group.record_stream(step)
+        yield made
+
+
+def _require_batch(found: ViewBatch | ValueError) -> ViewBatch:
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedBatch:
+    """B images and the plans of their views, in page-locked memory where there is a GPU."""
+
+    images: Ragged
+    plans: tuple[Plans, ...]
+    """For each size of views."""
+    index: Tensor
+    target: Tensor
+    unreadable: tuple[Unreadable, ...]
+    mean: Channels
+    std: Channels
+
+    def to(self, device: torch.device) -> ViewBatch:
+        """Return the views, rendered on a device."""
+        images = self.images.to(device)
+        groups = (render_group(images, p.to(device), self.mean, self.std) for p in self.plans)
+        return ViewBatch(tuple(groups), self.index, self.target, self.unreadable)
+
+
+BATCHES_AHEAD = 2
+"""Batches that threads decode before they are asked for."""
+
+
+def decoded(
+    views: Views, order: Order, start: int, end: int, threads: int
+) -> Iterator[DecodedBatch]:
+    """Yield the images of the steps, decoded by threads and joined by one more."""
+    with ThreadPoolExecutor(max(threads, 1)) as decoders, ThreadPoolExecutor(1) as joiner:
+        ahead: deque[Future[DecodedBatch]] = deque()
+        try:
+            for keys in order.steps(start, end):
+                images = [decoders.submit(views.decode, key) for key in keys]
+                ahead.append(joiner.submit(views.join, keys, images))
+                if len(ahead) > BATCHES_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for pool in (decoders, joiner):
+                pool.shutdown(wait=False, cancel_futures=True)
