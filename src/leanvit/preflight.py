@@ -210,7 +210,15 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
     # the loader reads ahead by two batches a worker, so that steps and reading share the cores
     steps = min(1 + STEPS, state.run)
     ahead = steps + 2 * run.workers
-    batches = load_views(views, run.order, 0, ahead, workers=run.workers, device=state.device)
+    batches = load_views(
+        views,
+        run.order,
+        0,
+        ahead,
+        workers=run.workers,
+        device=state.device,
+        rendering=config.data.rendering,
+    )
     times: list[float] = []
     began = time.perf_counter()
     for number, batch in enumerate(batches):

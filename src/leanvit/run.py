@@ -60,6 +60,7 @@ from leanvit.folder import (
     resumed,
     start_folder,
 )
+from leanvit.kernels import multicrop
 from leanvit.kernels.prototype_attention import best_form
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe as recipe_named
@@ -200,6 +201,10 @@ def gather_facts(source: Source) -> Facts:
             for device in ("cpu", "cuda")
             for precision, dtype in PRECISIONS.items()
         },
+        rendering={
+            device: "device" if multicrop.best_form(device) == "triton" else "host"
+            for device in ("cpu", "cuda")
+        },
         world=launched(),
         neighbours=neighbours(),
     )
@@ -289,7 +294,13 @@ class Run:
         views = Views(self.source, self.views, self.config.data, self.config.train.seed)
         state = self.state
         batches = load_views(
-            views, self.order, state.step, state.run, workers=self.workers, device=state.device
+            views,
+            self.order,
+            state.step,
+            state.run,
+            workers=self.workers,
+            device=state.device,
+            rendering=self.config.data.rendering,
         )
         for number, batch in enumerate(self._noting_unreadable(batches)):
             if number == 0 and state.step == 0 and self.first:

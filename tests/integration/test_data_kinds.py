@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,19 @@ def parse_tiny() -> dict[str, object]:
         many = name.endswith(("depths", "heads", "sizes", "counts"))
         found[name.replace("-", "_")] = tuple(read) if many else read[0]
     return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_threads_read_the_same(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Each file is opened by whoever comes first, and read by all."""
+    monkeypatch.chdir(place)
+    alone = open_source(name)
+    expected = [read_image(alone, index) for index in range(len(alone))]
+    shared = open_source(name)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda index: read_image(shared, index), [*range(len(alone))] * 8))
+    for one, other in zip(expected * 8, found, strict=True):
+        assert isinstance(one, tuple) and isinstance(other, tuple)
+        assert one[0].equal(other[0]) and one[1] == other[1]

@@ -200,12 +200,11 @@ def test_images_of_any_shape_become_views(size: tuple[int, int], tmp_path: Path)
         MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(4,), jitter=1.0)
     )
     for epoch in range(5):
-        found = Views(source, spec, DataConfig(), 0)[Key(0, epoch, 0)]
+        found = Views(source, spec, DataConfig(), 0).batch([Key(0, epoch, 0)])
         assert not isinstance(found, ValueError)
-        groups, _, _, unreadable = found
-        assert [group.shape for group in groups] == [(2, 3, 32, 32), (4, 3, 16, 16)]
-        assert all(group.isfinite().all() for group in groups)
-        assert not unreadable
+        assert [group.shape for group in found.groups] == [(2, 1, 3, 32, 32), (4, 1, 3, 16, 16)]
+        assert all(group.isfinite().all() for group in found.groups)
+        assert not found.unreadable
     whole = middle(to_pixels(noise), 32, 0.875)
     assert whole.shape == (3, 32, 32) and whole.isfinite().all()
 

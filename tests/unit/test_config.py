@@ -361,6 +361,15 @@ def test_prototype_attention_takes_the_fastest_form() -> None:
     assert decided("method.attention", GPU, method__attention="chunks") == "chunks"
 
 
+def test_views_are_rendered_where_that_is_faster() -> None:
+    gpu = replace(GPU, rendering={"cuda": "device", "cpu": "host"})
+    assert decided("data.rendering") == decided("data.rendering", GPU) == "host"
+    assert decided("data.rendering", gpu) == "device"
+    assert decided("data.rendering", gpu, train__device="cpu") == "host"
+    assert decided("data.rendering", gpu, data__rendering="host") == "host"
+    assert decided("data.rendering", data__rendering="device") == "device"
+
+
 @pytest.mark.parametrize(
     ("cores", "world", "expected"),
     [(8, 1, 7), (1, 1, 0), (2, 1, 1), (8, 2, 3), (2, 4, 0), (64, 1, 16), (3, 2, 0)],
@@ -430,7 +439,7 @@ def test_resolving_changes_nothing_that_was_decided_already() -> None:
     moved = {name for name in before if before[name] != after[name]}
     durations = {name for name, word in before.items() if str(word).endswith(("ep", "%"))}
     rules = {
-        *("train.device", "train.precision", "method.attention"),
+        *("train.device", "train.precision", "method.attention", "data.rendering"),
         *("optim.lr.peak", "optim.lr_rule"),
     }
     assert moved == rules | durations

@@ -1,19 +1,21 @@
 """Batches depend on the order and the seed alone: not on workers, nor on a broken neighbour."""
 
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from leanvit.config import DataConfig, MultiCropConfig
-from leanvit.data.batch import ViewBatch
-from leanvit.data.loader import REPLACEMENTS, Rendered, Views, load_views
+from leanvit.data.batch import Unreadable, ViewBatch
+from leanvit.data.loader import BATCHES_AHEAD, REPLACEMENTS, Views, decoded, load_views
 from leanvit.data.render import render
 from leanvit.data.sampler import Key, Order, replacement
-from leanvit.data.sources import FolderSource
+from leanvit.data.sources import FolderSource, Sample
 from leanvit.data.views import ViewSpec, draw, multi_crop, plan
 
 # On a machine with one core, torch advises against the two workers that these tests are about.
@@ -51,17 +53,23 @@ def batches(
     seed: int = SEED,
     data: DataConfig | None = None,
     spec: ViewSpec = SPEC,
+    rendering: str = "host",
 ) -> list[ViewBatch]:
     source = FolderSource(folder)
     views = Views(source, spec, data or DataConfig(), seed)
     order = Order(len(source), BATCH, seed)
-    return list(load_views(views, order, start, end, workers=workers, device=CPU))
+    return list(
+        load_views(views, order, start, end, workers=workers, device=CPU, rendering=rendering)
+    )
 
 
-def rendered(source: FolderSource, key: Key, seed: int = SEED) -> Rendered:
-    found = Views(source, SPEC, DataConfig(), seed)[key]
+def rendered(
+    source: FolderSource, key: Key, seed: int = SEED
+) -> tuple[list[Tensor], int, tuple[Unreadable, ...]]:
+    """Return the views of each size, number and history of the image at a place."""
+    found = Views(source, SPEC, DataConfig(), seed).batch([key])
     assert not isinstance(found, ValueError)
-    return found
+    return [group[:, 0] for group in found.groups], int(found.index), found.unreadable
 
 
 def keys(start: int = 0, end: int = 4, images: int = IMAGES) -> list[list[Key]]:
@@ -201,6 +209,21 @@ def test_ranks_join_to_the_batch_of_one(folder: Path) -> None:
             assert torch.equal(all_of_it, torch.cat([one, two], 1))
 
 
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_another_number_of_processes_goes_on_with_the_next_images(
+    folder: Path, world: int, step: int
+) -> None:
+    """In the middle of an epoch of two steps, and in the middle of the run."""
+    views = Views(FolderSource(folder), SPEC, DataConfig(), SEED)
+    orders = [Order(IMAGES, BATCH, SEED, rank, world) for rank in range(world)]
+    shares = [list(load_views(views, o, step, 4, workers=0, device=CPU)) for o in orders]
+    for whole, *parts in zip(batches(folder)[step:], *shares, strict=True):
+        assert whole.index.equal(torch.cat([part.index for part in parts]))
+        for number, group in enumerate(whole.groups):
+            assert group.equal(torch.cat([part.groups[number] for part in parts], 1))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_pieces_join_to_the_batch(folder: Path, parts: int) -> None:
     (batch,) = batches(folder, end=1)
@@ -254,8 +277,8 @@ def test_an_unreadable_image_is_replaced_by_hash(tmp_path: Path) -> None:
     assert batch.index[place] == stand_in
     assert batch.target[place] == source[stand_in].target
     key = Key(step[place].epoch, 0, stand_in)
-    groups, index, _, unreadable = rendered(source, key)
-    assert (index, unreadable) == (stand_in, [])
+    groups, index, unreadable = rendered(source, key)
+    assert (index, unreadable) == (stand_in, ())
     for group, expected in zip(batch.groups, groups, strict=True):
         assert torch.equal(group[:, place], expected)
 
@@ -281,7 +304,7 @@ def test_a_vanished_image_is_recorded(tmp_path: Path) -> None:
     source = FolderSource(write_images(tmp_path))
     key = Key(epoch=0, position=1, index=5)
     (tmp_path / source.name(5)).unlink()
-    _, index, _, unreadable = rendered(source, key)
+    _, index, unreadable = rendered(source, key)
     assert index == replacement(SEED, key, 0, IMAGES)
     (entry,) = unreadable
     assert (entry.index, entry.name) == (5, source.name(5))
@@ -299,7 +322,7 @@ def test_an_unreadable_replacement_is_replaced_too(tmp_path: Path) -> None:
     first, second = (replacement(SEED, key, attempt, IMAGES) for attempt in (0, 1))
     break_image(tmp_path, 5)
     break_image(tmp_path, first)
-    _, index, _, unreadable = rendered(source, key)
+    _, index, unreadable = rendered(source, key)
     assert index == second
     assert [entry.index for entry in unreadable] == [5, first]
     assert [entry.name for entry in unreadable] == [source.name(5), source.name(first)]
@@ -354,3 +377,65 @@ def test_global_generators_have_no_say(folder: Path, workers: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
         check_same(batches(folder, workers=workers), first)
+
+
+# Views that the device renders, from what threads decode
+
+
+@pytest.mark.parametrize("threads", [0, 1, 5])
+def test_a_device_renders_the_same_views(tmp_path: Path, threads: int) -> None:
+    """Of the same images in the same order, with the same stand-ins; a level off here and there."""
+    write_images(tmp_path)
+    break_image(tmp_path, 5)
+    data = DataConfig(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    host = batches(tmp_path, data=data)
+    device = batches(tmp_path, data=data, workers=threads, rendering="device")
+    assert any(batch.unreadable for batch in host)
+    for one, other in zip(host, device, strict=True):
+        assert one.index.equal(other.index) and one.target.equal(other.target)
+        assert one.unreadable == other.unreadable
+        for mine, theirs in zip(one.groups, other.groups, strict=True):
+            assert mine.shape == theirs.shape and theirs.dtype == torch.float32
+            per_channel = (mine - theirs).abs().mean((0, 1, 3, 4))
+            assert (per_channel * torch.tensor(data.std) < 1e-3).all()
+
+
+def test_threads_change_nothing_and_a_later_start_gives_the_tail(folder: Path) -> None:
+    first = batches(folder, rendering="device")
+    check_same(batches(folder, rendering="device", workers=4), first)
+    check_same(batches(folder, rendering="device", workers=2, start=3), first[3:])
+
+
+def test_an_error_reaches_whoever_waits_for_threads(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="images in a row could not be read"):
+        batches(garbage(tmp_path), workers=3, rendering="device")
+    assert not helpers()
+
+
+def test_threads_end_with_who_stops_early(folder: Path) -> None:
+    views = Views(FolderSource(folder), SPEC, DataConfig(), SEED)
+    found = decoded(views, Order(IMAGES, BATCH, SEED), 0, 1000, threads=3)
+    next(found)
+    assert helpers()
+    found.close()  # type: ignore[attr-defined]
+    assert not helpers()
+
+
+def helpers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_threads_decode_no_more_than_a_few_batches_ahead(folder: Path) -> None:
+    class Counting(FolderSource):
+        read = 0
+
+        def __getitem__(self, index: int) -> Sample:
+            Counting.read += 1
+            return super().__getitem__(index)
+
+    views = Views(Counting(folder), SPEC, DataConfig(), SEED)
+    found = decoded(views, Order(IMAGES, BATCH, SEED), 0, 1000, threads=3)
+    for number in range(1, 4):
+        next(found)
+        assert Counting.read <= (number + BATCHES_AHEAD) * BATCH
+    found.close()  # type: ignore[attr-defined]

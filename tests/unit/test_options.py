@@ -155,6 +155,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.pool": ("mean", {}),
     "data.source": ("others", {}),
     "data.workers": (1, {}),
+    "data.rendering": ("device", {}),
     "data.mean": ((0.5, 0.5, 0.5), {}),
     "data.std": ((0.5, 0.5, 0.5), {}),
     "data.max_unreadable": (5.0, BROKEN),
@@ -341,6 +342,16 @@ def test_accumulation_splits_the_batch_and_keeps_the_loss(probe: Probe) -> None:
     assert split["micro-batches"] == [2] * 8
     losses = [[row["loss"] for row in run["rows"][1:]] for run in (whole, split)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_device_that_renders_sees_almost_the_same(probe: Probe) -> None:
+    """And decodes in threads, any number of them."""
+    host, device = probe("esvit", {}), probe("esvit", {"data.rendering": "device"})
+    assert device["readers"] == ["main"]
+    losses = [[row["loss"] for row in run["rows"][1:]] for run in (host, device)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0] != losses[1]
+    more = probe("esvit", {"data.rendering": "device", "data.workers": 3})
+    assert more == device
 
 
 def test_workers_read_the_images_and_change_no_number(probe: Probe) -> None:

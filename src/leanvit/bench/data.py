@@ -25,7 +25,7 @@ from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
-from leanvit.data.loader import DecodedBatch, Views, collate, decoded, load_views
+from leanvit.data.loader import DecodedBatch, Views, decoded, load_views
 from leanvit.data.sampler import Key, Order
 from leanvit.data.sources import Source, at_most, open_source
 from leanvit.data.views import Plan, multi_crop
@@ -73,30 +73,32 @@ class Images:
         readable = [n for n in range(len(source)) if _encoded(source, n)]
         if len(readable) < config.batch:
             raise ValueError(
-                f"{config.source!r} has {len(readable)} encoded images that can be read, fewer than "
-                f"the {config.batch} of a batch; name another source, or a smaller --batch."
+                f"{config.source!r} has {len(readable)} encoded images that can be read, fewer "
+                f"than the {config.batch} of a batch; name another source, or a smaller --batch."
             )
         self.source, self.data = source, DataConfig()
         self.views = Views(source, multi_crop(MultiCropConfig()), self.data, seed=0)
         whole = len(readable) // config.batch * config.batch
         self.keys = [Key(0, place, index) for place, index in enumerate(readable[:whole])]
-        self.batches = [
-            self.keys[at : at + config.batch] for at in range(0, whole, config.batch)
-        ]
+        self.planned: dict[int, list[Plan]] = {}
+        for key in self.keys:
+            found = self.views.decode(key)
+            assert not isinstance(found, ValueError)
+            self.planned[key.index] = [p for group in self.views.plans(0, found) for p in group]
+        self.batches = [self.keys[at : at + config.batch] for at in range(0, whole, config.batch)]
 
     def pillow(self, keys: Sequence[Key]) -> None:
-        """Make the views as the published runs did, from the same plans."""
+        """Make the views as the published runs did, from the same plans, made before."""
         for key in keys:
             image = self.source[key.index].image
             assert isinstance(image, bytes)
             photo = Image.open(io.BytesIO(image)).convert("RGB")
-            for plans in self.views.plans(key, photo.height, photo.width):
-                for planned in plans:
-                    pil.normalize(through_pillow(planned, photo), self.data.mean, self.data.std)
+            for planned in self.planned[key.index]:
+                pil.normalize(through_pillow(planned, photo), self.data.mean, self.data.std)
 
     def host(self, keys: Sequence[Key]) -> None:
         """Make the views as a worker does."""
-        collate([self.views[key] for key in keys])
+        self.views.batch(keys)
 
     def share(self, keys: Sequence[Key]) -> DecodedBatch:
         """Decode, plan and join, as it is done for a device that renders."""
@@ -141,7 +143,7 @@ def _loaded(images: Images, batch: int, kind: str, workers: int) -> float:
     order, steps = Order(len(images.source), batch, 0), 3 * len(images.batches) + 1
     batches: Iterator[object]
     if kind == THREADS:
-        batches = decoded(images.views, order, 0, steps, workers)
+        batches = decoded(images.views, order, 0, steps, threads=workers)
     else:
         cpu = torch.device("cpu")
         batches = load_views(images.views, order, 0, steps, workers=workers, device=cpu)

@@ -29,6 +29,8 @@ class Facts:
     """Whether that device computes in bf16 at full speed."""
     attention: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
     """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
+    rendering: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Who renders views where a device trains; host where it is open."""
     world: int = 1
     """Number of processes that train together."""
     neighbours: int = 0
@@ -86,6 +88,9 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
     if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
         form = facts.attention.get((device, precision), "chunks")
         decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
+    if config.data.rendering == "auto":
+        who = facts.rendering.get(device, "host")
+        decided["data.rendering"] = (who, f"the fastest with a {device}")
     if config.data.workers == "auto":
         share = facts.cores // (facts.neighbours or facts.world)
         workers = min(share - 1, 16) if share > 1 else 0

@@ -25,7 +25,10 @@ class DataConfig:
     source: str = ""
     """Folder of images of any depth, list file, archive (docs/data.md has all kinds), or sample."""
     workers: int | Auto = "auto"
-    """Processes that decode and render; 0 does it between the steps."""
+    """Processes that render views, or threads that decode for a device that does; 0 processes
+    render between the steps."""
+    rendering: Literal["auto", "host", "device"] = "auto"
+    """Who makes the pixels of views: the workers, or the device that trains."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel, pixels in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

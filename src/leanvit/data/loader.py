@@ -1,6 +1,10 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -9,52 +13,100 @@ from torch.utils.data import DataLoader, Dataset
 from leanvit.config import DataConfig
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
+from leanvit.data.ragged import pack, tabulate
 from leanvit.data.render import render
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
-from leanvit.data.views import ViewSpec, draw, plan
+from leanvit.data.views import Plan, ViewSpec, draw, plan
+from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
 
 REPLACEMENTS = 20
 """Unreadable images in a row after which the source counts as broken."""
 
-Rendered = tuple[list[Tensor], int, int, list[Unreadable]]
-"""Views of each size [V_g, 3, S, S], image number, class, what had to be replaced."""
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image that could be read."""
+
+    pixels: Tensor
+    """uint8 [3, height, width]."""
+    index: int
+    """Its number in the source."""
+    target: int
+    """Its class, -1 if there is none."""
+    unreadable: list[Unreadable]
+    """Images that it stands in for."""
 
 
-class Views(Dataset[Rendered | ValueError]):
-    """The views of the image at a place in the order.
+class Facts:
+    """What a batch says of its images, beside their pixels."""
 
-    An error of the source is returned, not raised: torch would wrap what a worker raises in its
-    own words and a traceback.
-    """
+    def __init__(self) -> None:
+        self.index: list[int] = []
+        self.target: list[int] = []
+        self.unreadable: list[Unreadable] = []
+
+    def add(self, image: Decoded) -> None:
+        """Say the same of one image more."""
+        self.index.append(image.index)
+        self.target.append(image.target)
+        self.unreadable += image.unreadable
+
+    def all(self) -> tuple[Tensor, Tensor, tuple[Unreadable, ...]]:
+        """Return numbers [B], classes [B], and images that were replaced."""
+        return torch.tensor(self.index), torch.tensor(self.target), tuple(self.unreadable)
+
+
+class Views(Dataset[ViewBatch | ValueError]):
+    """The views of the images at given places in the order."""
 
     def __init__(self, source: Source, spec: ViewSpec, data: DataConfig, seed: int) -> None:
         self.source, self.spec, self.seed = source, spec, seed
-        self.mean = torch.tensor(data.mean).view(-1, 1, 1)
-        self.std = torch.tensor(data.std).view(-1, 1, 1)
+        self.mean, self.std = data.mean, data.std
+        mean, std = (torch.tensor(x).double().view(3, 1, 1) for x in (data.mean, data.std))
+        self._black, self._step = (-mean / std).float(), (1 / std).float()
 
-    def __getitem__(self, key: Key) -> Rendered | ValueError:
-        found = self._readable(key)
-        if isinstance(found, ValueError):
-            return found
-        pixels, index, target, unreadable = found
-        height, width = pixels.shape[1:]
-        units = iter(draw(self.spec, self.seed, key.epoch, index))
-        groups = []
-        for group in self.spec.groups:
-            plans = [plan(view, next(units), height, width) for view in group]
-            groups.append(torch.stack([(render(p, pixels) - self.mean) / self.std for p in plans]))
-        return groups, index, target, unreadable
+    def batch(self, keys: Sequence[Key]) -> ViewBatch | ValueError:
+        """Return a batch, rendered on this core.
 
-    def _readable(self, key: Key) -> tuple[Tensor, int, int, list[Unreadable]] | ValueError:
-        """Return the pixels of the image, or of the one that stands in for it."""
+        An error of the source is returned, not raised: torch would wrap what a worker raises in
+        its own words and a traceback.
+        """
+        groups = tuple(
+            torch.empty(len(group), len(keys), 3, group[0].size, group[0].size)
+            for group in self.spec.groups
+        )
+        facts = Facts()
+        for place, key in enumerate(keys):
+            image = self.decode(key)
+            if isinstance(image, ValueError):
+                return image
+            for group, plans in zip(groups, self.plans(key.epoch, image), strict=True):
+                for view, planned in zip(group[:, place], plans, strict=True):
+                    torch.addcmul(self._black, render(planned, image.pixels), self._step, out=view)
+            facts.add(image)
+        return ViewBatch(groups, *facts.all())
+
+    __getitems__ = batch
+    """What torch's loader calls in its workers."""
+
+    def plans(self, epoch: int, image: Decoded) -> list[list[Plan]]:
+        """Return what becomes of an image in the views of each size."""
+        height, width = image.pixels.shape[1:]
+        units = iter(draw(self.spec, self.seed, epoch, image.index))
+        return [
+            [plan(view, next(units), height, width) for view in group] for group in self.spec.groups
+        ]
+
+    def decode(self, key: Key) -> Decoded | ValueError:
+        """Return the image at a place in the order, or the one that stands in for it."""
         index = key.index
         unreadable: list[Unreadable] = []
         for attempt in range(REPLACEMENTS):
             found = read_image(self.source, index)
             if not isinstance(found, Unreadable):
                 pixels, target = found
-                return pixels, index, target, unreadable
+                return Decoded(pixels, index, target, unreadable)
             unreadable.append(found)
             index = replacement(self.seed, key, attempt, len(self.source))
         names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
@@ -63,21 +115,17 @@ class Views(Dataset[Rendered | ValueError]):
             f"because of {unreadable[0].error}"
         )
 
-
-def collate(found: list[Rendered | ValueError]) -> ViewBatch | ValueError:
-    """Join the views of B images, or pass on the first error."""
-    rendered: list[Rendered] = []
-    for entry in found:
-        if isinstance(entry, ValueError):
-            return entry
-        rendered.append(entry)
-    groups, index, target, unreadable = zip(*rendered, strict=True)
-    return ViewBatch(
-        groups=tuple(torch.stack(views, 1) for views in zip(*groups, strict=True)),
-        index=torch.tensor(index),
-        target=torch.tensor(target),
-        unreadable=tuple(entry for entries in unreadable for entry in entries),
-    )
+    def join(self, keys: Sequence[Key], found: Sequence[Decoded | ValueError]) -> "DecodedBatch":
+        """Return B images with the plans of their views. Raises the first error among them."""
+        facts, images, planned = Facts(), [], []
+        for key, image in zip(keys, found, strict=True):
+            if isinstance(image, ValueError):
+                raise image
+            facts.add(image)
+            images.append(image.pixels)
+            planned.append(self.plans(key.epoch, image))
+        plans = [tabulate(list(zip(*group, strict=True))) for group in zip(*planned, strict=True)]
+        return DecodedBatch(pack(images), tuple(plans), self.mean, self.std, *facts.all())
 
 
 def load_views(
@@ -98,13 +146,13 @@ def load_views(
     row cannot be read.
     """
     if rendering == "device":
-        yield from _ahead(decoded(views, order, start, end, workers), device)
+        yield from _ahead(decoded(views, order, start, end, threads=workers), device)
         return
     loader = DataLoader(
         views,
         batch_sampler=order.steps(start, end),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # torch would otherwise draw from the global one
     )
@@ -138,6 +186,10 @@ def _ahead(batches: Iterable[Waiting], device: torch.device) -> Iterator[ViewBat
         yield made
 
 
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
 def _require_batch(found: ViewBatch | ValueError) -> ViewBatch:
     if isinstance(found, ValueError):
         raise found
@@ -151,11 +203,13 @@ class DecodedBatch:
     images: Ragged
     plans: tuple[Plans, ...]
     """For each size of views."""
+    mean: Channels
+    """Of the channels, pixels in [0, 1]."""
+    std: Channels
     index: Tensor
+    """[B] as in `ViewBatch`."""
     target: Tensor
     unreadable: tuple[Unreadable, ...]
-    mean: Channels
-    std: Channels
 
     def to(self, device: torch.device) -> ViewBatch:
         """Return the views, rendered on a device."""
@@ -169,19 +223,23 @@ BATCHES_AHEAD = 2
 
 
 def decoded(
-    views: Views, order: Order, start: int, end: int, threads: int
+    views: Views, order: Order, start: int, end: int, *, threads: int
 ) -> Iterator[DecodedBatch]:
-    """Yield the images of the steps, decoded by threads and joined by one more."""
+    """Yield the images of steps start..end - 1, decoded by threads and joined by one more."""
     with ThreadPoolExecutor(max(threads, 1)) as decoders, ThreadPoolExecutor(1) as joiner:
+
+        def join(keys: list[Key], images: list[Future[Decoded | ValueError]]) -> DecodedBatch:
+            return views.join(keys, [image.result() for image in images])
+
         ahead: deque[Future[DecodedBatch]] = deque()
         try:
             for keys in order.steps(start, end):
                 images = [decoders.submit(views.decode, key) for key in keys]
-                ahead.append(joiner.submit(views.join, keys, images))
+                ahead.append(joiner.submit(join, keys, images))
                 if len(ahead) > BATCHES_AHEAD:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:
-            for pool in (decoders, joiner):
-                pool.shutdown(wait=False, cancel_futures=True)
+        finally:  # whoever stops early waits for no more than what has begun
+            decoders.shutdown(wait=False, cancel_futures=True)
+            joiner.shutdown(wait=False, cancel_futures=True)

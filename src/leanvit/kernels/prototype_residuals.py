@@ -8,8 +8,8 @@ so the rows of a teacher cost one product, its logits, where sweeps take three. 
 of the pairs at a time: those of an image share their rows, and the loss is a sum over pairs. With
 x_i = z_i . w / s, less any number a row, loss = sum_i g_i LSE(x_i) - sum_ij o_ij q_j . x_i.
 
-Letters as in `prototype_attention`. Exponentials have base 2, which torch computes faster than those
-of base e.
+Letters as in `prototype_attention`. Exponentials have base 2, which torch computes faster than
+those of base e.
 """
 
 import math
