@@ -53,7 +53,7 @@ def call_on_device(ragged: Ragged, plans: Plans, mean: Any, std: Any, *, beyond:
 
     cuda = torch.device("cuda")
     pixels = torch.cat([torch.empty(beyond, dtype=torch.uint8), ragged.pixels])
-    there = Ragged(pixels, ragged.start + beyond, ragged.size).pin_memory().to(cuda)
+    there = Ragged(pixels, ragged.start + beyond, ragged.size).to(cuda)
     table = plans.to(cuda)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -115,8 +115,13 @@ class Views(Dataset[ViewBatch | ValueError]):
             f"because of {unreadable[0].error}"
         )
 
-    def join(self, keys: Sequence[Key], found: Sequence[Decoded | ValueError]) -> "DecodedBatch":
-        """Return B images with the plans of their views. Raises the first error among them."""
+    def join(
+        self, keys: Sequence[Key], found: Sequence[Decoded | ValueError], *, pin: bool = False
+    ) -> "DecodedBatch":
+        """Return B images with the plans of their views, in page-locked memory if pin.
+
+        Raises the first error among them.
+        """
         facts, images, planned = Facts(), [], []
         for key, image in zip(keys, found, strict=True):
             if isinstance(image, ValueError):
@@ -125,7 +130,7 @@ class Views(Dataset[ViewBatch | ValueError]):
             images.append(image.pixels)
             planned.append(self.plans(key.epoch, image))
         plans = [tabulate(list(zip(*group, strict=True))) for group in zip(*planned, strict=True)]
-        return DecodedBatch(pack(images), tuple(plans), self.mean, self.std, *facts.all())
+        return DecodedBatch(pack(images, pin=pin), tuple(plans), self.mean, self.std, *facts.all())
 
 
 def load_views(
@@ -146,7 +151,8 @@ def load_views(
     row cannot be read.
     """
     if rendering == "device":
-        yield from _ahead(decoded(views, order, start, end, threads=workers), device)
+        pin = device.type == "cuda"
+        yield from _ahead(decoded(views, order, start, end, threads=workers, pin=pin), device)
         return
     loader = DataLoader(
         views,
@@ -223,13 +229,13 @@ BATCHES_AHEAD = 2
 
 
 def decoded(
-    views: Views, order: Order, start: int, end: int, *, threads: int
+    views: Views, order: Order, start: int, end: int, *, threads: int, pin: bool = False
 ) -> Iterator[DecodedBatch]:
     """Yield the images of steps start..end - 1, decoded by threads and joined by one more."""
     with ThreadPoolExecutor(max(threads, 1)) as decoders, ThreadPoolExecutor(1) as joiner:
 
         def join(keys: list[Key], images: list[Future[Decoded | ValueError]]) -> DecodedBatch:
-            return views.join(keys, [image.result() for image in images])
+            return views.join(keys, [image.result() for image in images], pin=pin)
 
         ahead: deque[Future[DecodedBatch]] = deque()
         try:

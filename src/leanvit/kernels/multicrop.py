@@ -66,14 +66,10 @@ class Ragged:
 
     def to(self, device: torch.device) -> "Ragged":
         """Return the batch on a device; from page-locked memory, the host does not wait."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> "Ragged":
-        """Return the batch in page-locked memory (called by the data loader)."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Ragged":
-        return Ragged(change(self.pixels), change(self.start), change(self.size))
+        pixels, start, size = (
+            x.to(device, non_blocking=True) for x in (self.pixels, self.start, self.size)
+        )
+        return Ragged(pixels, start, size)
 
 
 @dataclass(frozen=True, slots=True)
