@@ -1,16 +1,20 @@
 """From a plan to pixels on the CPU: few passes over each view, in place.
 
-Every operation is Pillow's as the published runs used it, in floating point after the resize, which
-rounds to 8 bits as Pillow's does. Sums are taken in an order that does not depend on the number of
-threads. Letters: h, w height and width of the image, s side of the view.
+Every operation is Pillow's as the published runs used it. The resize rounds to 8 bits as Pillow's
+does, RandAugment is Pillow's own, and all else is in floating point. Sums are taken in an order
+that does not depend on the number of threads. Letters: h, w height and width of the image, s side
+of the view.
 """
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from leanvit.core import random
+from leanvit.data.randaugment import augment
 from leanvit.data.views import Plan
 
 GRAY = (0.2989, 0.587, 0.114)
@@ -19,18 +23,39 @@ SOLARIZE_FROM = 128 / 255
 """Pixels from this value on are inverted."""
 BLUR_REACH = 3.5
 """The blur's window in standard deviations each way; the rest weighs less than 0.05 %."""
+FILL = (128, 128, 128)
+"""Color (of 255) that RandAugment moves in from outside, where none is given; timm's."""
 
 
-def render(plan: Plan, image: Tensor) -> Tensor:
-    """Return the view [3, s, s] in [0, 1], fp32, of a uint8 image [3, h, w]."""
+def render_input(plan: Plan, image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return the view [3, s, s] of a uint8 image [3, h, w] as networks take it, fp32.
+
+    That is normalised by mean and std [3, 1, 1] of pixels in [0, 1], then erased: the noise of a
+    box is normal in what the network sees. RandAugment fills with the mean color, as in timm.
+    """
+    red, green, blue = (mean.flatten() * 255).round().int().tolist()
+    view = (render(plan, image, fill=(red, green, blue)) - mean) / std
+    if plan.erase is not None:
+        top, left, height, width = plan.erase
+        draw = random.generator(plan.noise, "erase")
+        noise = draw.standard_normal((3, height, width), dtype=np.float32)
+        view[:, top : top + height, left : left + width] = torch.from_numpy(noise)
+    return view
+
+
+def render(plan: Plan, image: Tensor, *, fill: tuple[int, int, int] = FILL) -> Tensor:
+    """Return the view [3, s, s] in [0, 1], fp32, of a uint8 image [3, h, w]; nothing is erased."""
     top, left, height, width = plan.box
     crop = image[None, :, top : top + height, left : left + width]
     side = (plan.size, plan.size)
     # planes or pixels in memory: torch resizes both, but not to the same last bit
     crop = crop.contiguous(memory_format=torch.channels_last)
-    (small,) = functional.interpolate(crop, side, mode="bicubic", antialias=True)
+    (small,) = functional.interpolate(crop, side, mode=plan.interpolation, antialias=True)
+    small = small.flip(-1) if plan.flip else small
+    if plan.randaugment:
+        small = augment(small, plan.randaugment, interpolation=plan.interpolation, fill=fill)
     view = torch.empty(3, *side)
-    view.copy_(small.flip(-1) if plan.flip else small).div_(255)
+    view.copy_(small).div_(255)
     for name, factor in plan.jitter:
         JITTERS[name](view, factor)
     if plan.gray:
