@@ -1,7 +1,7 @@
 """Views of a whole batch are those of each image alone, and what cannot be one is said."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -16,7 +16,8 @@ from leanvit.data.render import render
 from leanvit.data.views import Plan, ViewSpec, draw, multi_crop, plan
 from leanvit.kernels import multicrop
 from leanvit.kernels.multicrop import FORMS, Plans, Ragged, best_form, render_group
-from tests.unit.test_views import PLAIN, SINGLE, STRONG, reference, scene
+from tests.unit.test_views import SINGLE, STRONG
+from tests.views import PLAIN, reference, scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,13 +145,6 @@ def test_a_row_of_the_table_holds_a_plan() -> None:
 # mistakes
 
 
-@dataclass(frozen=True, slots=True)
-class Erasing(Plan):
-    """A plan with more than the table can say."""
-
-    erase: bool = True
-
-
 @pytest.mark.parametrize(
     ("plans", "said"),
     [
@@ -159,7 +153,9 @@ class Erasing(Plan):
         ([[PLAIN, replace(PLAIN, size=8)]], "sizes \\[8, 150\\]"),
         ([[replace(PLAIN, jitter=(("hue", 0.1), ("hue", 0.1)))]], "at most once"),
         ([[replace(PLAIN, jitter=(("sharpness", 0.1),))]], "'sharpness'"),
-        ([[Erasing(8, (0, 0, 1, 1), False, (), False, 0.0, False)]], "erase=True"),
+        ([[replace(PLAIN, erase=(0, 0, 1, 1))]], r"erase=\(0, 0, 1, 1\)"),
+        ([[replace(PLAIN, interpolation="bilinear")]], "'bilinear'"),
+        ([[replace(PLAIN, randaugment=(("Invert", ()),))]], "'Invert'"),
     ],
 )
 def test_plans_that_do_not_fit_the_table_are_refused(plans: list[list[Plan]], said: str) -> None:

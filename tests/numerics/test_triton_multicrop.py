@@ -21,7 +21,8 @@ from leanvit.data.views import Plan, multi_crop
 from leanvit.kernels.multicrop import Plans, Ragged, plain
 from tests.numerics.test_multicrop import AS_IS, LEVEL, groups
 from tests.numerics.test_triton_attention import NoReads, interpret, packed
-from tests.unit.test_views import STRONG, scene
+from tests.unit.test_views import STRONG
+from tests.views import scene
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 

@@ -295,6 +295,9 @@ def test_views_of_an_image_match_where_their_boxes_say(height_width: tuple[int, 
     assert best.max() < 0.12
     again = match_views(network, picture, VIEW, count=7)
     assert torch.equal(again.left, found.left) and torch.equal(again.pairs, found.pairs)
+    changed = replace(VIEW, interpolation="random", randaugment=9.0, erase=1.0)
+    plain = match_views(network, picture, changed, count=7)
+    assert torch.equal(plain.left, found.left) and torch.equal(plain.pairs, found.pairs)
 
 
 def test_views_that_show_nothing_in_common_are_drawn_again() -> None:

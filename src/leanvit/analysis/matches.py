@@ -5,7 +5,7 @@ P pairs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -87,6 +87,8 @@ def match_views(backbone: Backbone, pixels: Tensor, view: View, *, count: int = 
     Of a few fixed draws the first pair whose views show something in common is taken.
     """
     height, width = pixels.shape[1:]
+    # boxes know nothing of shears and erased places
+    view = replace(view, interpolation="bicubic", randaugment=0.0, erase=0.0)
     for attempt in range(100):
         units = random.units(0, "matches", attempt, count=2 * UNITS).reshape(2, UNITS)
         left, right = (plan(view, row, height, width) for row in units)

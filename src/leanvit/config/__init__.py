@@ -16,7 +16,6 @@ from leanvit.config.methods import (
     HeadConfig,
     MethodConfig,
     MixConfig,
-    MultiCropConfig,
 )
 from leanvit.config.names import look_up, unknown_name
 from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
@@ -30,16 +29,24 @@ from leanvit.config.run import (
     TrainConfig,
     WatchConfig,
 )
+from leanvit.config.views import (
+    CropConfig,
+    FineTuneViewsConfig,
+    MultiCropConfig,
+    TwoViewsConfig,
+)
 
 __all__ = [
     "BACKBONES",
     "AdamWConfig",
     "BackboneConfig",
+    "CropConfig",
     "DataConfig",
     "DinoConfig",
     "Duration",
     "EsViTConfig",
     "Facts",
+    "FineTuneViewsConfig",
     "HeadConfig",
     "LARSConfig",
     "MethodConfig",
@@ -52,6 +59,7 @@ __all__ = [
     "Schedule",
     "SwinConfig",
     "TrainConfig",
+    "TwoViewsConfig",
     "ViTConfig",
     "WatchConfig",
     "compose",

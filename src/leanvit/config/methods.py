@@ -12,53 +12,7 @@ from leanvit.config.checks import (
     require_schedule,
 )
 from leanvit.config.duration import Duration, Schedule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MultiCropConfig:
-    """Multi-crop views with the DINO augmentations; the defaults are the published ones."""
-
-    global_size: int = 224
-    """Side of the two global crops in pixels."""
-    global_scale: tuple[float, float] = (0.4, 1.0)
-    """Share of the image's area that a global crop covers."""
-    local_sizes: tuple[int, ...] = (96,)
-    """Sides of the local crops in pixels, one for each group; empty for no local crops."""
-    local_counts: tuple[int, ...] = (8,)
-    """Number of local crops of each size."""
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    """Share of the image's area that a local crop covers."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    jitter: float = 0.8
-    """Probability of color jitter."""
-    jitter_strength: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    """Range of brightness, contrast, saturation (as 1 +- x) and hue (as +- x turns)."""
-    gray: float = 0.2
-    """Probability of a grayscale image."""
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """Probability of Gaussian blur in the first global, second global and the local crops."""
-    solarize: float = 0.2
-    """Probability of solarization in the second global crop."""
-
-    def __post_init__(self) -> None:
-        if len(self.local_sizes) != len(self.local_counts):
-            raise ValueError(
-                f"local_sizes {self.local_sizes} and local_counts {self.local_counts} name the "
-                f"same groups of local crops, so they have the same length."
-            )
-        require(self, AT_LEAST_ONE, "global_size", "local_sizes")
-        require(self, NOT_NEGATIVE, "local_counts", "jitter_strength")
-        require(self, SHARE, "flip", "jitter", "gray", "blur", "solarize")
-        if self.jitter_strength[3] > 0.5:
-            raise ValueError(
-                f"The hue's strength, the last of jitter_strength, is at most 0.5 (half a turn "
-                f"each way), not {self.jitter_strength[3]}."
-            )
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} is a range within (0, 1], not ({low}, {high}).")
+from leanvit.config.views import MultiCropConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

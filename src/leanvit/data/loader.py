@@ -14,7 +14,7 @@ from leanvit.config import DataConfig
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
-from leanvit.data.render import render
+from leanvit.data.render import Normalizer
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
@@ -63,8 +63,7 @@ class Views(Dataset[ViewBatch | ValueError]):
     def __init__(self, source: Source, spec: ViewSpec, data: DataConfig, seed: int) -> None:
         self.source, self.spec, self.seed = source, spec, seed
         self.mean, self.std = data.mean, data.std
-        mean, std = (torch.tensor(x).double().view(3, 1, 1) for x in (data.mean, data.std))
-        self._black, self._step = (-mean / std).float(), (1 / std).float()
+        self.normalizer = Normalizer(data.mean, data.std)
 
     def batch(self, keys: Sequence[Key]) -> ViewBatch | ValueError:
         """Return a batch, rendered on this core.
@@ -83,7 +82,7 @@ class Views(Dataset[ViewBatch | ValueError]):
                 return image
             for group, plans in zip(groups, self.plans(key.epoch, image), strict=True):
                 for view, planned in zip(group[:, place], plans, strict=True):
-                    torch.addcmul(self._black, render(planned, image.pixels), self._step, out=view)
+                    self.normalizer.render(planned, image.pixels, view)
             facts.add(image)
         return ViewBatch(groups, *facts.all())
 

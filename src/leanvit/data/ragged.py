@@ -58,10 +58,8 @@ def tabulate(plans: Sequence[Sequence[Plan]]) -> Plans:
 def _row(plan: Plan) -> tuple[object, ...]:
     """Return the values of a `ROW`."""
     names = [name for name, _ in plan.jitter]
-    said = Plan(
-        plan.size, plan.box, plan.flip, plan.jitter, plan.gray, plan.sigma, plan.solarize
-    )  # what a row can say of it
-    if plan != said or len(set(names)) < len(names) or not CODES.keys() >= set(names):
+    more = plan.randaugment or plan.erase is not None or plan.interpolation != "bicubic"
+    if more or len(set(names)) < len(names) or not CODES.keys() >= set(names):
         raise ValueError(
             f"A table of plans holds a crop, a flip, {', '.join(CODES)} at most once each, grey, "
             f"blur and solarization; there is more in {plan}."

@@ -2,17 +2,20 @@
 
 `draw` gives unit numbers from (seed, epoch, image), `plan` turns them into boxes and parameters
 for an image of a given size, `data.render` gives pixels. The same plan gives the same pixels,
-whoever renders it. Augmentations and their order are DINO's (arXiv 2006.07733 and 2104.14294).
+whoever renders it. Augmentations and their order are DINO's (arXiv 2006.07733 and 2104.14294);
+RandAugment stands before them and random erasing after them, as in timm.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.config import MultiCropConfig
+from leanvit.config import CropConfig, FineTuneViewsConfig, MultiCropConfig, TwoViewsConfig
 from leanvit.core import random
+from leanvit.data.randaugment import UNITS_OF_RANDAUGMENT, Operation, choose
 
 ASPECT = (3 / 4, 4 / 3)
 """Width over height of a crop."""
@@ -24,20 +27,36 @@ JITTERS = ("brightness", "contrast", "saturation", "hue")
 """Changes of color, in the order of `jitter_strength`."""
 UNITS = 2 * CROP_TRIES + 2 + 6 + 4 + 4
 """Unit numbers that one view needs: crop, switches, order and strength of the jitter."""
+INTERPOLATIONS = ("bicubic", "bilinear")
+"""What `random` chooses from."""
+ERASE_SCALE = (0.02, 1 / 3)
+"""Share of a view's area that is erased."""
+ERASE_ASPECT = (0.3, 1 / 0.3)
+"""Width over height of an erased box."""
+MORE_UNITS = 3 + 2 * CROP_TRIES + 2 + UNITS_OF_RANDAUGMENT
+"""Those of a view with more: interpolation, erasing and its noise, its box, RandAugment."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How one view is made; see `MultiCropConfig` for the fields."""
+    """How one view is made; see `config.views` for the fields."""
 
     size: int
     scale: tuple[float, float]
     flip: float
-    jitter: float
-    jitter_strength: tuple[float, float, float, float]
-    gray: float
-    blur: float
-    solarize: float
+    jitter: float = 0.0
+    jitter_strength: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    gray: float = 0.0
+    blur: float = 0.0
+    solarize: float = 0.0
+    interpolation: str = "bicubic"
+    randaugment: float = 0.0
+    randaugment_std: float = 0.0
+    erase: float = 0.0
+
+    def needs_more(self) -> bool:
+        """Whether a plan of it needs more than UNITS numbers."""
+        return self.interpolation == "random" or self.randaugment > 0 or self.erase > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +81,14 @@ class Plan:
     sigma: float
     """Standard deviation of the blur in pixels; 0 for none."""
     solarize: bool
+    interpolation: str = "bicubic"
+    """How the crop is resized: bicubic or bilinear."""
+    randaugment: tuple[Operation, ...] = ()
+    """Operations of RandAugment in their order, with their arguments."""
+    erase: tuple[int, int, int, int] | None = None
+    """Top, left, height, width of the box of the view that becomes noise."""
+    noise: int = 0
+    """Key of the noise."""
 
 
 def multi_crop(config: MultiCropConfig) -> ViewSpec:
@@ -89,53 +116,134 @@ def multi_crop(config: MultiCropConfig) -> ViewSpec:
     return ViewSpec(tuple(groups))
 
 
+def single_crop(config: CropConfig) -> ViewSpec:
+    """Return the one view of masked image modelling: a crop, perhaps mirrored."""
+    return ViewSpec(((_crop_view(config),),))
+
+
+def two_views(config: TwoViewsConfig) -> ViewSpec:
+    """Return the two views of MoCo-v3, one group."""
+    first = replace(
+        _crop_view(config),
+        jitter=config.jitter,
+        jitter_strength=config.jitter_strength,
+        gray=config.gray,
+        blur=config.blur[0],
+    )
+    return ViewSpec(((first, replace(first, blur=config.blur[1], solarize=config.solarize)),))
+
+
+def fine_tuning(config: FineTuneViewsConfig) -> ViewSpec:
+    """Return the one view of supervised training."""
+    view = replace(
+        _crop_view(config),
+        randaugment=config.randaugment,
+        randaugment_std=config.randaugment_std,
+        jitter=config.jitter,
+        jitter_strength=config.jitter_strength,
+        erase=config.erase,
+    )
+    return ViewSpec(((view,),))
+
+
+def _crop_view(config: CropConfig) -> View:
+    return View(config.size, config.scale, config.flip, interpolation=config.interpolation)
+
+
 def draw(spec: ViewSpec, seed: int, epoch: int, index: int) -> NDArray[np.float64]:
-    """Return the unit numbers [views, UNITS] of an image in an epoch."""
-    views = sum(len(group) for group in spec.groups)
-    return random.units(seed, "views", epoch, index, count=views * UNITS).reshape(views, UNITS)
+    """Return the unit numbers of an image in an epoch.
+
+    [views, UNITS], or [views, UNITS + MORE_UNITS] where a view needs more; those are a stream of
+    their own, so that the others stay as they were.
+    """
+    views = [view for group in spec.groups for view in group]
+    key = (epoch, index)
+    rows = random.units(seed, "views", *key, count=len(views) * UNITS).reshape(-1, UNITS)
+    if not any(view.needs_more() for view in views):
+        return rows
+    more = random.units(seed, "more of views", *key, count=len(views) * MORE_UNITS)
+    return np.concatenate([rows, more.reshape(-1, MORE_UNITS)], 1)
 
 
 def plan(view: View, units: NDArray[np.float64], height: int, width: int) -> Plan:
-    """Decide one view [UNITS] of an image of the given size."""
-    crop, units = units[: 2 * CROP_TRIES + 2], units[2 * CROP_TRIES + 2 :]
-    flip, jitter, gray, blur, sigma, solarize = units[:6]
-    order, strength = np.argsort(units[6:10], kind="stable"), units[10:14]
-    return Plan(
+    """Decide one view of an image of the given size, from its row of what `draw` returned."""
+    row: list[float] = units.tolist()  # Python counts faster with its own numbers
+    crop, switches = row[: 2 * CROP_TRIES + 2], row[2 * CROP_TRIES + 2 :]
+    flip, jitter, gray, blur, sigma, solarize = switches[:6]
+    planned = Plan(
         size=view.size,
         box=_crop(view.scale, crop, height, width),
-        flip=bool(flip < view.flip),
-        jitter=_jitter(view, order, strength) if jitter < view.jitter else (),
-        gray=bool(gray < view.gray),
+        flip=flip < view.flip,
+        jitter=_jitter(view, switches[6:10], switches[10:14]) if jitter < view.jitter else (),
+        gray=gray < view.gray,
         sigma=_between(BLUR_SIGMA, sigma) if blur < view.blur else 0.0,
-        solarize=bool(solarize < view.solarize),
+        solarize=solarize < view.solarize,
+        interpolation=view.interpolation,
     )
+    return _plan_more(view, planned, units[UNITS:]) if view.needs_more() else planned
+
+
+def _plan_more(view: View, planned: Plan, units: NDArray[np.float64]) -> Plan:
+    """Return a plan with what needs further unit numbers [MORE_UNITS]."""
+    which, erased, noise = units[:3]
+    box, operations = units[3:-UNITS_OF_RANDAUGMENT], units[-UNITS_OF_RANDAUGMENT:]
+    if view.interpolation == "random":
+        planned = replace(planned, interpolation=INTERPOLATIONS[int(2 * which)])
+    if view.randaugment:
+        found = choose(view.randaugment, view.randaugment_std, operations)
+        planned = replace(planned, randaugment=found)
+    if erased < view.erase:
+        planned = replace(planned, erase=_erase(box.tolist(), view.size), noise=int(noise * 2**53))
+    return planned
 
 
 def _between(limits: tuple[float, float], unit: float) -> float:
-    return float(limits[0] + (limits[1] - limits[0]) * unit)
+    return limits[0] + (limits[1] - limits[0]) * unit
+
+
+def _box(
+    scale: tuple[float, float],
+    aspects: tuple[float, float],
+    units: Sequence[float],
+    height: int,
+    width: int,
+    margin: int = 0,
+) -> tuple[int, int, int, int] | None:
+    """Return the first box whose area is a share `scale` of the image and that leaves a margin."""
+    *tries, top, left = units
+    low, high = math.log(aspects[0]), math.log(aspects[1])
+    for area_unit, aspect_unit in zip(tries[::2], tries[1::2], strict=True):
+        area = _between(scale, area_unit) * height * width
+        aspect = math.exp(_between((low, high), aspect_unit))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width - margin and 0 < h <= height - margin:
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    return None
 
 
 def _crop(
-    scale: tuple[float, float], units: NDArray[np.float64], height: int, width: int
+    scale: tuple[float, float], units: Sequence[float], height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Return a box whose area is a share `scale` of the image, with an aspect within ASPECT."""
-    top, left = units[-2:]
-    for area_unit, aspect_unit in units[:-2].reshape(-1, 2):
-        area = _between(scale, area_unit) * height * width
-        aspect = math.exp(_between((math.log(ASPECT[0]), math.log(ASPECT[1])), aspect_unit))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    """Return a box with an aspect within ASPECT, in the middle if none of the draws fits."""
+    box = _box(scale, ASPECT, units, height, width)
+    if box is not None:
+        return box
     w = min(width, max(1, round(height * ASPECT[1])))
     h = min(height, max(1, round(width / ASPECT[0])))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _erase(units: Sequence[float], side: int) -> tuple[int, int, int, int] | None:
+    """Return a box smaller than the view; None if none of the draws fits, as in timm."""
+    return _box(ERASE_SCALE, ERASE_ASPECT, units, side, side, margin=1)
+
+
 def _jitter(
-    view: View, order: NDArray[np.int64], units: NDArray[np.float64]
+    view: View, order: Sequence[float], units: Sequence[float]
 ) -> tuple[tuple[str, float], ...]:
+    """Return the changes of color, those with the smaller number of `order` first."""
     changes = []
-    for number in order:
+    for number in sorted(range(len(JITTERS)), key=order.__getitem__):
         name, reach = JITTERS[number], view.jitter_strength[number]
         middle = 0.0 if name == "hue" else 1.0
         limits = (max(middle - reach, 0.0) if middle else -reach, middle + reach)

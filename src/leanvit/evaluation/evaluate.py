@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import DataConfig, look_up, replace_options
+from leanvit.config import CropConfig, DataConfig, look_up, replace_options
 from leanvit.config.evaluation import EVALUATION_CONFIGS, KnnConfig, LinearConfig
 from leanvit.core import random
 from leanvit.core.console import track
@@ -16,7 +16,7 @@ from leanvit.core.distributed import require_alone
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source, hold_out
-from leanvit.data.views import View, ViewSpec
+from leanvit.data.views import single_crop
 from leanvit.evaluation.features import (
     Described,
     Description,
@@ -191,18 +191,9 @@ def _augmented_batches(
     config: LinearConfig, seen: Seen, source: Source, ways: Mapping[str, Description], batch: int
 ) -> Batches:
     """Yield every epoch's batches of features of random crops and flips."""
-    crop = View(
-        size=seen.size,
-        scale=PROBE_CROP,
-        flip=0.5,
-        jitter=0.0,
-        jitter_strength=(0.0, 0.0, 0.0, 0.0),
-        gray=0.0,
-        blur=0.0,
-        solarize=0.0,
-    )
+    crop = single_crop(CropConfig(size=seen.size, scale=PROBE_CROP))
     plain = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    views = Views(source, ViewSpec(((crop,),)), plain, config.seed)
+    views = Views(source, crop, plain, config.seed)
     order = Order(len(source), batch, config.seed)
     steps = config.epochs * order.epoch_steps
     cpu = torch.device("cpu")
