@@ -1,7 +1,7 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -149,19 +149,29 @@ def load_views(
     threads decode, since decoders let go of the lock. Raises ValueError if too many images in a
     row cannot be read.
     """
+    cuda = device.type == "cuda"
+    side = torch.cuda.Stream(device) if cuda else None
     if rendering == "device":
-        pin = device.type == "cuda"
-        yield from _ahead(decoded(views, order, start, end, threads=workers, pin=pin), device)
+        for decoded_batch in decoded(views, order, start, end, threads=workers, pin=cuda):
+            yield _moved(decoded_batch, device, side)
         return
     loader = DataLoader(
         views,
         batch_sampler=order.steps(start, end),
         num_workers=workers,
         collate_fn=_as_it_is,
-        pin_memory=device.type == "cuda",
+        pin_memory=cuda,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
     )
-    yield from _ahead(map(_require_batch, loader), device)
+    # no other name for the iterator: an error's traceback would keep its processes
+    for batch in loader:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield _moved(batch, device, side)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class Waiting(Protocol):
@@ -171,34 +181,21 @@ class Waiting(Protocol):
         """Return its views on a device; the host does not wait for them."""
 
 
-def _ahead(batches: Iterable[Waiting], device: torch.device) -> Iterator[ViewBatch]:
-    """Yield batches on a device; a GPU copies and renders them beside the step before.
+def _moved(batch: Waiting, device: torch.device, side: torch.cuda.Stream | None) -> ViewBatch:
+    """Return a batch on a device; a GPU copies and renders it beside the step before.
 
     The host is a step ahead of a GPU, so that what a stream of its own is given here is done
     meanwhile; the next step waits on the device for its batch alone.
     """
-    side = torch.cuda.Stream(device) if device.type == "cuda" else None
-    for batch in batches:
-        if side is None:
-            yield batch.to(device)
-            continue
-        with torch.cuda.stream(side):
-            made = batch.to(device)
-        step = torch.cuda.current_stream(device)
-        step.wait_stream(side)
-        for group in made.groups:
-            group.record_stream(step)
-        yield made
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _require_batch(found: ViewBatch | ValueError) -> ViewBatch:
-    if isinstance(found, ValueError):
-        raise found
-    return found
+    if side is None:
+        return batch.to(device)
+    with torch.cuda.stream(side):
+        made = batch.to(device)
+    step = torch.cuda.current_stream(device)
+    step.wait_stream(side)
+    for group in made.groups:
+        group.record_stream(step)
+    return made
 
 
 @dataclass(frozen=True, slots=True)
