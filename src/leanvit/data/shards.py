@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from leanvit.data.archives import TarEntry, TarMembers, no_image, scan_tar
+from leanvit.data.cache import Arrays, remember
 from leanvit.data.members import Files, image_path, split_files
-from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, is_file, is_folder
+from leanvit.data.names import IMAGE_SUFFIXES, Names
+from leanvit.data.sources import About, Source, is_file, is_folder
 
 KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)", re.DOTALL)
 """A member's key ends at the first dot of its file's name, as WebDataset has it."""
@@ -37,14 +39,21 @@ class _Sample:
 class _Found:
     """What the shards hold."""
 
-    names: list[str] = field(default_factory=list)
+    names: Names = field(default_factory=Names)
     table: "array[int]" = field(default_factory=lambda: array("q"))
-    labels: list[str] = field(default_factory=list)
-    words: dict[str, str] = field(default_factory=dict)
-    """Each label once, however many images have it."""
-    unlabelled: int = 0
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
+    """The number of each image's label among the words."""
+    words: dict[str, int] = field(default_factory=dict)
+    """The labels; "" for none."""
     others: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def arrays(self) -> Arrays:
+        """Return all but the notes."""
+        table = np.frombuffer(self.table, dtype=np.int64).reshape(-1, 3)
+        labels = np.frombuffer(self.labels, dtype=np.int64)
+        words, others = Names(self.words).arrays(), np.array([self.others])
+        return [*self.names.arrays(), table, labels, *words, others]
 
 
 class ShardSource(TarMembers):
@@ -67,23 +76,32 @@ class ShardSource(TarMembers):
         self._aside = aside
         files = Files(found_shards)
         root = os.path.commonpath([str(shard.parent) for shard in found_shards])
-        found = _Found()
-        for number, shard in enumerate(found_shards):
-            _scan(number, shard, os.path.relpath(shard, root or "."), files, found)
-        what = f"WebDataset shards {self.place!r}"
-        if found.others:
-            found.notes.append(
-                f"{found.others} images in {self.place!r} were left out, since their keys have "
-                f"another."
+        places = [os.path.relpath(shard, root or ".") for shard in found_shards]
+        what, notes = f"WebDataset shards {self.place!r}", list[str]()
+
+        def find() -> tuple[Arrays, int]:
+            found = _Found(notes=notes)
+            for number, place in enumerate(places):
+                _scan(number, found_shards[number], place, files, found)
+            if not found.names:
+                raise no_image(f"the {what}", notes)
+            return found.arrays(), 0 if notes else len(found.names)
+
+        text, ends, table, numbers, *stored, others = remember(
+            ("shards", *places), found_shards, find
+        )
+        words = list(Names.from_arrays(*stored))
+        if others[0]:
+            notes.append(
+                f"{others[0]} images in {self.place!r} were left out, since their keys have "
+                "another."
             )
-        if not found.names:
-            raise no_image(f"the {what}", tuple(found.notes))
         super().__init__(
-            About(f"{what}, {len(found_shards)} in all", "their labels", tuple(found.notes)),
+            About(f"{what}, {len(found_shards)} in all", "their labels", tuple(notes)),
             files,
-            found.names,
-            np.array(found.table, dtype=np.int64).reshape(-1, 3),
-            [] if found.unlabelled else found.labels,
+            Names.from_arrays(text, ends),
+            table,
+            [] if "" in words else [words[number] for number in numbers.data],
             known,
             as_numbers=True,
         )
@@ -131,12 +149,10 @@ def _scan(number: int, shard: Path, place: str, files: Files, found: _Found) -> 
     for sample in _samples(scan_tar(shard, found.notes), number, files):
         if sample.image is None:
             continue
-        found.names.append(f"{place}/{sample.image.name}")
+        found.names.add(f"{place}/{sample.image.name}")
         found.table.extend((number, sample.image.offset, sample.image.size))
         found.others += sample.others
-        found.unlabelled += sample.label is None
-        label = sample.label or ""
-        found.labels.append(found.words.setdefault(label, label))
+        found.labels.append(found.words.setdefault(sample.label or "", len(found.words)))
 
 
 def _samples(entries: Iterator[TarEntry], number: int, files: Files) -> Iterator[_Sample]:
