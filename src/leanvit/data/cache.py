@@ -29,7 +29,7 @@ LEAST = 10_000
 SETTLED = 2 * 10**9
 """Nanoseconds without a change after which the next one shows in a file's times: file systems
 count them in steps of up to two seconds."""
-THREADS = 16
+THREADS = 32
 """Calls that wait for a file system at once; one on a network takes milliseconds to answer."""
 BATCH = 4096
 """Calls that are handed out at once, since each takes memory."""
@@ -78,16 +78,18 @@ def keep(
     paths: Names,
     stamps: Iterable[bytes],
     arrays: Sequence[NDArray[Any]],
+    *,
+    images: int,
     began: int,
 ) -> None:
     """Keep arrays under a key, unless one of the paths that they come from changed just before.
 
-    stamps: those of the paths, read before their contents were; began: the time in nanoseconds
-    before that.
+    stamps: those of the paths, read before their contents were; images: how many the arrays are
+    of; began: the time in nanoseconds before anything was read.
     """
     facts = np.frombuffer(b"".join(stamps), dtype=np.int64).reshape(-1, 5)
     place = _place(key)
-    if place is None or facts[:, 3:].max() > began - SETTLED:
+    if place is None or images < LEAST or facts[:, 3:].max() > began - SETTLED:
         return
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -110,8 +112,8 @@ def remember(
     began = time.time_ns()
     stamps = list(in_threads(_stamp_now, paths))
     arrays, images = find()
-    if images >= LEAST and all(stamps):
-        keep(key, Names(paths), stamps, arrays, began)
+    if all(stamps):
+        keep(key, Names(paths), stamps, arrays, images=images, began=began)
     return arrays
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from leanvit.data.cache import LEAST, in_threads, keep, recall, stamp
+from leanvit.data.cache import in_threads, keep, recall, stamp
 from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
 
 NAMED = 3
@@ -67,11 +67,11 @@ def list_images(folder: str) -> Listing:
     unread = _unread(reached)
     # a link to a file may lead to a folder later, and to see that takes as long as listing does
     links = any(found.links for found in reached.values())
-    if len(names) >= LEAST and not unread and not links:
+    if not unread and not links:
         seen = {path: found.stamp for path, found in reached.items()} | again
         paths = Names(f"{top}/{path}" for path in seen)
         arrays = (*names.arrays(), *Names(others.elements()).arrays())
-        keep(key, paths, list(seen.values()), arrays, began)
+        keep(key, paths, seen.values(), arrays, images=len(names), began=began)
     return Listing(names, _spoken(unread, folder) + passed_over(others, repr(folder)))
 
 
@@ -173,6 +173,6 @@ def _spoken(unread: Sequence[str], folder: str) -> tuple[str, ...]:
         return ()
     more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
     return (
-        f"{len(unread)} folders in {folder!r} were left out, since they cannot be read: "
-        f"{', '.join(unread[:NAMED])}{more}.",
+        f"{len(unread)} of the folders and links below {folder!r} cannot be read, and what lies "
+        f"there is left out: {', '.join(unread[:NAMED])}{more}.",
     )

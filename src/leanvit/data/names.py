@@ -57,19 +57,21 @@ class Names:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]
-        return self._text[self._ends[index] : self._ends[index + 1]].decode(
-            errors="surrogateescape"
-        )
+        return self._word(range(len(self))[index])
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
+        return map(self._word, range(len(self)))
+
+    def _word(self, index: int) -> str:
+        return self._text[self._ends[index] : self._ends[index + 1]].decode(
+            "utf-8", "surrogateescape"
+        )
 
     def order(self) -> Iterator[int]:
         """Yield the words' numbers in the order of the words; equal ones stay as they are."""
         starts = range(0, len(self), RUN)
-        runs = [array("q", sorted(self._run(start), key=self.__getitem__)) for start in starts]
-        return heapq.merge(*runs, key=self.__getitem__)
+        runs = [array("q", sorted(self._run(start), key=self._word)) for start in starts]
+        return heapq.merge(*runs, key=self._word)
 
     def first_folders(self, below: str = "") -> Iterator[tuple[str, int]]:
         """Yield the first folder of paths, and how many neighbours have it; "" for one without.
