@@ -206,7 +206,8 @@ def tree(tmp_path: Path) -> tuple[Path, Path]:
     outside = write_folder(tmp_path / "outside", ["x/4.jpg"])
     (tmp_path / "way").symlink_to(outside)
     (data / "c").symlink_to(tmp_path / "way")
-    (data / "d").symlink_to(outside / "x")
+    (tmp_path / "side").symlink_to(outside / "x")
+    (data / "d").symlink_to(tmp_path / "side")
     (outside / "loop").symlink_to(data)
     write_folder(tmp_path / "new", ["9.jpg"])
     return data, outside
@@ -246,6 +247,9 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "another folder of its name": swap,
     "change a link": lambda data, _: relink(data / "d", data.parent / "new"),
     "change a link on the way": lambda data, _: relink(data.parent / "way", data / "a/deep"),
+    "change a link to what is seen": lambda data, _: relink(
+        data.parent / "side", data.parent / "new"
+    ),
     "change the loop": lambda data, outside: relink(outside / "loop", data.parent / "new"),
     "a folder takes an image's place": to_folder,
     "a file takes a folder's place": to_file,
@@ -388,13 +392,13 @@ def test_an_archive_is_scanned_once(
     names = ["train/cat/1.jpg", "train/dog\n/2.jpg", "val/cat/3.jpg", "train/cat/4.heic"]
     if kind == "shards":
         place = shards(tmp_path / "shards", *LABELLED)
-        write_shard(place / "002.tar", {"1.jpg": "d", "1.b.jpg": "e", "1.cls": "9"})
+        write_shard(place / "002.tar", {"1.jpg": "d", "1.b.jpg": "e", "1.cls": "9", "2.NEF": "f"})
     else:
         write = write_zip if kind == "zip" else write_tar
         place = write(tmp_path / f"a.{kind}", names)
     fresh = open_source(str(place))
     expected, aside = seen(fresh), fresh.validation()
-    assert fresh.about().notes
+    assert "convert them to JPEG" in fresh.about().notes[-1]
     (file,) = kept.iterdir()
     still()
     again = open_source(str(place))

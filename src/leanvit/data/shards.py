@@ -4,7 +4,8 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from leanvit.data.archives import TarEntry, TarMembers, no_image, scan_tar
 from leanvit.data.cache import Arrays, remember
 from leanvit.data.members import Files, image_path, split_files
-from leanvit.data.names import IMAGE_SUFFIXES, Names
+from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
 from leanvit.data.sources import About, Source, is_file, is_folder
 
 KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)", re.DOTALL)
@@ -46,6 +47,8 @@ class _Found:
     words: dict[str, int] = field(default_factory=dict)
     """The labels; "" for none."""
     others: int = 0
+    unread: Names = field(default_factory=Names)
+    """The endings of photographs that are not read, one for each."""
     notes: list[str] = field(default_factory=list)
 
     def arrays(self) -> Arrays:
@@ -53,7 +56,7 @@ class _Found:
         table = np.frombuffer(self.table, dtype=np.int64).reshape(-1, 3)
         labels = np.frombuffer(self.labels, dtype=np.int64)
         words, others = Names(self.words).arrays(), np.array([self.others])
-        return [*self.names.arrays(), table, labels, *words, others]
+        return [table, labels, others, *self.names.arrays(), *words, *self.unread.arrays()]
 
 
 class ShardSource(TarMembers):
@@ -87,21 +90,21 @@ class ShardSource(TarMembers):
                 raise no_image(f"the {what}", notes)
             return found.arrays(), 0 if notes else len(found.names)
 
-        text, ends, table, numbers, *stored, others = remember(
-            ("shards", *places), found_shards, find
-        )
-        words = list(Names.from_arrays(*stored))
+        table, labels, others, *stored = remember(("shards", *places), found_shards, find)
+        names, words, unread = (Names.from_arrays(*stored[i : i + 2]) for i in (0, 2, 4))
+        spelled = list(words)
         if others[0]:
             notes.append(
                 f"{others[0]} images in {self.place!r} were left out, since their keys have "
-                "another."
+                f"another."
             )
+        notes += passed_over(Counter(unread), f"the {what}")
         super().__init__(
             About(f"{what}, {len(found_shards)} in all", "their labels", tuple(notes)),
             files,
-            Names.from_arrays(text, ends),
+            names,
             table,
-            [] if "" in words else [words[number] for number in numbers.data],
+            [] if "" in spelled else [spelled[number] for number in labels.data],
             known,
             as_numbers=True,
         )
@@ -146,13 +149,21 @@ def expand(pattern: str) -> list[str]:
 
 def _scan(number: int, shard: Path, place: str, files: Files, found: _Found) -> None:
     """Add the samples of a shard."""
-    for sample in _samples(scan_tar(shard, found.notes), number, files):
+    for sample in _samples(_noting(scan_tar(shard, found.notes), found.unread), number, files):
         if sample.image is None:
             continue
         found.names.add(f"{place}/{sample.image.name}")
         found.table.extend((number, sample.image.offset, sample.image.size))
         found.others += sample.others
         found.labels.append(found.words.setdefault(sample.label or "", len(found.words)))
+
+
+def _noting(entries: Iterable[TarEntry], unread: Names) -> Iterator[TarEntry]:
+    """Pass members on; add the endings of those that are photographs and not read."""
+    for entry in entries:
+        if image_path(entry.name, OTHER_SUFFIXES):
+            unread.add(suffix(entry.name))
+        yield entry
 
 
 def _samples(entries: Iterator[TarEntry], number: int, files: Files) -> Iterator[_Sample]:
