@@ -70,7 +70,12 @@ def paths(folders: int, files: int) -> Iterator[str]:
 
 
 def compare(tree: Path, forget: str) -> None:
-    ways: dict[str, Callable[[Path], int]] = {"os.walk": walk, "anew": anew, "again": again}
+    ways: dict[str, Callable[[Path], int]] = {
+        "os.walk": walk,
+        "one thread": one_thread,
+        "anew": anew,
+        "again": again,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     first = {}
     again(tree)
@@ -107,6 +112,13 @@ def walk(tree: Path) -> int:
 def anew(tree: Path) -> int:
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
     return len(FolderSource(tree))
+
+
+def one_thread(tree: Path) -> int:
+    threads, cache.THREADS = cache.THREADS, 1
+    found = anew(tree)
+    cache.THREADS = threads
+    return found
 
 
 def again(tree: Path) -> int:

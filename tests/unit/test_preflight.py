@@ -72,6 +72,10 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
         "unreadable   'cats/003.png': UnidentifiedImageError: cannot identify image file",
     ):
         assert line in said
+    odd = replace(report.unreadable[0], name="line\nbreak\udcff", error="OSError: gone")
+    assert str(replace(report, unreadable=[odd])).splitlines()[9] == (
+        "unreadable   'line\\nbreak\\udcff': OSError: gone"
+    )
     heads = "images source short classes memory speed epoch whole views unreadable problem"
     assert " ".join(line.split()[0] for line in said) == heads
     assert "for 200 steps" in said[7]
