@@ -88,7 +88,7 @@ class Report:
             f"whole run    {spoken(self.seconds_in_all)} for {self.steps} steps",
             f"views        {', '.join(self.pictures)}",
         ]
-        lines += [f"unreadable   {bad.name}: {bad.error}" for bad in self.unreadable[:10]]
+        lines += [f"unreadable   {bad.name!r}: {bad.error}" for bad in self.unreadable[:10]]
         if len(self.unreadable) > 10:
             lines.append(f"             and {len(self.unreadable) - 10} more")
         return "\n".join([*lines, *(f"problem      {text}" for text in self.problems)])

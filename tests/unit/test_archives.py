@@ -18,7 +18,8 @@ import pytest
 
 from leanvit.data.archives import TarSource, ZipMapSource, ZipSource, zip_directory
 from leanvit.data.decode import read_image
-from leanvit.data.members import Files, Names, arrange, image_path
+from leanvit.data.members import Files, image_path
+from leanvit.data.names import Names
 from leanvit.data.sources import FolderSource, Source, open_source
 from tests.tiny import write_classes, write_images
 
@@ -472,10 +473,6 @@ def test_one_missing_member_is_an_oserror(tmp_path: Path) -> None:
 )
 def test_paths_inside_archives_become_plain(member: str, path: str) -> None:
     assert image_path(member) == path
-
-
-def test_nothing_is_arranged_of_nothing() -> None:
-    assert arrange([], None, None).names == []
 
 
 # Damage

@@ -69,9 +69,13 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
         "short side   40 to 40 pixels, half of them below 40",
         "classes      2, of 6 to 7 images each",
         f"views        {out / 'views.png'}",
-        "unreadable   cats/003.png: UnidentifiedImageError: cannot identify image file",
+        "unreadable   'cats/003.png': UnidentifiedImageError: cannot identify image file",
     ):
         assert line in said
+    odd = replace(report.unreadable[0], name="line\nbreak\udcff", error="OSError: gone")
+    assert str(replace(report, unreadable=[odd])).splitlines()[9] == (
+        "unreadable   'line\\nbreak\\udcff': OSError: gone"
+    )
     heads = "images source short classes memory speed epoch whole views unreadable problem"
     assert " ".join(line.split()[0] for line in said) == heads
     assert "for 200 steps" in said[7]

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leanvit.data.names import IMAGE_SUFFIXES
 from leanvit.data.sample import PHOTOGRAPHS, SampleSource
 from leanvit.data.sources import (
-    IMAGE_SUFFIXES,
     VALIDATION,
     FolderSource,
     ListSource,

@@ -8,20 +8,18 @@ import struct
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from leanvit.data.members import (
-    LARGEST,
-    Files,
-    MemberSource,
-    arrange,
-    image_path,
-)
-from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, is_file, is_folder, read_list
+from leanvit.data.cache import Arrays, remember
+from leanvit.data.members import LARGEST, Files, MemberSource, arrange, image_path
+from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
+from leanvit.data.sources import About, Source, is_file, is_folder, read_list
 
 FOLDERS = "its folders"
 """Where the classes of an archive come from."""
@@ -40,12 +38,48 @@ def require_file(file: Path) -> None:
         raise ValueError(f"The data file {str(file)!r} {what}.")
 
 
-def no_image(where: str, notes: tuple[str, ...] = ()) -> ValueError:
+def no_image(where: str, notes: Sequence[str] = ()) -> ValueError:
     """Return (not raise) the error for images that are not there."""
     endings = ", ".join(sorted(IMAGE_SUFFIXES))
     return ValueError(
         " ".join([f"There is no image in {where}; known endings: {endings}.", *notes])
     )
+
+
+def _index(
+    kind: str, file: Path, entries: Iterable["ZipEntry | TarEntry"], notes: list[str]
+) -> tuple[About, Names, NDArray[np.int64]]:
+    """Return what an archive is, the paths of its images in their order, and where each lies.
+
+    Of two members of one path the later counts. notes: what is added to as entries are read.
+    Raises ValueError if there is no image.
+    """
+    what = f"{kind} {str(file)!r}"
+
+    def find() -> tuple[Arrays, int]:
+        found, places, others = Names(), array("q"), Names()
+        for name, *place in entries:
+            if path := image_path(name):
+                found.add(path)
+                places.extend((0, *place))
+            elif image_path(name, OTHER_SUFFIXES):
+                others.add(suffix(name))
+        if not len(found):
+            raise no_image(f"the {what}", notes)
+        paths, kept = Names(), array("q")
+        for number in found.order():
+            if kept and found[number] == found[kept[-1]]:
+                kept[-1] = number
+                continue
+            kept.append(number)
+            paths.add(found[number])
+        table = np.frombuffer(places, dtype=np.int64).reshape(len(found), -1)[kept]
+        return [table, *paths.arrays(), *others.arrays()], 0 if notes else len(paths)
+
+    table, text, ends, *others = remember((kind,), [file], find)
+    left_out = passed_over(Counter(Names.from_arrays(*others)), f"the {what}")
+    about = About(what, FOLDERS, (*notes, *left_out))
+    return about, Names.from_arrays(text, ends), table
 
 
 # Zip
@@ -194,18 +228,9 @@ class ZipSource(ZipMembers):
         self, file: str | Path, known: tuple[str, ...] | None = None, below: str | None = None
     ) -> None:
         self.file = Path(file)
-        paths, table = [], array("q")
-        for entry in zip_directory(self.file):
-            if path := image_path(entry.name):
-                paths.append(path)
-                table.extend((0, *entry[1:]))
+        about, paths, table = _index("zip archive", self.file, zip_directory(self.file), [])
         found = arrange(paths, known, below)
-        what = f"zip archive {str(self.file)!r}"
-        if not found.names:
-            raise no_image(f"the {what}")
-        rows = np.frombuffer(table, dtype=np.int64).reshape(-1, 6)[found.order]
-        about = About(what, FOLDERS)
-        files = Files([self.file])
+        files, rows = Files([self.file]), table[found.chosen]
         super().__init__(about, files, found.names, rows, found.labels, known, below=found.below)
         self._aside = found.aside
 
@@ -224,10 +249,13 @@ class ZipMapSource(ZipMembers):
 
     def __init__(self, file: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.file = Path(file)
-        entries, labels = read_list(self.file)
+        entries, labels, words = Names(), list[str](), dict[str, str]()
         wanted: dict[str, dict[str, int]] = {}
         again: list[tuple[int, int]] = []
-        for line, entry in enumerate(entries):
+        for line, (entry, label) in enumerate(read_list(self.file)):
+            entries.add(entry)
+            if label is not None:
+                labels.append(words.setdefault(label, label))
             archive, mark, path = entry.partition("@/")
             if not mark:
                 raise ValueError(
@@ -353,19 +381,10 @@ class TarSource(TarMembers):
     def __init__(
         self, file: str | Path, known: tuple[str, ...] | None = None, below: str | None = None
     ) -> None:
-        self.file = Path(file)
-        paths, table, notes = [], array("q"), list[str]()
-        for entry in scan_tar(self.file, notes):
-            if path := image_path(entry.name):
-                paths.append(path)
-                table.extend((0, entry.offset, entry.size))
+        self.file, notes = Path(file), list[str]()
+        about, paths, table = _index("tar archive", self.file, scan_tar(self.file, notes), notes)
         found = arrange(paths, known, below)
-        what = f"tar archive {str(self.file)!r}"
-        if not found.names:
-            raise no_image(f"the {what}", tuple(notes))
-        rows = np.frombuffer(table, dtype=np.int64).reshape(-1, 3)[found.order]
-        about = About(what, FOLDERS, tuple(notes))
-        files = Files([self.file])
+        files, rows = Files([self.file]), table[found.chosen]
         super().__init__(about, files, found.names, rows, found.labels, known, below=found.below)
         self._aside = found.aside
 

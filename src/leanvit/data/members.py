@@ -1,70 +1,26 @@
-"""What sources inside larger files share: names in little memory, files by process, classes.
+"""What sources inside larger files share: files by process, paths, classes.
 
 Letters: N images.
 """
 
-import hashlib
 import os
 import posixpath
 import re
 import threading
-from array import array
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.data.sources import (
-    IMAGE_SUFFIXES,
-    VALIDATION,
-    About,
-    Sample,
-    Source,
-    number_classes,
-)
+from leanvit.data.names import IMAGE_SUFFIXES, Names, after, labels_by_folder, suffix
+from leanvit.data.sources import VALIDATION, About, Sample, Source, number_classes
 
 LARGEST = 2**30
 """Bytes of an encoded image; what claims more is damaged."""
-
-
-class Names:
-    """N words in one piece of memory, which forked processes share and never copy."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        text, ends = bytearray(), array("q")
-        for name in names:
-            text += encoded(name)
-            ends.append(len(text))
-        self._text, self._ends = text, np.array(ends, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]
-        start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].decode(errors="surrogateescape")
-
-    def fingerprint(self) -> str:
-        """Return a digest of all names, the same as that of files with these names."""
-        digest = hashlib.sha256()
-        start = 0
-        for number, end in enumerate(self._ends.tolist()):
-            digest.update(b"\0" * (number > 0) + self._text[start:end])
-            start = end
-        return digest.hexdigest()
-
-
-def encoded(name: str) -> bytes:
-    """Return a name's bytes; those that were no UTF-8 are as they were."""
-    try:
-        return name.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # half a pair, as JSON may spell it
-        return name.encode(errors="replace")
 
 
 class _Handle:
@@ -135,7 +91,7 @@ class MemberSource:
         self,
         about: About,
         files: Files,
-        names: Iterable[str],
+        names: Names,
         table: NDArray[np.int64],
         labels: Sequence[str] = (),
         known: tuple[str, ...] | None = None,
@@ -143,7 +99,7 @@ class MemberSource:
         below: str = "",
         as_numbers: bool = False,
     ) -> None:
-        self._files, self._names, self._table, self._below = files, Names(names), table, below
+        self._files, self._names, self._table, self._below = files, names, table, below
         self.classes, self.targets = number_classes(
             labels, len(table), known, about.what, as_numbers=as_numbers
         )
@@ -177,9 +133,9 @@ class MemberSource:
         return self._about
 
 
-def image_path(member: str) -> str:
+def image_path(member: str, suffixes: Container[str] = IMAGE_SUFFIXES) -> str:
     """Return the path of an image inside an archive; empty for anything else and what is hidden."""
-    if posixpath.splitext(member)[1].lower() not in IMAGE_SUFFIXES:
+    if suffix(member) not in suffixes:
         return ""
     path = posixpath.normpath(member.lstrip("/"))
     hidden = path.startswith(".") or "/." in path or "__MACOSX" in path.split("/")
@@ -188,11 +144,11 @@ def image_path(member: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The images of an archive in the order of their paths."""
+    """The images of an archive that count."""
 
-    order: NDArray[np.int64]
-    """[N] number of each among the archive's members."""
-    names: list[str]
+    chosen: slice
+    """Which of all images they are."""
+    names: Names
     """Their paths below `below`."""
     labels: list[str]
     """The folder that each lies in there; none if one lies in none."""
@@ -202,32 +158,30 @@ class Arrangement:
     """The folder, with its slash, of those that were set aside; empty if there is none."""
 
 
-def arrange(paths: Sequence[str], known: tuple[str, ...] | None, below: str | None) -> Arrangement:
+def arrange(paths: Names, known: tuple[str, ...] | None, below: str | None) -> Arrangement:
     """Treat the images of an archive as a folder of images is treated.
 
-    A folder that all images share is no class but passed over, unless it is a known one. Of two
-    members of one path the later counts. below: look at this folder alone.
+    A folder that all images share is no class but passed over, unless it is a known one.
+    paths: in their order, each once; below: look at this folder alone.
     """
-    ordered = sorted(range(len(paths)), key=paths.__getitem__)
-    repeated = {i for i, j in pairwise(ordered) if paths[i] == paths[j]}
     aside = ""
     if below is None:
         below = _shared_folder(paths, known or ())
-        tops = {path[len(below) :].split("/", 1)[0] for path in paths if "/" in path[len(below) :]}
+        tops = {folder for folder, _ in paths.first_folders(below) if folder}
         if "train" in tops and tops <= {"train", *VALIDATION}:
             other = next((top for top in VALIDATION if top in tops), "")
             aside, below = (f"{below}{other}/", f"{below}train/") if other else ("", below)
-    order = [i for i in ordered if i not in repeated and paths[i].startswith(below)]
-    names = [paths[i][len(below) :] for i in order]
-    words: dict[str, str] = {}
-    tops_of = (name.split("/", 1)[0] for name in names)
-    labels = [words.setdefault(t, t) for t in tops_of] if all("/" in name for name in names) else []
-    return Arrangement(np.array(order, dtype=np.int64), names, labels, below, aside)
+    first, last = 0, len(paths)
+    if below:
+        first, last = bisect_left(paths, below), bisect_left(paths, after(below[:-1]))
+    chosen = (paths[number][len(below) :] for number in range(first, last))
+    names = Names(chosen) if below else paths
+    return Arrangement(slice(first, last), names, labels_by_folder(names), below, aside)
 
 
-def _shared_folder(paths: Sequence[str], known: Sequence[str]) -> str:
+def _shared_folder(paths: Names, known: Sequence[str]) -> str:
     """Return the folder, with its slash, that all paths share; none of it is a known class."""
-    ends = {posixpath.dirname(path) for path in (min(paths, default=""), max(paths, default=""))}
+    ends = {posixpath.dirname(paths[0]), posixpath.dirname(paths[-1])}
     shared = posixpath.commonpath(ends)
     folders = shared.split("/") if shared else []
     kept = next((i for i, folder in enumerate(folders) if folder in known), len(folders))

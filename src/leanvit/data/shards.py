@@ -4,15 +4,18 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from leanvit.data.archives import TarEntry, TarMembers, no_image, scan_tar
+from leanvit.data.cache import Arrays, remember
 from leanvit.data.members import Files, image_path, split_files
-from leanvit.data.sources import IMAGE_SUFFIXES, About, Source, is_file, is_folder
+from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
+from leanvit.data.sources import About, Source, is_file, is_folder
 
 KEY = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<kind>[^/]+)", re.DOTALL)
 """A member's key ends at the first dot of its file's name, as WebDataset has it."""
@@ -37,14 +40,23 @@ class _Sample:
 class _Found:
     """What the shards hold."""
 
-    names: list[str] = field(default_factory=list)
+    names: Names = field(default_factory=Names)
     table: "array[int]" = field(default_factory=lambda: array("q"))
-    labels: list[str] = field(default_factory=list)
-    words: dict[str, str] = field(default_factory=dict)
-    """Each label once, however many images have it."""
-    unlabelled: int = 0
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
+    """The number of each image's label among the words."""
+    words: dict[str, int] = field(default_factory=dict)
+    """The labels; "" for none."""
     others: int = 0
+    unread: Names = field(default_factory=Names)
+    """The endings of photographs that are not read, one for each."""
     notes: list[str] = field(default_factory=list)
+
+    def arrays(self) -> Arrays:
+        """Return all but the notes."""
+        table = np.frombuffer(self.table, dtype=np.int64).reshape(-1, 3)
+        labels = np.frombuffer(self.labels, dtype=np.int64)
+        words, others = Names(self.words).arrays(), np.array([self.others])
+        return [table, labels, others, *self.names.arrays(), *words, *self.unread.arrays()]
 
 
 class ShardSource(TarMembers):
@@ -67,23 +79,32 @@ class ShardSource(TarMembers):
         self._aside = aside
         files = Files(found_shards)
         root = os.path.commonpath([str(shard.parent) for shard in found_shards])
-        found = _Found()
-        for number, shard in enumerate(found_shards):
-            _scan(number, shard, os.path.relpath(shard, root or "."), files, found)
-        what = f"WebDataset shards {self.place!r}"
-        if found.others:
-            found.notes.append(
-                f"{found.others} images in {self.place!r} were left out, since their keys have "
+        places = [os.path.relpath(shard, root or ".") for shard in found_shards]
+        what, notes = f"WebDataset shards {self.place!r}", list[str]()
+
+        def find() -> tuple[Arrays, int]:
+            found = _Found(notes=notes)
+            for number, place in enumerate(places):
+                _scan(number, found_shards[number], place, files, found)
+            if not found.names:
+                raise no_image(f"the {what}", notes)
+            return found.arrays(), 0 if notes else len(found.names)
+
+        table, labels, others, *stored = remember(("shards", *places), found_shards, find)
+        names, words, unread = (Names.from_arrays(*stored[i : i + 2]) for i in (0, 2, 4))
+        spelled = list(words)
+        if others[0]:
+            notes.append(
+                f"{others[0]} images in {self.place!r} were left out, since their keys have "
                 f"another."
             )
-        if not found.names:
-            raise no_image(f"the {what}", tuple(found.notes))
+        notes += passed_over(Counter(unread), f"the {what}")
         super().__init__(
-            About(f"{what}, {len(found_shards)} in all", "their labels", tuple(found.notes)),
+            About(f"{what}, {len(found_shards)} in all", "their labels", tuple(notes)),
             files,
-            found.names,
-            np.array(found.table, dtype=np.int64).reshape(-1, 3),
-            [] if found.unlabelled else found.labels,
+            names,
+            table,
+            [] if "" in spelled else [spelled[number] for number in labels.data],
             known,
             as_numbers=True,
         )
@@ -128,15 +149,21 @@ def expand(pattern: str) -> list[str]:
 
 def _scan(number: int, shard: Path, place: str, files: Files, found: _Found) -> None:
     """Add the samples of a shard."""
-    for sample in _samples(scan_tar(shard, found.notes), number, files):
+    for sample in _samples(_noting(scan_tar(shard, found.notes), found.unread), number, files):
         if sample.image is None:
             continue
-        found.names.append(f"{place}/{sample.image.name}")
+        found.names.add(f"{place}/{sample.image.name}")
         found.table.extend((number, sample.image.offset, sample.image.size))
         found.others += sample.others
-        found.unlabelled += sample.label is None
-        label = sample.label or ""
-        found.labels.append(found.words.setdefault(label, label))
+        found.labels.append(found.words.setdefault(sample.label or "", len(found.words)))
+
+
+def _noting(entries: Iterable[TarEntry], unread: Names) -> Iterator[TarEntry]:
+    """Pass members on; add the endings of those that are photographs and not read."""
+    for entry in entries:
+        if image_path(entry.name, OTHER_SUFFIXES):
+            unread.add(suffix(entry.name))
+        yield entry
 
 
 def _samples(entries: Iterator[TarEntry], number: int, files: Files) -> Iterator[_Sample]:

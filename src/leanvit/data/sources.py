@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,8 +14,9 @@ from leanvit.config import unknown_name
 from leanvit.core import random
 from leanvit.core.console import warn
 from leanvit.core.distributed import rank
+from leanvit.data.listing import leads_to_folder, list_images
+from leanvit.data.names import IMAGE_SUFFIXES, Names, labels_by_folder, suffix
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 SAMPLE = "sample"
 """The name of the data set that comes with the extra `sample`."""
 TORCHVISION = "torchvision:"
@@ -111,12 +112,12 @@ class FileSource:
     def __init__(
         self,
         root: Path,
-        paths: Sequence[str],
+        paths: Iterable[str],
         labels: Sequence[str],
         known: tuple[str, ...] | None = None,
     ) -> None:
         self.root = root
-        self._paths = list(paths)
+        self._paths = paths if isinstance(paths, Names) else Names(paths)
         self.classes, self.targets = number_classes(labels, len(self._paths), known, str(root))
 
     def __len__(self) -> int:
@@ -132,7 +133,7 @@ class FileSource:
 
     def fingerprint(self) -> str:
         """Return a digest of all paths."""
-        return hashlib.sha256("\0".join(self._paths).encode(errors="surrogateescape")).hexdigest()
+        return self._paths.fingerprint()
 
     def validation(self) -> Source | None:
         """Return None: nothing was set aside."""
@@ -156,16 +157,19 @@ class FolderSource(FileSource):
         if not is_folder(self.folder):
             what = "is not a folder" if is_file(self.folder) else "does not exist"
             raise ValueError(f"The data folder {str(folder)!r} {what}.")
-        self._aside = _set_aside(self.folder)
-        root = self.folder / "train" if self._aside else self.folder
-        paths = sorted(_image_paths(str(root)))
+        try:
+            self._aside = _set_aside(self.folder)
+            root = self.folder / "train" if self._aside else self.folder
+            paths, self._notes = list_images(str(root))
+        except OSError as error:
+            raise _no_folder(self.folder, error) from error
         if not paths:
-            raise ValueError(
+            missing = (
                 f"There is no image in {str(root)!r} or below it; known endings: "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}."
             )
-        tops = [path.split(os.sep, 1)[0] if os.sep in path else "" for path in paths]
-        super().__init__(root, paths, [] if "" in tops else tops, known)
+            raise ValueError(" ".join([missing, *self._notes]))
+        super().__init__(root, paths, labels_by_folder(paths), known)
 
     def validation(self) -> Source | None:
         """Return the images beside `train`, with its classes, if the folder is split so."""
@@ -173,37 +177,24 @@ class FolderSource(FileSource):
 
     def about(self) -> About:
         """Return what this is."""
-        return About(f"folder {str(self.root)!r}", "its sub-folders" if self.classes else "")
+        labels = "its sub-folders" if self.classes else ""
+        return About(f"folder {str(self.root)!r}", labels, self._notes)
+
+
+def _no_folder(folder: Path, error: OSError) -> ValueError:
+    why = error.strerror or error
+    return ValueError(f"The data folder {str(folder)!r} cannot be read: {why}.")
 
 
 def _set_aside(folder: Path) -> Path | None:
     """Return the folder beside `train`, if there is nothing else that could be a class."""
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."}
-    if "train" not in names or not names <= {"train", *VALIDATION}:
+    if not is_folder(folder / "train"):
+        return None  # without looking at what may be a million files
+    with os.scandir(folder) as entries:
+        names = {e.name for e in entries if not e.name.startswith(".") and leads_to_folder(e)}
+    if not names <= {"train", *VALIDATION}:
         return None
     return next((folder / name for name in VALIDATION if name in names), None)
-
-
-def _image_paths(folder: str) -> list[str]:
-    """Return the images below a folder, as paths relative to it; hidden entries are left out.
-
-    Linked folders are followed, each real folder once, so that a loop of links ends.
-    """
-    found: list[str] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.relpath(os.path.join(place, name), folder)  # noqa: PTH118
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return found
 
 
 class ListSource(FileSource):
@@ -219,10 +210,15 @@ class ListSource(FileSource):
 
     def __init__(self, file: str | Path, known: tuple[str, ...] | None = None) -> None:
         self.file = Path(file)
-        paths, labels = read_list(self.file)
+        paths, labels, words = Names(), list[str](), dict[str, str]()
+        for path, label in read_list(self.file):
+            paths.add(path)
+            if label is not None:
+                labels.append(words.setdefault(label, label))
         root = self.file.parent
+        first = range(min(len(paths), self.LOOKED_AT))
         try:
-            found = any((root / path).is_file() for path in paths[: self.LOOKED_AT])
+            found = any((root / paths[number]).is_file() for number in first)
         except OSError as error:  # such as a line that is longer than a path may be
             raise _no_list(self.file) from error
         if not found:
@@ -237,25 +233,29 @@ class ListSource(FileSource):
         return About(f"list {str(self.file)!r}", "its lines" if self.classes else "")
 
 
-def read_list(file: Path) -> tuple[list[str], list[str]]:
-    """Return what the lines of a list name, and the class of each, or none of any.
+def read_list(file: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield what each line of a list names, and its class, which all lines have or none.
 
     Raises ValueError if the file is no list, is empty, or mixes lines with and without a class.
     """
+    columns = 0
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                if not line.strip() or line[0] == "#":
+                    continue
+                path, *label = line.split("\t")
+                columns = columns or 1 + len(label)
+                if len(label) != columns - 1 or columns > 2:
+                    raise ValueError(
+                        f"The list {str(file)!r} mixes lines: write a path, or a path, a tab and a "
+                        f"class, on every line."
+                    )
+                yield path.strip(), label[0].strip() if label else None
     except (OSError, UnicodeDecodeError) as error:
         raise _no_list(file) from error
-    entries = [line.split("\t") for line in lines if line.strip() and line[0] != "#"]
-    if not entries:
+    if not columns:
         raise ValueError(f"The list {str(file)!r} names no image; write one path a line.")
-    if len({len(entry) for entry in entries}) > 1 or len(entries[0]) > 2:
-        raise ValueError(
-            f"The list {str(file)!r} mixes lines: write a path, or a path, a tab and a class, "
-            f"on every line."
-        )
-    labels = [entry[1].strip() for entry in entries] if len(entries[0]) == 2 else []
-    return [entry[0].strip() for entry in entries], labels
 
 
 def _no_list(file: Path) -> ValueError:
@@ -392,13 +392,18 @@ def is_file(path: Path) -> bool:
 def _only_ending(folder: Path) -> str:
     """Return `.tar` or `.parquet` if a folder holds nothing but such files."""
     found = ""
-    for entry in folder.iterdir():
-        ending = entry.suffix.lower()
-        if entry.name.startswith("."):
-            continue
-        if ending not in (".tar", ".parquet") or found not in ("", ending) or entry.is_dir():
-            return ""
-        found = ending
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                ending = suffix(entry.name)
+                if entry.name.startswith("."):
+                    continue
+                known = ending in (".tar", ".parquet") and found in ("", ending)
+                if not known or leads_to_folder(entry):
+                    return ""
+                found = ending
+    except OSError as error:
+        raise _no_folder(folder, error) from error
     return found
 
 
@@ -417,7 +422,7 @@ def _open_file(path: Path, known: tuple[str, ...] | None) -> Source:
         return TsvSource(path, known)
     if not is_file(path):
         return FolderSource(path, known)  # says that there is none
-    first = read_list(path)[0][0]
+    first, _ = next(read_list(path))
     inside = "@/" in first and not is_file(path.parent / first)
     return archives.ZipMapSource(path, known) if inside else ListSource(path, known)
 

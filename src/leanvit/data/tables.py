@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from leanvit.data.archives import no_image, require_file
-from leanvit.data.members import encoded, split_files
+from leanvit.data.members import split_files
+from leanvit.data.names import encoded
 from leanvit.data.sources import About, Sample, Source, is_folder, number_classes
 
 IMAGES = ("image", "img")

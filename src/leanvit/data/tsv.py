@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from leanvit.data.archives import require_file
 from leanvit.data.members import Files, MemberSource
+from leanvit.data.names import Names
 from leanvit.data.sources import About
 
 HEAD = 4096
@@ -38,7 +39,7 @@ class TsvSource(MemberSource):
         self.file = Path(file)
         require_file(self.file)
         files = Files([self.file])
-        keys, labels, notes = list[str](), list[str](), list[str]()
+        keys, labels, notes = Names(), list[str](), list[str]()
         table, width = array("q"), 0
         words: dict[str, str] = {}
         try:
@@ -48,7 +49,7 @@ class TsvSource(MemberSource):
                 if not columns or len(columns) != width:
                     notes.append(self._cut_off(start, last=bool(keys) and end == _size(self.file)))
                     break
-                keys.append(columns[0].decode(errors="surrogateescape"))
+                keys.add(columns[0].decode(errors="surrogateescape"))
                 table.extend((0, image, end - image))
                 label = _label(columns[1]) if width > 1 else ""
                 labels.append(words.setdefault(label, label))
@@ -60,7 +61,7 @@ class TsvSource(MemberSource):
             About(f"table {str(file)!r} of images in base64", "its labels", tuple(notes)),
             files,
             keys,
-            np.array(table, dtype=np.int64).reshape(-1, 3),
+            np.frombuffer(table, dtype=np.int64).reshape(-1, 3),
             [] if "" in words else labels,
             known,
             as_numbers=True,
@@ -93,7 +94,7 @@ def _rows(file: Path) -> Iterator[tuple[int, int]]:
     index = file.with_suffix(".lineidx")
     starts = _read_index(index, file, size) if index.is_file() else _find_starts(file)
     ends = np.append(starts[1:], size)[: len(starts)]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+    for start, end in zip(starts.data, ends.data, strict=True):
         if end - start > 1:
             yield start, end
 
@@ -119,7 +120,7 @@ def _read_index(index: Path, file: Path, size: int) -> NDArray[np.int64]:
     fits = len(starts) > 0 and starts[0] == 0 and starts[-1] < size and (np.diff(starts) > 0).all()
     if fits:
         with file.open("rb") as stream:
-            for start in starts[1:].tolist():
+            for start in starts[1:].data:
                 fits = fits and os.pread(stream.fileno(), 1, start - 1) == b"\n"
     if not fits:
         raise ValueError(
