@@ -14,13 +14,14 @@ from typing import Any
 import PIL
 import torch
 import torchvision
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from torch import Tensor
-from torchvision.transforms import functional as pil
+from torchvision import transforms
 
 from leanvit.bench.machine import device_named, machine
 from leanvit.config import DataConfig, MultiCropConfig, replace_options
 from leanvit.config.bench import BenchDataConfig
+from leanvit.core import random
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
@@ -28,19 +29,12 @@ from leanvit.data.decode import read_image
 from leanvit.data.loader import DecodedBatch, Views, decoded, load_views
 from leanvit.data.sampler import Key, Order
 from leanvit.data.sources import Source, at_most, open_source
-from leanvit.data.views import Plan, multi_crop
+from leanvit.data.views import multi_crop
 
-ADJUST = {
-    "brightness": pil.adjust_brightness,
-    "contrast": pil.adjust_contrast,
-    "saturation": pil.adjust_saturation,
-    "hue": pil.adjust_hue,
-}
-"""torchvision's changes of color, by the names that a plan has for them."""
 PILLOW, HOST, SHARE = "pillow", "host", "share"
 LABELS = {PILLOW: "through Pillow", HOST: "ours on the CPU", SHARE: "CPU's share"}
-"""What is compared: the views through torchvision on Pillow images, ours rendered on the CPU, and
-what is left for the CPU where a device renders."""
+"""What is compared, from bytes to normalised views: torchvision's transforms on Pillow images, ours
+on the CPU, and what is left for the CPU where a device renders."""
 PROCESSES, THREADS = "processes", "threads"
 
 
@@ -55,7 +49,8 @@ def bench_data(config: BenchDataConfig, *, quiet: bool = False) -> "DataReport":
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = _in_turn(images, config, quiet)
+        with random.seeded(0, "bench data"):
+            seconds = _in_turn(images, config, quiet)
         several = _several(images, config, quiet)
         rendering = _on_device(images, config) if config.device == "cuda" else []
     finally:
@@ -78,23 +73,19 @@ class Images:
             )
         self.source, self.data = source, DataConfig()
         self.views = Views(source, multi_crop(MultiCropConfig()), self.data, seed=0)
+        self.published = published_views(self.data)
         whole = len(readable) // config.batch * config.batch
         self.keys = [Key(0, place, index) for place, index in enumerate(readable[:whole])]
-        self.planned: dict[int, list[Plan]] = {}
-        for key in self.keys:
-            found = self.views.decode(key)
-            assert not isinstance(found, ValueError)
-            self.planned[key.index] = [p for group in self.views.plans(0, found) for p in group]
         self.batches = [self.keys[at : at + config.batch] for at in range(0, whole, config.batch)]
 
     def pillow(self, keys: Sequence[Key]) -> None:
-        """Make the views as the published runs did, from the same plans, made before."""
+        """Make such views as the published runs did."""
         for key in keys:
             image = self.source[key.index].image
             assert isinstance(image, bytes)
             photo = Image.open(io.BytesIO(image)).convert("RGB")
-            for planned in self.planned[key.index]:
-                pil.normalize(through_pillow(planned, photo), self.data.mean, self.data.std)
+            for make in self.published:
+                make(photo)
 
     def host(self, keys: Sequence[Key]) -> None:
         """Make the views as a worker does."""
@@ -103,6 +94,34 @@ class Images:
     def share(self, keys: Sequence[Key]) -> DecodedBatch:
         """Decode, plan and join, as it is done for a device that renders."""
         return self.views.join(keys, [self.views.decode(key) for key in keys])
+
+
+def published_views(data: DataConfig) -> list[Callable[[Image.Image], Tensor]]:
+    """Return what makes each of the ten views of the official code: torchvision on Pillow images.
+
+    They draw from torch's global generator.
+    """
+    bicubic = transforms.InterpolationMode.BICUBIC
+    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
+    colors = [transforms.RandomHorizontalFlip(), jitter, transforms.RandomGrayscale(0.2)]
+    end = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+
+    def view(side: int, scale: tuple[float, float], *more: Any) -> Any:
+        crop = transforms.RandomResizedCrop(side, scale=scale, interpolation=bicubic)
+        return transforms.Compose([crop, *colors, *more, *end])
+
+    def blurred(probability: float) -> Any:
+        return transforms.RandomApply([transforms.Lambda(_blur)], p=probability)
+
+    solarized = transforms.RandomSolarize(128, p=0.2)
+    first = view(224, (0.4, 1.0), blurred(1.0))
+    second = view(224, (0.4, 1.0), blurred(0.1), solarized)
+    return [first, second, *[view(96, (0.05, 0.4), blurred(0.5))] * 8]
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    sigma = 0.1 + 1.9 * float(torch.rand(()))
+    return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
 Way = Callable[[Sequence[Key]], object]
@@ -171,22 +190,6 @@ def _on_device(images: Images, config: BenchDataConfig) -> list[float]:
 def _encoded(source: Source, index: int) -> bool:
     readable = not isinstance(read_image(source, index), Unreadable)
     return readable and isinstance(source[index].image, bytes)
-
-
-def through_pillow(planned: Plan, image: Image.Image) -> Tensor:
-    """Return a view [3, S, S] in [0, 1] as the published runs made it."""
-    top, left, height, width = planned.box
-    view = image.crop((left, top, left + width, top + height))
-    view = view.resize((planned.size, planned.size), Image.Resampling.BICUBIC)
-    view = ImageOps.mirror(view) if planned.flip else view
-    for name, factor in planned.jitter:
-        view = ADJUST[name](view, factor)
-    view = pil.to_grayscale(view, 3) if planned.gray else view
-    if planned.sigma:
-        view = view.filter(ImageFilter.GaussianBlur(planned.sigma))
-    view = ImageOps.solarize(view, 128) if planned.solarize else view
-    found: Tensor = pil.to_tensor(view)
-    return found
 
 
 RATIOS = {
