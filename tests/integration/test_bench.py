@@ -1,15 +1,20 @@
-"""`leanvit bench loss`: what it measures, counts and says; never how fast a machine is."""
+"""`leanvit bench`: what it measures, counts and says; never how fast a machine is."""
 
 import json
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from leanvit.bench import loss as bench
+from leanvit.bench.data import DataReport, published_views
 from leanvit.bench.loss import Contender, LossReport, Problem, bench_loss, contenders
 from leanvit.cli import main
-from leanvit.config.bench import BenchLossConfig
+from leanvit.config import DataConfig
+from leanvit.config.bench import BenchDataConfig, BenchLossConfig
+from leanvit.core import random
 from tests.integration.command import Says, leanvit_process, refused
 
 TINY = ("--batches", "1", "2", "--prototypes", "64", "--bottleneck", "8", "--rounds", "2")
@@ -132,7 +137,7 @@ def test_growth_is_measured_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mistakes_are_named(capsys: Says) -> None:
-    assert "Name what to measure: loss." in refused(capsys, "bench")
+    assert "Name what to measure: loss, data." in refused(capsys, "bench")
     assert "did you mean 'loss'" in refused(capsys, "bench", "los")
     assert "at least 1" in refused(capsys, "bench", "loss", "--rounds", "0")
     assert "name one batch" in refused(capsys, "bench", "loss", "--batches")
@@ -145,3 +150,67 @@ def test_help_lists_the_options(capsys: Says) -> None:
     assert all(f"--{name}" in out for name in ("batches", "prototypes", "rounds", "growth"))
     assert main(["bench", "--help"]) == 0
     assert "loss" in capsys.readouterr().out
+
+
+# Decoding and views
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("photographs")
+    draw = np.random.default_rng(0)
+    for number in range(9):
+        coarse = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((90 + number, 70)).save(folder / f"{number}.jpg")
+    (folder / "bad.jpg").write_bytes(b"no photograph")
+    return str(folder)
+
+
+def test_data_is_measured_beside_torchvision(photographs: str) -> None:
+    words = ("--images", "10", "--batch", "4", "--rounds", "2", "--device", "cpu", "--json")
+    process = leanvit_process("bench", "data", "--source", photographs, *words)
+    assert process.returncode == 0, process.stderr
+    found = json.loads(process.stdout)
+    seconds = found["seconds"]
+    assert seconds.keys() == {"pillow", "host", "share"}
+    assert {len(rounds) for rounds in seconds.values()} == {2}
+    for name in ("host", "share"):
+        ratio = median(seconds["pillow"]) / median(seconds[name])
+        assert found[f"speedup_{name}"] == pytest.approx(ratio)
+    assert found["workers"].keys() == {f"{k} {n}" for k in ("processes", "threads") for n in (1, 2)}
+    assert found["machine"]["images"] == 8 and found["device_seconds"] == []
+
+
+def test_the_report_of_data_shows_every_figure() -> None:
+    seconds = {"pillow": [0.02] * 3, "host": [0.005, 0.004, 0.1], "share": [0.002] * 3}
+    config = BenchDataConfig(source="place/photos.tar", device="cpu")
+    text = str(DataReport(config, 64, seconds, {"threads 2": [0.001]}, [0.0001]))
+    assert "photos.tar" in text and "place" not in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "through Pillow 50.0 20.000 (20.000 to 20.000)" in lines
+    assert "ours on the CPU 200.0 5.000 (4.000 to 100.000)" in lines
+    assert "threads 2 1000.0 1.000 (1.000 to 1.000)" in lines
+    assert "rendered on device 10000.0 0.100 (0.100 to 0.100)" in lines
+    assert any(line.startswith("4.00 times") for line in lines)
+    assert any(line.startswith("10.00 times") for line in lines)
+
+
+def test_the_opponents_views_are_the_published_ones() -> None:
+    photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    with random.seeded(0, "test"):
+        views = [make(photo) for make in published_views(DataConfig())]
+    assert [tuple(view.shape) for view in views] == [(3, 224, 224)] * 2 + [(3, 96, 96)] * 8
+    assert all(view.isfinite().all() and view.std() > 0 for view in views)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Name photographs to measure on: --source FOLDER"),
+        (("--source", "sample"), "has 0 encoded images that can be read, fewer than the 16"),
+        (("--source", "sample", "--images", "4"), "A batch of 16 needs more than 4 images"),
+        (("--source", "nowhere"), "'nowhere' does not exist"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(words: tuple[str, ...], said: str, capsys: Says) -> None:
+    assert said in refused(capsys, "bench", "data", *words)

@@ -26,7 +26,7 @@ from leanvit.data.decode import LONGEST_REASON, MOST_PIXELS, decode, read_image,
 from leanvit.data.images import middle
 from leanvit.data.loader import Views
 from leanvit.data.sampler import Key
-from leanvit.data.sources import FolderSource, ListSource, Source
+from leanvit.data.sources import LARGEST, FolderSource, ListSource, Source
 from leanvit.data.views import multi_crop
 from tests.encoded import (
     Encoded,
@@ -289,3 +289,17 @@ def test_the_terminal_stays_clean(
     for data in one_of_each().values():
         decode(data)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_pipe_is_not_waited_for_and_a_huge_file_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(LARGEST + 1)  # a hole, which takes no place
+    source = FolderSource(tmp_path)
+    errors = {}
+    for index in range(len(source)):
+        found = read_image(source, index)
+        assert isinstance(found, Unreadable)
+        errors[found.name] = found.error
+    assert errors["pipe.jpg"] == "OSError: 'pipe.jpg' is a pipe or a device"
+    assert errors["huge.jpg"].endswith("1,073,741,825 bytes; an image has at most 1,073,741,824")

@@ -99,29 +99,28 @@ class Images:
 def published_views(data: DataConfig) -> list[Callable[[Image.Image], Tensor]]:
     """Return what makes each of the ten views of the official code: torchvision on Pillow images.
 
-    They draw from torch's global generator.
+    torchvision draws from torch's global generator.
     """
+    draw = random.generator(0, "blur of the published views")
     bicubic = transforms.InterpolationMode.BICUBIC
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
     colors = [transforms.RandomHorizontalFlip(), jitter, transforms.RandomGrayscale(0.2)]
     end = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+
+    def blur(image: Image.Image) -> Image.Image:
+        return image.filter(ImageFilter.GaussianBlur(draw.uniform(0.1, 2.0)))
 
     def view(side: int, scale: tuple[float, float], *more: Any) -> Any:
         crop = transforms.RandomResizedCrop(side, scale=scale, interpolation=bicubic)
         return transforms.Compose([crop, *colors, *more, *end])
 
     def blurred(probability: float) -> Any:
-        return transforms.RandomApply([transforms.Lambda(_blur)], p=probability)
+        return transforms.RandomApply([transforms.Lambda(blur)], p=probability)
 
     solarized = transforms.RandomSolarize(128, p=0.2)
     first = view(224, (0.4, 1.0), blurred(1.0))
     second = view(224, (0.4, 1.0), blurred(0.1), solarized)
     return [first, second, *[view(96, (0.05, 0.4), blurred(0.5))] * 8]
-
-
-def _blur(image: Image.Image) -> Image.Image:
-    sigma = 0.1 + 1.9 * float(torch.rand(()))
-    return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
 Way = Callable[[Sequence[Key]], object]

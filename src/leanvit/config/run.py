@@ -25,8 +25,7 @@ class DataConfig:
     source: str = ""
     """Folder of images of any depth, list file, archive (docs/data.md has all kinds), or sample."""
     workers: int | Auto = "auto"
-    """Processes that render views, or threads that decode for a device that does; 0 processes
-    render between the steps."""
+    """Processes that render, or threads that decode; 0 processes render between the steps."""
     rendering: Literal["auto", "host", "device"] = "auto"
     """Who makes the pixels of views: the workers, or the device that trains."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.data.cache import Arrays, remember
-from leanvit.data.members import LARGEST, Files, MemberSource, arrange, image_path
+from leanvit.data.members import Files, MemberSource, arrange, image_path
 from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
-from leanvit.data.sources import About, Source, is_file, is_folder, read_list
+from leanvit.data.sources import LARGEST, About, Source, is_file, is_folder, read_list
 
 FOLDERS = "its folders"
 """Where the classes of an archive come from."""

@@ -17,10 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.data.names import IMAGE_SUFFIXES, Names, after, labels_by_folder, suffix
-from leanvit.data.sources import VALIDATION, About, Sample, Source, number_classes
-
-LARGEST = 2**30
-"""Bytes of an encoded image; what claims more is damaged."""
+from leanvit.data.sources import LARGEST, VALIDATION, About, Sample, Source, number_classes
 
 
 class _Handle:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from leanvit.core.distributed import rank
 from leanvit.data.listing import leads_to_folder, list_images
 from leanvit.data.names import IMAGE_SUFFIXES, Names, labels_by_folder, suffix
 
+LARGEST = 2**30
+"""Bytes of an encoded image; what claims more is damaged."""
 SAMPLE = "sample"
 """The name of the data set that comes with the extra `sample`."""
 TORCHVISION = "torchvision:"
@@ -124,7 +127,7 @@ class FileSource:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Sample:
-        image = (self.root / self._paths[index]).read_bytes()
+        image = read_file(self.root / self._paths[index])
         return Sample(image, index, int(self.targets[index]))
 
     def name(self, index: int) -> str:
@@ -142,6 +145,26 @@ class FileSource:
     def about(self) -> About:
         """Return what this is."""
         return About(f"files below {str(self.root)!r}", "given labels" if self.classes else "")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises OSError for a pipe or a device, which is not waited for, and for more than LARGEST bytes.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        facts = os.fstat(file.fileno())
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(f"{path.name!r} is a pipe or a device")
+        if facts.st_size > LARGEST:
+            raise OSError(
+                f"{path.name!r} has {facts.st_size:,} bytes; an image has at most {LARGEST:,}"
+            )
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class FolderSource(FileSource):
