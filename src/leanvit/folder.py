@@ -86,28 +86,28 @@ def start_folder(out: Path, asked: RunConfig, resolved: Resolved, source: Source
 
 
 def resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> Resolved:
-    """Return what the run in `out` was resolved to, if the same is asked for now.
+    """Return what the run in `out` was resolved to, if that or what it was asked is asked now.
 
     What changes no number (`FREE`) may change and is taken from now.
     """
     if not (out / RESOLVED).exists():
         raise ValueError(f"There is no run to resume in {str(out)!r}.")
+    try:
+        record = json.loads((out / RESOLVED).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{out / RESOLVED} is damaged: {error}.") from error
     before = dict(leaves(to_dict(load_config(out / ASKED))))
-    now = dict(leaves(to_dict(asked)))
+    runs, now = dict(leaves(record["config"])), dict(leaves(to_dict(asked)))
     changed = [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in FREE
+        if now.get(name) not in (before.get(name), runs.get(name)) and name not in FREE
     ]
     if changed:
         raise ValueError(
             f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
             f"new run in another folder."
         )
-    try:
-        record = json.loads((out / RESOLVED).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{out / RESOLVED} is damaged: {error}.") from error
     count = record["images"]["count"]
     if record["images"] != {"count": len(source), "fingerprint": source.fingerprint()}:
         what = f"{len(source)} now" if count != len(source) else "the same number of others now"

@@ -207,7 +207,7 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
     state, config = run.state, run.config
     assert run.views is not None
     views = Views(run.source, run.views, config.data, config.train.seed)
-    # the loader reads ahead by two batches a worker, so that steps and reading share the cores
+    # processes read ahead by two batches each, so that steps and reading share the cores
     steps = min(1 + STEPS, state.run)
     ahead = steps + 2 * run.workers
     batches = load_views(

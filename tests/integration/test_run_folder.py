@@ -297,6 +297,18 @@ def test_what_changes_no_number_may_change_on_resume(run: Finished, tmp_path: Pa
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+def test_what_auto_became_may_be_named_on_resume(
+    run: Finished, tmp_path: Path, capsys: Says
+) -> None:
+    out = cut(run, tmp_path)
+    words = ("pretrain", "--resume", "--out", str(out), "--train.precision", "fp32")
+    assert main([*words, "--data.rendering", "host"]) == 0
+    assert same_weights(out, run.out)
+    assert "data.rendering was 'auto', now 'device'" in refused(
+        capsys, *words, "--data.rendering", "device"
+    )
+
+
 def test_resume_and_overwrite_exclude_each_other(
     run: Finished, tmp_path: Path, capsys: Says
 ) -> None:

@@ -504,3 +504,17 @@ def test_a_list_may_hold_any_character_but_line_ends(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n".join(names), encoding="utf-8")
     source = ListSource(tmp_path / "list.txt")
     assert [source.name(index) for index in range(len(source))] == names
+
+
+@pytest.mark.parametrize("year", [1902, 2300, 2440])
+def test_dates_beyond_what_a_stamp_holds_are_no_error(
+    tmp_path: Path, kept: Path, year: int
+) -> None:
+    """File systems keep years that nanoseconds in 64 bits do not; such a folder is not kept."""
+    data = write_folder(tmp_path / "data", ["1.jpg"])
+    when = int((year - 1970) * 365.25 * 86_400)
+    os.utime(data, (when, when))
+    assert listed(data) == ["1.jpg"]
+    (data / "2.jpg").touch()
+    os.utime(data, (when, when))
+    assert listed(data) == ["1.jpg", "2.jpg"]

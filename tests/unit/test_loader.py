@@ -2,7 +2,10 @@
 
 import random
 import threading
+import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,15 @@ from torch import Tensor
 
 from leanvit.config import DataConfig, MultiCropConfig
 from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.loader import BATCHES_AHEAD, REPLACEMENTS, Views, decoded, load_views
+from leanvit.data.loader import (
+    BATCHES_AHEAD,
+    REPLACEMENTS,
+    Decoded,
+    DecodedBatch,
+    Views,
+    decoded,
+    load_views,
+)
 from leanvit.data.render import render
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import FolderSource, Sample
@@ -439,3 +450,45 @@ def test_threads_decode_no_more_than_a_few_batches_ahead(folder: Path) -> None:
         next(found)
         assert Counting.read <= (number + BATCHES_AHEAD) * BATCH
     found.close()  # type: ignore[attr-defined]
+
+
+def test_who_stops_early_waits_for_no_more_than_what_has_begun(folder: Path) -> None:
+    class Counting(FolderSource):
+        read = 0
+
+        def __getitem__(self, index: int) -> Sample:
+            Counting.read += 1
+            time.sleep(0.05)
+            return super().__getitem__(index)
+
+    views = Views(Counting(folder), SPEC, DataConfig(), SEED)
+    found = decoded(views, Order(IMAGES, BATCH, SEED), 0, 1000, threads=1)
+    next(found)
+    seen = Counting.read
+    found.close()  # type: ignore[attr-defined]
+    assert Counting.read <= seen + 1 < (1 + BATCHES_AHEAD) * BATCH
+
+
+def test_batches_are_forgotten_once_they_are_used(folder: Path) -> None:
+    """Whole photographs are large: besides those ahead, one batch is in memory."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    class Remembered(Views):
+        def decode(self, key: Key) -> Decoded | ValueError:
+            found = super().decode(key)
+            assert isinstance(found, Decoded)
+            alive.append(weakref.ref(found.pixels))
+            return found
+
+        def join(self, *given: Any, **how: Any) -> DecodedBatch:
+            found = super().join(*given, **how)
+            alive.append(weakref.ref(found.images.pixels))
+            return found
+
+    views = Remembered(FolderSource(folder), SPEC, DataConfig(), SEED)
+    order = Order(IMAGES, BATCH, SEED)
+    for _ in load_views(views, order, 0, 8, workers=2, device=CPU, rendering="device"):
+        time.sleep(0.2)  # what is ahead is finished
+        joined = [ref for ref in alive if (pixels := ref()) is not None and pixels.dim() == 1]
+        raw = [ref for ref in alive if (pixels := ref()) is not None and pixels.dim() == 3]
+        assert len(joined) <= BATCHES_AHEAD and not raw

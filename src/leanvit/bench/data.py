@@ -22,7 +22,7 @@ from leanvit.bench.machine import device_named, machine
 from leanvit.config import DataConfig, MultiCropConfig, replace_options
 from leanvit.config.bench import BenchDataConfig
 from leanvit.core import random
-from leanvit.core.console import track
+from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
@@ -31,10 +31,15 @@ from leanvit.data.sampler import Key, Order
 from leanvit.data.sources import Source, at_most, open_source
 from leanvit.data.views import multi_crop
 
-PILLOW, HOST, SHARE = "pillow", "host", "share"
-LABELS = {PILLOW: "through Pillow", HOST: "ours on the CPU", SHARE: "CPU's share"}
+PILLOW, HOST, SHARE, DECODE = "pillow", "host", "share", "decode"
+LABELS = {
+    PILLOW: "through Pillow",
+    HOST: "ours on the CPU",
+    SHARE: "CPU's share",
+    DECODE: "decoding alone",
+}
 """What is compared, from bytes to normalised views: torchvision's transforms on Pillow images, ours
-on the CPU, and what is left for the CPU where a device renders."""
+on the CPU, and what is left for the CPU where a device renders, with decoding as a part of it."""
 PROCESSES, THREADS = "processes", "threads"
 
 
@@ -46,6 +51,9 @@ def bench_data(config: BenchDataConfig, *, quiet: bool = False) -> "DataReport":
     require_alone("bench")
     config = replace_options(config, {"device": device_named(config.device)})
     images = Images(config)
+    if not quiet:
+        count, rounds = len(images.keys), config.rounds
+        say(f"{count} photographs: {rounds + 1} rounds on one core, then {rounds} with workers")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -91,6 +99,11 @@ class Images:
         """Make the views as a worker does."""
         self.views.batch(keys)
 
+    def decode(self, keys: Sequence[Key]) -> None:
+        """Read and decode."""
+        for key in keys:
+            self.views.decode(key)
+
     def share(self, keys: Sequence[Key]) -> DecodedBatch:
         """Decode, plan and join, as it is done for a device that renders."""
         return self.views.join(keys, [self.views.decode(key) for key in keys])
@@ -128,7 +141,12 @@ Way = Callable[[Sequence[Key]], object]
 
 def _in_turn(images: Images, config: BenchDataConfig, quiet: bool) -> dict[str, list[float]]:
     """Return the seconds an image of each way in every round; the first does not count."""
-    ways: dict[str, Way] = {PILLOW: images.pillow, HOST: images.host, SHARE: images.share}
+    ways: dict[str, Way] = {
+        PILLOW: images.pillow,
+        HOST: images.host,
+        SHARE: images.share,
+        DECODE: images.decode,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     rounds = config.rounds + 1
     for _ in track(range(rounds), "one core", rounds, quiet=quiet):

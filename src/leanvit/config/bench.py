@@ -54,7 +54,7 @@ class BenchDataConfig:
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "images", "batch", "rounds", "workers")
         if self.batch > self.images:
-            raise ValueError(f"A batch of {self.batch} needs more than {self.images} images.")
+            raise ValueError(f"A batch of {self.batch} needs as many images, not {self.images}.")
 
 
 BenchConfig = BenchLossConfig | BenchDataConfig

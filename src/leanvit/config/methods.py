@@ -94,7 +94,7 @@ class DinoConfig(MethodConfig):
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
     attention: Literal["auto", "residuals", "chunks", "flash", "triton"] = "auto"
-    """What computes prototype attention: matrix products, flash (CPU alone) or triton (CUDA)."""
+    """How prototype attention is computed: docs/loss.md; chunks run everywhere."""
 
     def __post_init__(self) -> None:
         require(self, POSITIVE, "student_temp")

@@ -90,7 +90,7 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
         decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
     if config.data.rendering == "auto":
         who = facts.rendering.get(device, "host")
-        decided["data.rendering"] = (who, f"the fastest with a {device}")
+        decided["data.rendering"] = (who, f"the usual place where {device} trains")
     if config.data.workers == "auto":
         share = facts.cores // (facts.neighbours or facts.world)
         workers = min(share - 1, 16) if share > 1 else 0

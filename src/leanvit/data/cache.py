@@ -26,15 +26,16 @@ Arrays = list[NDArray[Any]]
 
 LEAST = 10_000
 """Images from which on an index is kept; fewer are found as fast as it is read."""
-SETTLED = 2 * 10**9
+SETTLED = 60 * 10**9
 """Nanoseconds without a change after which the next one shows in a file's times: file systems
-count them in steps of up to two seconds."""
+count them in steps of up to two seconds, by clocks that may be behind ours."""
 THREADS = 32
 """Calls that wait for a file system at once; one on a network takes milliseconds to answer."""
 BATCH = 4096
 """Calls that are handed out at once, since each takes memory."""
 HEAD = b"leanvit index 1\n"
-"""How a kept index begins; the digest of the rest follows. Another layout has another number."""
+"""How a kept index begins; the digest of the rest follows. Another layout, and another rule of what
+is found in what order, has another number."""
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -51,9 +52,10 @@ STAMP = struct.Struct("5q")
 def stamp(path: str) -> bytes:
     """Return what changes with a file, or with the entries of a folder. Raises OSError."""
     facts = os.stat(path)  # noqa: PTH116
-    inode = facts.st_ino % 2**63  # it may have 64 bits
-    times = facts.st_mtime_ns, facts.st_ctime_ns
-    return STAMP.pack(facts.st_dev, inode, facts.st_size, *times)
+    device, inode = (number % 2**63 for number in (facts.st_dev, facts.st_ino))  # up to 64 bits
+    # after the year 2262 as if it were then: never settled, hence never kept
+    times = (min(time, 2**63 - 1) for time in (facts.st_mtime_ns, facts.st_ctime_ns))
+    return STAMP.pack(device, inode, facts.st_size, *times)
 
 
 def _stamp_now(path: str) -> bytes:

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -152,8 +153,8 @@ def load_views(
     cuda = device.type == "cuda"
     side = torch.cuda.Stream(device) if cuda else None
     if rendering == "device":
-        for decoded_batch in decoded(views, order, start, end, threads=workers, pin=cuda):
-            yield _moved(decoded_batch, device, side)
+        found = decoded(views, order, start, end, threads=workers, pin=cuda)
+        yield from map(partial(_moved, device=device, side=side), found)  # and forgets each at once
         return
     loader = DataLoader(
         views,
@@ -220,8 +221,8 @@ class DecodedBatch:
         return ViewBatch(tuple(groups), self.index, self.target, self.unreadable)
 
 
-BATCHES_AHEAD = 2
-"""Batches that threads decode before they are asked for."""
+BATCHES_AHEAD = 1
+"""Batches that threads decode before they are asked for: of large images, one takes gigabytes."""
 
 
 def decoded(
@@ -236,8 +237,9 @@ def decoded(
         ahead: deque[Future[DecodedBatch]] = deque()
         try:
             for keys in order.steps(start, end):
-                images = [decoders.submit(views.decode, key) for key in keys]
-                ahead.append(joiner.submit(join, keys, images))
+                ahead.append(
+                    joiner.submit(join, keys, [decoders.submit(views.decode, key) for key in keys])
+                )
                 if len(ahead) > BATCHES_AHEAD:
                     yield ahead.popleft().result()
             while ahead:

@@ -152,19 +152,14 @@ def read_file(path: Path) -> bytes:
 
     Raises OSError for a pipe or a device, which is not waited for, and for more than LARGEST bytes.
     """
-    with open(path, "rb", opener=_without_waiting) as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise OSError(f"{path.name!r} is a pipe or a device")
-        if facts.st_size > LARGEST:
-            raise OSError(
-                f"{path.name!r} has {facts.st_size:,} bytes; an image has at most {LARGEST:,}"
-            )
-        return file.read()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):
+        raise OSError(f"{path.name!r} is a pipe or a device")
+    if facts.st_size > LARGEST:
+        raise OSError(
+            f"{path.name!r} has {facts.st_size:,} bytes; an image has at most {LARGEST:,}"
+        )
+    return path.read_bytes()
 
 
 class FolderSource(FileSource):

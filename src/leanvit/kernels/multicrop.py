@@ -195,7 +195,7 @@ FORMS: Mapping[str, Callable[[Ragged, Plans, Channels, Channels], Tensor]] = Map
 
 
 def best_form(device: str) -> str:
-    """Return the name of the faster form for a type of device."""
+    """Return the name of the form that a type of device takes."""
     return "triton" if device == "cuda" and find_spec("triton") else "plain"
 
 

@@ -15,8 +15,7 @@ those of base e.
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,34 +25,28 @@ from leanvit.core.precision import operands
 from leanvit.kernels.prototypes import Pairs, Projection, Task
 
 ROOM = 544 * 2**16
-"""Logits that exist at a time: 136 MiB, those of two images' regions with 65,536 prototypes."""
-SMALL = 60
-"""Size of logits of base 2 up to which no largest one is taken off: 2^60 times K is far from fp32's
-end, and so is 2^-60, below which no row's largest lies."""
+"""Logits that exist at a time: in fp32 136 MiB, of two images' regions and 65,536 prototypes."""
+SMALL = 100
+"""What both sides' largest logits, of base 2, and log2 K may be in sum, so that no quotient of sums
+of their exponentials is near fp32's end; beyond, the largest of each row is taken off."""
 
 
 def residuals(task: Task, prototypes: Tensor | None) -> tuple[Tensor, Tensor]:
     """Solve a task on the CPU by its residuals, a part of the pairs at a time."""
-    _hear_of_beta()
     z, count = task.student.rows, len(task.student.prototypes)
     student = _Side.of(task.student, task.student_temp, None)
     teacher = _Side.of(task.teacher, task.teacher_temp, task.key_bias)
+    pairs = replace(task.pairs, weight=task.pairs.weight.to(z.dtype))
+    reach = student.reach(pairs.student) + teacher.reach(pairs.teacher)
+    small = bool(reach + math.log2(count) < SMALL)
     loss, rows = z.new_zeros(()), torch.zeros_like(z)
     limit = max(ROOM // count, 2)
     room = z.new_empty(min(limit, len(z) + len(task.teacher.rows)) * count)
     # the mixture of targets is built from pairs, so that its entries are where they may be
     with operands(task.dtype), torch.sparse.check_sparse_tensor_invariants(False):
-        for numbers in parts(task.pairs, limit):
-            loss += _part(student, teacher, task.pairs[numbers], room, rows, prototypes)
+        for numbers in parts(pairs, limit):
+            loss += _part(student, teacher, small, pairs[numbers], room, rows, prototypes)
     return loss, rows
-
-
-@cache
-def _hear_of_beta() -> None:
-    """Let torch say now, unheard, what it says once a process: that sparse CSR is in beta."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.zeros(1, 1).to_sparse_csr()
 
 
 def parts(pairs: Pairs, limit: int) -> Iterator[Tensor]:
@@ -79,6 +72,7 @@ def parts(pairs: Pairs, limit: int) -> Iterator[Tensor]:
 def _part(
     student: "_Side",
     teacher: "_Side",
+    small: bool,
     pairs: Pairs,
     room: Tensor,
     rows: Tensor,
@@ -90,21 +84,20 @@ def _part(
     there, j = pairs.teacher.unique(return_inverse=True)
     both = room[: (len(there) + len(here)) * len(w)].view(-1, len(w))
     target, share = both.split([len(there), len(here)])
-    weight = pairs.weight.to(z.dtype)
-    row_weight = weight.new_zeros(len(here)).index_add_(0, i, weight)
-    teacher.logits(there, out=target)
-    weight /= target.exp2_().sum(1)[j]
+    row_weight = z.new_zeros(len(here)).index_add_(0, i, pairs.weight)
+    teacher.logits(there, small, out=target)
+    weight = pairs.weight / row_weight[i] / target.exp2_().sum(1)[j]
     where = torch.stack([i, j])
     mixture = torch.sparse_coo_tensor(where, weight, (len(here), len(there))).to_sparse_csr()
-    student.logits(here, out=share)
+    row = torch.arange(len(here)).repeat_interleave(mixture.crow_indices().diff())
+    student.logits(here, small, out=share)
     wanted = torch.sparse.sampled_addmm(mixture, share, target.T, beta=0).values()
     total = share.exp2_().sum(1)
-    loss = row_weight @ total.log2() - mixture.values() @ wanted
+    loss = row_weight @ total.log2() - row_weight[row] @ (mixture.values() * wanted)
     # share becomes R, but for a factor a row that R W and R' z get afterwards
-    factor = total / row_weight
-    mixture.values().mul_(factor.repeat_interleave(mixture.crow_indices().diff()))
+    mixture.values().mul_(total[row])
     torch.addmm(share, mixture, target, alpha=-1, out=share)
-    factor = (student.scale * math.log(2) / factor)[:, None]
+    factor = (row_weight * student.scale * math.log(2) / total)[:, None]
     rows.index_add_(0, here, torch.mm(share, w).mul_(factor))
     if prototypes is not None:
         prototypes.addmm_(share.T, z[here].mul_(factor))
@@ -120,20 +113,27 @@ class _Side:
     """What a product of a row and a prototype is times, for exponentials of base 2."""
     bias: Tensor | None
     """[K] of the prototypes, at most 0."""
-    small: bool
-    """Whether the exponentials of all logits are far from the ends of fp32 as they are."""
 
     @classmethod
     def of(cls, sees: Projection, temp: float, bias: Tensor | None) -> "_Side":
         scale = 1 / (temp * math.log(2))
-        longest = (torch.linalg.vector_norm(x, dim=1).amax() for x in (sees.rows, sees.prototypes))
-        small = bool(math.prod(longest) * scale < SMALL)
-        return cls(sees, scale, None if bias is None else (bias - bias.amax()) / math.log(2), small)
+        return cls(sees, scale, None if bias is None else (bias - bias.amax()) / math.log(2))
 
-    def logits(self, rows: Tensor, out: Tensor) -> None:
+    def reach(self, rows: Tensor) -> Tensor:
+        """Return a bound of the logits of rows, without their bias: a product of lengths."""
+        rows, keys = self.sees.rows[rows], self.sees.prototypes
+        longest = [torch.linalg.vector_norm(x, dim=1).amax() for x in (rows, keys)]
+        return self.scale * math.prod(longest)
+
+    def logits(self, rows: Tensor, small: bool, out: Tensor) -> None:
         """Fill `out` with the logits of rows, less the largest of each where they are not small."""
         torch.mm(self.sees.rows[rows] * self.scale, self.sees.prototypes.T, out=out)
         if self.bias is not None:
             out += self.bias
-        if not self.small:
+        if not small:
             out -= out.amax(1, keepdim=True)
+
+
+with warnings.catch_warnings():  # torch says once a process that sparse CSR is in beta
+    warnings.simplefilter("ignore")
+    torch.zeros(1, 1).to_sparse_csr()
