@@ -1,6 +1,7 @@
 """The composition of a run: configuration -> method, data, loop, observers."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -370,8 +371,9 @@ class Run:
             text = (
                 f"{bad} of {images} images cannot be read, more than the {most:g} % that "
                 f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
-                f"{last.name!r} ({last.error}), and `leanvit check` "
-                f"finds the rest. {saved if self.saved else 'Nothing was saved yet.'}"
+                f"{last.name!r} ({last.error}), and `leanvit check` finds the rest. A larger "
+                f"percentage, --data.max_unreadable {math.ceil(100 * bad / images) + 1}, would go "
+                f"on. {saved if self.saved else 'Nothing was saved yet.'}"
             )
             if not self.first:
                 warn(text)  # the command line of other processes is silent

@@ -655,6 +655,7 @@ def test_many_unreadable_images_stop_a_run(tmp_path: Path, capsys: Says) -> None
         "leanvit: 1 of 12 images cannot be read, more than the 1 % that data.max_unreadable "
         f"allows; {out / 'unreadable.jsonl'} lists them, the last is '003.png' (Unidentified"
     )
+    assert "--data.max_unreadable 10, would go on" in error[-1]  # 1 of 12 is 8.33 %
     assert listed(out) == ["003.png"]
     assert not (out / "summary.json").exists() and (out / "metrics.jsonl").exists()
     # it stays stopped until the limit is raised, and then ends as if it had never stopped

@@ -39,8 +39,8 @@ class Decoded:
     """Images that it stands in for."""
 
 
-class Facts:
-    """What a batch says of its images, beside their pixels."""
+class Origins:
+    """Where the images of a batch come from: number, class, and what each stands in for."""
 
     def __init__(self) -> None:
         self.index: list[int] = []
@@ -48,7 +48,7 @@ class Facts:
         self.unreadable: list[Unreadable] = []
 
     def add(self, image: Decoded) -> None:
-        """Say the same of one image more."""
+        """Write down one image more."""
         self.index.append(image.index)
         self.target.append(image.target)
         self.unreadable += image.unreadable
@@ -63,7 +63,6 @@ class Views(Dataset[ViewBatch | ValueError]):
 
     def __init__(self, source: Source, spec: ViewSpec, data: DataConfig, seed: int) -> None:
         self.source, self.spec, self.seed = source, spec, seed
-        self.mean, self.std = data.mean, data.std
         self.normalizer = Normalizer(data.mean, data.std)
 
     def batch(self, keys: Sequence[Key]) -> ViewBatch | ValueError:
@@ -76,7 +75,7 @@ class Views(Dataset[ViewBatch | ValueError]):
             torch.empty(len(group), len(keys), 3, group[0].size, group[0].size)
             for group in self.spec.groups
         )
-        facts = Facts()
+        origins = Origins()
         for place, key in enumerate(keys):
             image = self.decode(key)
             if isinstance(image, ValueError):
@@ -84,8 +83,8 @@ class Views(Dataset[ViewBatch | ValueError]):
             for group, plans in zip(groups, self.plans(key.epoch, image), strict=True):
                 for view, planned in zip(group[:, place], plans, strict=True):
                     self.normalizer.render(planned, image.pixels, view)
-            facts.add(image)
-        return ViewBatch(groups, *facts.all())
+            origins.add(image)
+        return ViewBatch(groups, *origins.all())
 
     __getitems__ = batch
     """What torch's loader calls in its workers."""
@@ -122,15 +121,16 @@ class Views(Dataset[ViewBatch | ValueError]):
 
         Raises the first error among them.
         """
-        facts, images, planned = Facts(), [], []
+        origins, images, planned = Origins(), [], []
         for key, image in zip(keys, found, strict=True):
             if isinstance(image, ValueError):
                 raise image
-            facts.add(image)
+            origins.add(image)
             images.append(image.pixels)
             planned.append(self.plans(key.epoch, image))
         plans = [tabulate(list(zip(*group, strict=True))) for group in zip(*planned, strict=True)]
-        return DecodedBatch(pack(images, pin=pin), tuple(plans), self.mean, self.std, *facts.all())
+        mean, std = self.normalizer.mean, self.normalizer.std
+        return DecodedBatch(pack(images, pin=pin), tuple(plans), mean, std, *origins.all())
 
 
 def load_views(

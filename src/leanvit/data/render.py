@@ -13,7 +13,7 @@ from torch.nn import functional
 from leanvit.core import random
 from leanvit.data.randaugment import augment
 from leanvit.data.views import Plan
-from leanvit.kernels.color import JITTERS, SOLARIZE_FROM, blur, gray
+from leanvit.kernels.color import recolor
 from leanvit.kernels.multicrop import Channels
 
 FILL = (128, 128, 128)
@@ -24,6 +24,7 @@ class Normalizer:
     """What networks take: pixels in [0, 1] less their mean, by their standard deviation."""
 
     def __init__(self, mean: Channels, std: Channels) -> None:
+        self.mean, self.std = mean, std
         red, green, blue = (round(255 * channel) for channel in mean)
         self.fill = (red, green, blue)
         center, spread = (torch.tensor(channels).double().view(3, 1, 1) for channels in (mean, std))
@@ -56,12 +57,6 @@ def render(plan: Plan, image: Tensor, *, fill: tuple[int, int, int] = FILL) -> T
         small = augment(small, plan.randaugment, interpolation=plan.interpolation, fill=fill)
     view = torch.empty(3, *side)
     view.copy_(small).div_(255)
-    for name, factor in plan.jitter:
-        JITTERS[name](view, factor)
-    if plan.gray:
-        view = gray(view).expand_as(view)
-    if plan.sigma:
-        view = blur(view, plan.sigma)
-    if plan.solarize:
-        view = torch.where(view >= SOLARIZE_FROM, 1 - view, view)
-    return view.contiguous()
+    return recolor(
+        view, plan.jitter, to_gray=plan.gray, sigma=plan.sigma, solarize=plan.solarize
+    ).contiguous()

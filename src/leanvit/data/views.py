@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leanvit.config import CropConfig, FineTuneViewsConfig, MultiCropConfig, TwoViewsConfig
 from leanvit.core import random
 from leanvit.data.randaugment import UNITS_OF_RANDAUGMENT, Operation, choose
+from leanvit.kernels import color
 
 ASPECT = (3 / 4, 4 / 3)
 """Width over height of a crop."""
@@ -23,7 +24,7 @@ BLUR_SIGMA = (0.1, 2.0)
 """Standard deviation of the blur in pixels."""
 CROP_TRIES = 10
 """Draws of area and aspect before a centred crop is taken."""
-JITTERS = ("brightness", "contrast", "saturation", "hue")
+JITTERS = tuple(color.JITTERS)
 """Changes of color, in the order of `jitter_strength`."""
 UNITS = 2 * CROP_TRIES + 2 + 6 + 4 + 4
 """Unit numbers that one view needs: crop, switches, order and strength of the jitter."""

@@ -5,6 +5,7 @@ order that does not depend on the number of threads. Letter: s side of the view 
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,27 @@ SOLARIZE_FROM = 128 / 255
 """Pixels from this value on are inverted."""
 BLUR_REACH = 3
 """The blur's window in standard deviations each way; the rest weighs less than 0.3 %."""
+
+
+def recolor(
+    view: Tensor,
+    jitter: Iterable[tuple[str, float]],
+    *,
+    to_gray: bool,
+    sigma: float,
+    solarize: bool,
+) -> Tensor:
+    """Return a view [3, s, s] after all of this file, in its order; what was given is used up.
+
+    jitter: names of `JITTERS` with their factors; sigma: of the blur in pixels, 0 for none.
+    """
+    for name, factor in jitter:
+        JITTERS[name](view, factor)
+    if to_gray:
+        view = gray(view).expand_as(view)
+    if sigma:
+        view = blur(view, sigma)
+    return torch.where(view >= SOLARIZE_FROM, 1 - view, view) if solarize else view
 
 
 def gray(view: Tensor) -> Tensor:
@@ -68,7 +90,8 @@ JITTERS = {
     "saturation": saturation_,
     "hue": hue_,
 }
-"""Changes of color in place, by the names that a plan has for them."""
+"""Changes of color in place, by the names that a plan has for them. The order is that of the
+numbers that views draw: another one would be other views."""
 
 
 def blur(view: Tensor, sigma: float) -> Tensor:
@@ -76,7 +99,8 @@ def blur(view: Tensor, sigma: float) -> Tensor:
     side = view.shape[-1]
     reach = min(math.ceil(BLUR_REACH * sigma), side - 1)
     weights = [math.exp(-0.5 * (place / sigma) ** 2) for place in range(-reach, reach + 1)]
-    scaled = [weight / sum(weights) for weight in weights]
+    total = sum(weights)
+    scaled = [weight / total for weight in weights]
     wide = functional.pad(view[None], (reach,) * 4, mode="reflect")[0]
     for step in (-2, -1):  # up and down, then left and right: a sum of shifted views
         stride = wide.stride()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leanvit.config import look_up
 from leanvit.core.precision import to_device
-from leanvit.kernels.color import JITTERS, SOLARIZE_FROM, blur, gray
+from leanvit.kernels.color import JITTERS, recolor
 
 ROW = np.dtype(
     [
@@ -155,15 +155,15 @@ def _view(image: Tensor, row: Any, side: int) -> Tensor:
     view = values.float().div_(255)
     if row["flip"]:
         view = view.flip(-1)
-    names = tuple(JITTERS)
-    for code, factor in zip(row["order"].tolist(), row["factors"].tolist(), strict=True):
-        if code:
-            JITTERS[names[code - 1]](view, factor)
-    if row["gray"]:
-        view = gray(view).expand_as(view)
-    if row["sigma"]:
-        view = blur(view, float(row["sigma"]))
-    return torch.where(view >= SOLARIZE_FROM, 1 - view, view) if row["solarize"] else view
+    names = ("", *JITTERS)  # by `CODES`
+    changes = zip(row["order"].tolist(), row["factors"].tolist(), strict=True)
+    return recolor(
+        view,
+        [(names[code], factor) for code, factor in changes if code],
+        to_gray=bool(row["gray"]),
+        sigma=float(row["sigma"]),
+        solarize=bool(row["solarize"]),
+    )
 
 
 def resize_weights(extent: int, side: int, device: torch.device) -> Tensor:
