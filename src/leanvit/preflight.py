@@ -19,7 +19,6 @@ from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
-from leanvit.data.loader import Views, load_views
 from leanvit.data.sources import Source, open_source
 from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
 from leanvit.run import Run, compose_request, gather_facts
@@ -205,20 +204,9 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
 def _measure(run: Run, folder: Path) -> tuple[float, float]:
     """Do four steps; return the middle time of the last three and the most memory held, in GiB."""
     state, config = run.state, run.config
-    assert run.views is not None
-    views = Views(run.source, run.views, config.data, config.train.seed)
     # processes read ahead by two batches each, so that steps and reading share the cores
     steps = min(1 + STEPS, state.run)
-    ahead = steps + 2 * run.workers
-    batches = load_views(
-        views,
-        run.order,
-        0,
-        ahead,
-        workers=run.workers,
-        device=state.device,
-        rendering=config.data.rendering,
-    )
+    batches = run.load(0, steps + 2 * run.workers)
     times: list[float] = []
     began = time.perf_counter()
     for number, batch in enumerate(batches):

@@ -290,19 +290,17 @@ class Run:
         assert self.config.data.workers != "auto"
         return self.config.data.workers
 
-    def _batches(self) -> Iterator[ViewBatch]:
+    def load(self, start: int, end: int) -> Iterator[ViewBatch]:
+        """Yield the batches of steps start..end - 1, wherever the run stands."""
         assert self.views is not None
-        views = Views(self.source, self.views, self.config.data, self.config.train.seed)
+        data = self.config.data
+        views = Views(self.source, self.views, data, self.config.train.seed)
+        load = partial(load_views, workers=self.workers, rendering=data.rendering)
+        return load(views, self.order, start, end, device=self.state.device)
+
+    def _batches(self) -> Iterator[ViewBatch]:
         state = self.state
-        batches = load_views(
-            views,
-            self.order,
-            state.step,
-            state.run,
-            workers=self.workers,
-            device=state.device,
-            rendering=self.config.data.rendering,
-        )
+        batches = self.load(state.step, state.run)
         for number, batch in enumerate(self._noting_unreadable(batches)):
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
