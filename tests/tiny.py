@@ -1,5 +1,6 @@
 """Small networks, configurations and images that tests share."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,8 @@ SWIN = SwinConfig(
 )
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
+FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT}
+"""A small network of every family: what holds for all is tested on each of them."""
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 
 

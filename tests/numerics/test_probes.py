@@ -24,7 +24,7 @@ from leanvit.evaluation.features import (
     standardize,
 )
 from leanvit.evaluation.linear import LinearProbe
-from tests.tiny import SWIN, VIT, build, noise
+from tests.tiny import FAMILIES, VIT, build, noise
 
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
 """Share of red, green and blue in grey (ITU-R 601), as torchvision rounds it."""
@@ -146,7 +146,7 @@ def test_grey_descriptions_are_blind_to_color_and_brightness() -> None:
 # Networks
 
 
-@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_a_network_sees_its_own_mean_and_deviation(config: object) -> None:
     backbone = build(config).eval()  # type: ignore[arg-type]
     backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)

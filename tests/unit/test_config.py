@@ -587,7 +587,7 @@ def test_a_catalogue_cannot_be_changed() -> None:
 
 def test_a_catalogue_entry_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        BACKBONES["swin_tiny"].dim = 1  # type: ignore[misc]
+        BACKBONES["swin_tiny"].patch = 1  # type: ignore[misc]
     assert recipe("esvit").backbone is BACKBONES["swin_tiny"]
 
 

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
 from leanvit.backbones.base import Ask, Backbone
-from tests.tiny import SWIN, VIT, build, noise
+from tests.tiny import FAMILIES, SWIN, VIT, build, noise
 
 
 def has_gradient(module: nn.Module, *unreached: str) -> bool:
@@ -116,7 +116,7 @@ def test_a_faster_rcnn_step() -> None:
     assert has_gradient(swin, "norm.weight", "norm.bias")  # no detector reads the final norm
 
 
-@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_a_packed_step_with_stochastic_depth(config: object) -> None:
     """Views of several sizes in one pass equal one pass each, values and gradients, in fp64."""
     config = replace(config, drop_path=0.5)  # type: ignore[type-var]

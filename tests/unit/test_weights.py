@@ -10,10 +10,10 @@ import leanvit
 from leanvit.backbones.weights import FILE, header, read_header
 from leanvit.config import BackboneConfig
 from leanvit.train.checkpoint import save_tensors
-from tests.tiny import SWIN, VIT, build, noise
+from tests.tiny import FAMILIES, SWIN, build, noise
 
 
-@pytest.mark.parametrize("config", [SWIN, VIT], ids=["swin", "vit"])
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_a_file_loads_alone(config: BackboneConfig, tmp_path: Path) -> None:
     backbone = build(config).eval()
     facts = {"mean": [0.5] * 3, "method": "esvit"}

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
 from leanvit.kernels.window_attention import Shapes, WindowLayout
@@ -120,6 +121,10 @@ class Packed:
             for part, (_, h, w) in zip(parts, self.shapes, strict=True)
         ]
         return torch.cat(spread)[:, None]
+
+
+for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, Packed):
+    register_dataclass(_dataclass)  # so that graphs can take and return them
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ under `module.` in the student; our networks keep it under `backbone`, with `reg
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from leanvit.config import HeadConfig, SwinConfig
@@ -19,11 +20,88 @@ ESVIT_DERIVED = ("relative_position_index", "attn_mask")
 """Official buffers that follow from the configuration and are not stored here."""
 
 
+STAGES, BLOCKS = 4, 64
+"""Stages of the official CvT and ViL, and more blocks than a stage has."""
+
+
+def _prefixes(templates: Mapping[str, str]) -> dict[str, str]:
+    """Spell out templates: {s} is a stage from 0, {i} a block; {n}, {odd} and {even} follow."""
+    counts = [
+        {"s": s, "n": s + 1, "i": i, "odd": 2 * i + 1, "even": 2 * i + 2}
+        for s in range(STAGES)
+        for i in range(BLOCKS)
+    ]
+    return {
+        theirs.format(**count): ours.format(**count)
+        for count in counts
+        for theirs, ours in templates.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class NameMap:
+    """How the official code names a family's parameters, and how we do."""
+
+    theirs: str
+    """A parameter that only this family has."""
+    ours: str
+    """The same under our name."""
+    prefixes: Mapping[str, str]
+    """Official prefix -> ours; a prefix ends where a part of the name does."""
+
+
+ESVIT_FAMILIES = (
+    NameMap(
+        "stage0.1.layers.0.0.fn.qkv.dw.weight",
+        "stages.0.blocks.0.attn.conv.weight",
+        _prefixes(
+            {
+                "stage{s}.0": "stages.{s}.embed",
+                "stage{s}.1.layers.{i}.0.norm": "stages.{s}.blocks.{i}.norm1",
+                "stage{s}.1.layers.{i}.0.fn.qkv.dw": "stages.{s}.blocks.{i}.attn.conv",
+                "stage{s}.1.layers.{i}.0.fn.qkv.bn": "stages.{s}.blocks.{i}.attn.norm",
+                "stage{s}.1.layers.{i}.0.fn.qkv.pw": "stages.{s}.blocks.{i}.attn.qkv",
+                "stage{s}.1.layers.{i}.0.fn.proj_out": "stages.{s}.blocks.{i}.attn.proj",
+                "stage{s}.1.layers.{i}.1.norm": "stages.{s}.blocks.{i}.norm2",
+                "stage{s}.1.layers.{i}.1.fn.net.0": "stages.{s}.blocks.{i}.mlp.fc1",
+                "stage{s}.1.layers.{i}.1.fn.net.2": "stages.{s}.blocks.{i}.mlp.fc2",
+            }
+        ),
+    ),
+    NameMap(
+        "layer1.1.attn.proj.weight",
+        "stages.0.blocks.0.attn.proj.weight",
+        _prefixes(
+            {
+                "layer{n}.0": "stages.{s}.embed",
+                "layer{n}.0.norm_embed": "stages.{s}.embed.norm",
+                "layer{n}.{odd}.norm": "stages.{s}.blocks.{i}.norm1",
+                "layer{n}.{odd}.attn": "stages.{s}.blocks.{i}.attn",
+                "layer{n}.{even}.norm": "stages.{s}.blocks.{i}.norm2",
+                "layer{n}.{even}.mlp": "stages.{s}.blocks.{i}.mlp",
+            }
+        ),
+    ),
+)
+"""CvT and Vision Longformer, in this order: the second's marker is a part of the first too."""
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """Replace the longest prefix that is known; other names stay."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        found = prefixes.get(".".join(parts[:end]))
+        if found is not None:
+            return ".".join([found, *parts[end:]])
+    return name
+
+
 def from_esvit(state: Mapping[str, V]) -> dict[str, V]:
     """Return an official EsViT state under our names (`backbone.`, `head.`, `region_head.`)."""
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    prefixes = next((f.prefixes for f in ESVIT_FAMILIES if f.theirs in state), {})
     renamed = {}
     for name, value in state.items():
-        name = name.removeprefix("module.")
         if name.endswith(ESVIT_DERIVED):
             continue
         for theirs, ours in ESVIT_HEADS.items():
@@ -31,12 +109,14 @@ def from_esvit(state: Mapping[str, V]) -> dict[str, V]:
                 renamed[ours + name.removeprefix(theirs)] = value
                 break
         else:
-            renamed["backbone." + name] = value
+            renamed["backbone." + _renamed(name, prefixes)] = value
     return renamed
 
 
 def to_esvit(state: Mapping[str, V]) -> dict[str, V]:
     """Return a state of ours under the official EsViT names."""
+    family = next((f for f in ESVIT_FAMILIES if f"backbone.{f.ours}" in state), None)
+    prefixes = {ours: theirs for theirs, ours in family.prefixes.items()} if family else {}
     renamed = {}
     for name, value in state.items():
         for theirs, ours in ESVIT_HEADS.items():
@@ -44,7 +124,7 @@ def to_esvit(state: Mapping[str, V]) -> dict[str, V]:
                 renamed[theirs + name.removeprefix(ours)] = value
                 break
         else:
-            renamed[name.removeprefix("backbone.")] = value
+            renamed[_renamed(name.removeprefix("backbone."), prefixes)] = value
     return renamed
 
 

@@ -107,7 +107,7 @@ def _window14(config: SwinConfig) -> SwinConfig:
     )
 
 
-BACKBONES: Mapping[str, SwinConfig | ViTConfig] = MappingProxyType(
+BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
     {
         "swin_nano": SwinConfig(
             image_size=96, patch=6, dim=32, depths=(2, 2, 2), heads=(2, 4, 8), window=4

@@ -1,0 +1,73 @@
+"""The configurations that golden files mean, by name and by the shapes of the weights."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leanvit.backbones.layouts import from_esvit, strip, swin_config
+from leanvit.config import BACKBONES, BackboneConfig, SwinConfig
+
+Golden = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family is read from a golden file."""
+
+    published: Callable[[Golden], BackboneConfig]
+    """From the name of a YAML file and its overrides."""
+    sizes: Callable[[Shapes], BackboneConfig]
+    """From the shapes of the parameters under our names."""
+
+
+SWIN_OPTIONS = {
+    "MODEL.SPEC.DIM_EMBED": "dim",
+    "MODEL.SPEC.DEPTHS": "depths",
+    "MODEL.SPEC.NUM_HEADS": "heads",
+    "MODEL.SPEC.WINDOW_SIZE": "window",
+    "MODEL.SPEC.PATCH_SIZE": "patch",
+    "MODEL.SPEC.MLP_RATIO": "mlp_ratio",
+    "MODEL.SPEC.DROP_PATH_RATE": "drop_path",
+}
+
+
+def options(golden: Golden, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the overrides under our names; lists become tuples."""
+    words = golden["options"]
+    changes: dict[str, Any] = {}
+    for key, value in zip(words[::2], words[1::2], strict=True):
+        value = json.loads(value)
+        changes[names[key]] = tuple(value) if isinstance(value, list) else value
+    return changes
+
+
+def published_swin(golden: Golden) -> SwinConfig:
+    """Return the Swin that a YAML name and its overrides mean."""
+    found = re.search(r"swin_(\w+?)_patch4_window(\d+)_224", golden["yaml"])
+    assert found, golden["yaml"]
+    base = BACKBONES[f"swin_{found[1]}" + ("_w14" if found[2] == "14" else "")]
+    assert isinstance(base, SwinConfig)
+    return replace(base, **options(golden, SWIN_OPTIONS))
+
+
+PUBLISHED: Mapping[str, Family] = {"swin": Family(published_swin, swin_config)}
+"""By the first word of `arch`."""
+
+
+def published(golden: Golden) -> BackboneConfig:
+    """Return the configuration that the file names."""
+    return PUBLISHED[golden["arch"].split("_")[0]].published(golden)
+
+
+def sizes_of(golden: Golden) -> BackboneConfig:
+    """Return the configuration that the file's shapes imply."""
+    family = PUBLISHED[golden["arch"].split("_")[0]]
+    return family.sizes(strip(from_esvit(shapes_of(golden)), "backbone."))
+
+
+def shapes_of(golden: Golden) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters under their official names."""
+    return {name: tuple(shape) for name, shape in golden["parameters"].items()}

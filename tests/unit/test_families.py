@@ -1,0 +1,119 @@
+"""What holds for every family of backbones."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Ask
+from leanvit.config import BackboneConfig
+from leanvit.methods.base import Moment
+from leanvit.methods.catalogue import build_method
+from tests.tiny import FAMILIES, build, esvit, noise, view_batch
+
+UNSEEN_BY_REGIONS: Mapping[str, set[str]] = {}
+"""Parameters that region features do not depend on, by kind."""
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_logits_are_the_attention_and_say_where_tokens_lie(config: BackboneConfig) -> None:
+    backbone = build(config).eval()
+    image = noise(2, 3, 28, 40)
+    (found,) = backbone([image], Ask(hidden=(0,), logits=(0, -1)))
+    for logits in found.logits:
+        attention = logits.values.softmax(-1)
+        torch.testing.assert_close(attention.sum(-1), torch.ones_like(attention[..., 0]))
+    first = found.logits[0]
+    tokens = found.hidden[0].sequence().shape[1]
+    where = first.where[0]
+    assert first.values.shape[-1] == where.shape[-1] and where.shape[0] == first.values.shape[1]
+    assert sorted(where[where >= 0].tolist()) == list(range(tokens))
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_bf16_stays_near_fp32(config: BackboneConfig) -> None:
+    backbone, image = build(config).eval(), noise(2, 3, 32, 32)
+    with torch.no_grad():
+        exact = backbone.features(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = backbone.features(image)
+    assert rough.pooled.dtype == torch.float32
+    assert (rough.grid - exact.grid).norm() < 0.03 * exact.grid.norm()
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_extreme_images_stay_finite(config: BackboneConfig) -> None:
+    backbone = build(config)
+    plain = noise(1, 3, 32, 32)
+    for image in (torch.zeros_like(plain), torch.full_like(plain, 1e4), 1e6 * plain):
+        (found,) = backbone([image])
+        total = found.grid.sum() + found.pooled.sum()
+        gradients = torch.autograd.grad(total, list(backbone.parameters()))
+        assert found.grid.isfinite().all() and all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_every_parameter_has_a_depth(config: BackboneConfig) -> None:
+    backbone = build(config)
+    layers = dict(backbone.param_layers())
+    assert layers.keys() == dict(backbone.named_parameters()).keys()
+    assert set(layers.values()) == set(range(backbone.depth + 2))
+    assert layers["norm.weight"] == backbone.depth + 1 and layers["patch_embed.proj.weight"] == 0
+    last = [name for name, depth in layers.items() if depth == backbone.depth]
+    assert len(list(backbone.blocks())) == backbone.depth
+    assert set(last) >= {n for n in layers if n.startswith(last[0].rsplit(".norm1", 1)[0])}
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_logits_are_full_precision_under_bf16(config: BackboneConfig) -> None:
+    backbone = build(config).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = backbone([noise(2, 3, 32, 32)], Ask(logits=(0, -1), hidden=(-1,)))
+    assert found.hidden[0].grid.dtype == torch.float32
+    for logits in found.logits:
+        values = logits.values
+        assert values.dtype == torch.float32 and not values.equal(values.bfloat16().float())
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_a_graph_can_be_exported_and_leaves_nothing_behind(config: BackboneConfig) -> None:
+    class Regions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = build(config).eval()
+
+        def forward(self, image: Tensor) -> Tensor:
+            (found,) = self.backbone([image])
+            grid: Tensor = found.grid
+            return grid
+
+    model, image = Regions(), noise(1, 3, 40, 24)
+    exported = torch.export.export(model, (image,), strict=False)
+    torch.testing.assert_close(exported.module()(image), model(image))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_blocks_compile_whole(config: BackboneConfig) -> None:
+    backbone, views = build(config).eval(), [noise(2, 3, 32, 32), noise(1, 3, 16, 24)]
+    with torch.no_grad():
+        expected = [found.grid for found in backbone(views)]
+        for block in backbone.blocks():
+            block.compile(backend="eager", fullgraph=True)
+        for _ in range(2):
+            for found, grid in zip(backbone(views), expected, strict=True):
+                torch.testing.assert_close(found.grid, grid)
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_the_region_task_trains_every_family(config: BackboneConfig) -> None:
+    """A step of EsViT reaches every parameter of the student that lies before its heads."""
+    method = build_method(esvit(), config, seed=0)
+    output = method(view_batch(), Moment(step=0, run=10, epoch=0, seed=0))
+    output.terms["region"].backward()
+    assert output.total.isfinite()
+    learner = method.learner()
+    assert learner is not None
+    untouched = {name for name, p in learner.named_parameters() if p.grad is None}
+    assert untouched <= UNSEEN_BY_REGIONS.get(config.kind, set())
