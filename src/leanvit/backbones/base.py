@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
-from leanvit.kernels.window_attention import Shapes, WindowLayout
+from leanvit.kernels.windows import Shapes, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanvit.core.precision import full
+from leanvit.kernels.linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -27,9 +28,9 @@ class Mlp(nn.Module):
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
         hidden = int(channels * ratio)
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""

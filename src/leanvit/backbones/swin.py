@@ -15,7 +15,9 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.config import SwinConfig
 from leanvit.core.precision import full
-from leanvit.kernels.window_attention import WindowLayout, window_attention, window_layout
+from leanvit.kernels.linear import Linear
+from leanvit.kernels.window_attention import window_attention
+from leanvit.kernels.windows import WindowLayout, window_layout
 
 
 class PatchEmbed(nn.Module):
@@ -38,7 +40,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = LayerNorm(4 * dim)
 
     def forward(self, packed: Packed) -> Packed:
@@ -64,8 +66,8 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(
             nn.init.trunc_normal_(torch.empty((2 * window - 1) ** 2, heads), std=0.02)
         )

@@ -1,116 +1,19 @@
 """Attention within (shifted) windows, for images of several sizes in one call.
 
-A `WindowLayout` says for every window slot which token lies there. It is built once for a set of
-image sizes by padding, rolling and partitioning a map of token numbers; after that, moving tokens
-into windows and back is one gather each way, and so are the gradients.
-
-Letters: N tokens of all images, S = windows * T slots, T = window side squared, C channels,
-H heads, d = C / H, G = window patterns (a window's place in an image of one size).
+Letters: N tokens of all images, S = windows * T slots, T tokens of a window, C channels,
+H heads, d = C / H.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from leanvit.core.precision import full
-
-Shapes = tuple[tuple[int, int, int], ...]
-"""(images, rows, columns) of each group of equally sized images."""
-
-_MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
-
-
-@dataclass(frozen=True, slots=True)
-class WindowLayout:
-    """Which token lies in which slot of which window."""
-
-    tokens: Tensor
-    """[S] token of each slot; padding slots name token 0 and are listed in `padding`."""
-    slots: Tensor
-    """[N] slot of each token."""
-    padding: Tensor
-    """[p] slots that hold no token."""
-    images: tuple[int, ...]
-    """Images of each size."""
-    places: tuple[Tensor, ...]
-    """For each size [G, T]: row-major place in the image of each slot, -1 for padding."""
-    masks: tuple[Tensor, ...]
-    """For each size [G, T, T]: 0 or -100 added to logits; empty where no window wraps around."""
-
-
-def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
-    """Return the layout for images that are zero-padded right and below, then rolled (EsViT).
-
-    The mask follows the real padded size. The same sizes share one layout, except while torch
-    traces a graph: its stand-ins for tensors must not outlive the trace.
-    """
-    if torch.compiler.is_compiling():
-        return _build(shapes, window, shift, device)
-    with torch.inference_mode(False):
-        return _cached(shapes, window, shift, device)
-
-
-def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
-    tokens, start = [], 0
-    patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
-    for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
-        offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
-        tokens.append(np.where(place < 0, -1, place + offset).ravel())
-        start += images * rows * columns
-    slot_tokens = np.concatenate(tokens)
-    real = np.flatnonzero(slot_tokens >= 0)
-    slots = np.empty(start, dtype=np.int64)
-    slots[slot_tokens[real]] = real
-
-    def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return WindowLayout(
-        tokens=tensor(slot_tokens.clip(min=0)),
-        slots=tensor(slots),
-        padding=tensor(np.flatnonzero(slot_tokens < 0)),
-        images=tuple(images for images, _, _ in shapes),
-        places=tuple(tensor(place) for place, _ in patterns),
-        masks=tuple(tensor(mask) for _, mask in patterns) if shift else (),
-    )
-
-
-_cached = lru_cache(maxsize=32)(_build)
-
-
-def _one_image(
-    rows: int, columns: int, window: int, shift: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return places [G, T] and mask [G, T, T] of the windows of one image."""
-    place = np.arange(rows * columns).reshape(rows, columns)
-    place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
-    down, right = (_regions(side, window, shift) for side in place.shape)
-    place = _partition(np.roll(place, (-shift, -shift), (0, 1)), window)
-    region = _partition(down[:, None] * 3 + right[None, :], window)
-    differ = region[:, :, None] != region[:, None, :]
-    return place, np.where(differ, np.float32(_MASKED), np.float32(0))
-
-
-def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
-    """Number the parts of a rolled side that were not neighbours before rolling."""
-    position = np.arange(side)
-    if not shift:
-        return np.zeros_like(position)
-    return (position >= side - window).astype(np.int64) + (position >= side - shift)
-
-
-def _partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-    """Cut [rows, columns] into [G, T]."""
-    rows, columns = grid.shape
-    grid = grid.reshape(rows // window, window, columns // window, window)
-    return grid.swapaxes(1, 2).reshape(-1, window * window)
+from leanvit.kernels.window_chunks import attend_chunks
+from leanvit.kernels.windows import WindowLayout
 
 
 class _ToWindows(torch.autograd.Function):
@@ -152,11 +55,21 @@ def window_attention(
     """Attend within windows; padding slots give and receive attention as the row `fill`.
 
     qkv [N, 3C]; fill [3C]: the projection of a zero token, that is its bias; bias [H, T, T].
-    Returns the attended values [N, C] and, if asked, the logits [S / T, H, T, T] whose softmax
-    over the last axis is the attention.
+    Returns the attended values [N, C] and, if asked, the logits [windows, H, T, T], whose
+    softmax over the last axis is the attention.
     """
+    fill = fill.to(qkv.dtype)
+    if qkv.device.type == "cpu" and not with_logits and not torch.compiler.is_exporting():
+        return attend_chunks(qkv, fill, bias, layout), None
+    return _attend(qkv, fill, bias, layout, with_logits)
+
+
+def _attend(
+    qkv: Tensor, fill: Tensor, bias: Tensor, layout: WindowLayout, with_logits: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same by torch's own attention, for all windows at once."""
     heads, side = bias.shape[0], bias.shape[-1]
-    slots = _ToWindows.apply(qkv, fill.to(qkv.dtype), layout)
+    slots = _ToWindows.apply(qkv, fill, layout)
     q, k, v = slots.view(-1, side, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
     bias = _with_masks(bias, layout)
     logits = None

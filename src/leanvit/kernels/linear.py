@@ -1,0 +1,81 @@
+"""Linear layers on the CPU, by the faster of the two libraries that torch has.
+
+torch asks MKL for fp32, which takes its slow path on CPUs of other makers, and spreads the bias
+over the output before a product in bf16. oneDNN needed less than half of the time for fp32 on an
+AMD CPU, forward and backward (benchmarks/forward.md); its fp32 is exact too.
+
+Letters: N tokens, C and D channels.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanvit.core.precision import operands
+
+_OPERATOR = "_linear_pointwise"
+
+
+@lru_cache
+def _onednn() -> bool:
+    """Whether oneDNN is the faster one here: an x86 CPU that is not Intel's, and torch has it."""
+    cpu = Path("/proc/cpuinfo")
+    maker = cpu.read_text().partition("vendor_id")[2].partition("\n")[0] if cpu.exists() else ""
+    return bool(maker) and "GenuineIntel" not in maker and hasattr(torch.ops.mkldnn, _OPERATOR)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x [N, C] times weight [D, C], transposed, plus bias [D]: [N, D]."""
+    out: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, "none", [], "")
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """The layer and its gradients, each a product of oneDNN in `dtype`; gradients keep theirs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.dtypes = x.dtype, weight.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, None if bias is None else bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias, _ = ctx.needs_input_grad
+        of_x, of_weight = ctx.dtypes
+        with operands(x.dtype):
+            return (
+                (gradient @ weight).to(of_x) if to_x else None,
+                (gradient.T @ x).to(of_weight) if to_weight else None,
+                gradient.sum(0, dtype=of_weight) if to_bias else None,
+                None,
+            )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `functional.linear` of x [..., C], weight [D, C] and bias [D]: [..., D]."""
+    dtype = x.dtype
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+    graph = torch.compiler.is_compiling()
+    known = dtype in (torch.float32, torch.bfloat16)
+    if graph or not known or x.device.type != "cpu" or not _onednn():
+        return functional.linear(x, weight, bias)
+    out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
+    return out.view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` through `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., C] -> [..., D]."""
+        return linear(input, self.weight, self.bias)

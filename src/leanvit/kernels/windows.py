@@ -1,0 +1,166 @@
+"""Which tokens lie in which (shifted) window, for images of several sizes.
+
+A `WindowLayout` says for every window slot which token lies there. It is built once for a set of
+image sizes by padding, rolling and partitioning a map of token numbers; after that, moving tokens
+into windows and back is one gather each way, and so are the gradients.
+
+Letters: N tokens of all images, S = windows * T slots, T = window side squared, H heads,
+G = window patterns (a window's place in an image of one size), n tokens of a window.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Shapes = tuple[tuple[int, int, int], ...]
+"""(images, rows, columns) of each group of equally sized images."""
+
+_MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Windows that have the same mask and the same slots filled."""
+
+    windows: int
+    slots: Tensor
+    """[n] slots that hold a token."""
+    padding: Tensor
+    """[T - n] the others."""
+    mask: Tensor
+    """[T, T] 0 or -100."""
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """Return what is added to logits of the n tokens [H, n, n or n + 1], of bias [H, T, T].
+
+        All padding slots have the same key and value, so that one key stands for them, with the
+        log-sum-exp of their biases: the same attention, computed for n tokens alone.
+        """
+        rows = (bias + self.mask).index_select(1, self.slots)
+        tokens = rows.index_select(2, self.slots)
+        if not len(self.padding):
+            return tokens
+        return torch.cat([tokens, rows.index_select(2, self.padding).logsumexp(-1, True)], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowLayout:
+    """Which token lies in which slot of which window."""
+
+    tokens: Tensor
+    """[S] token of each slot; padding slots name token 0 and are listed in `padding`."""
+    slots: Tensor
+    """[N] slot of each token."""
+    padding: Tensor
+    """[p] slots that hold no token."""
+    images: tuple[int, ...]
+    """Images of each size."""
+    places: tuple[Tensor, ...]
+    """For each size [G, T]: row-major place in the image of each slot, -1 for padding."""
+    masks: tuple[Tensor, ...]
+    """For each size [G, T, T]: 0 or -100 added to logits; empty where no window wraps around."""
+    runs: tuple[Run, ...]
+    """All windows once more, those that are alike together."""
+    tokens_by_run: Tensor
+    """[N] the tokens of run after run, window after window."""
+    places_by_run: Tensor
+    """[N] where each token stands in `tokens_by_run`."""
+
+
+def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
+    """Return the layout for images that are zero-padded right and below, then rolled (EsViT).
+
+    The mask follows the real padded size. The same sizes share one layout, except while torch
+    traces a graph: its stand-ins for tensors must not outlive the trace.
+    """
+    if torch.compiler.is_compiling():
+        return _build(shapes, window, shift, device)
+    with torch.inference_mode(False):
+        return _cached(shapes, window, shift, device)
+
+
+def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
+    tokens, start = [], 0
+    patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
+    for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
+        offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
+        tokens.append(np.where(place < 0, -1, place + offset).reshape(-1, window**2))
+        start += images * rows * columns
+    windows = np.concatenate(tokens)
+    slot_tokens = windows.ravel()
+    real = np.flatnonzero(slot_tokens >= 0)
+    slots = np.empty(start, dtype=np.int64)
+    slots[slot_tokens[real]] = real
+
+    def tensor(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    masks = np.concatenate(
+        [np.tile(mask, (b, 1, 1)) for (_, mask), (b, _, _) in zip(patterns, shapes, strict=True)]
+    )
+    alikes = _alike(masks, windows < 0)
+    sorted_windows = windows[np.concatenate(alikes)]
+    by_run = sorted_windows[sorted_windows >= 0]
+    return WindowLayout(
+        tokens=tensor(slot_tokens.clip(min=0)),
+        slots=tensor(slots),
+        padding=tensor(np.flatnonzero(slot_tokens < 0)),
+        images=tuple(images for images, _, _ in shapes),
+        places=tuple(tensor(place) for place, _ in patterns),
+        masks=tuple(tensor(mask) for _, mask in patterns) if shift else (),
+        runs=tuple(
+            Run(
+                len(alike),
+                slots=tensor(np.flatnonzero(windows[alike[0]] >= 0)),
+                padding=tensor(np.flatnonzero(windows[alike[0]] < 0)),
+                mask=tensor(masks[alike[0]]),
+            )
+            for alike in alikes
+        ),
+        tokens_by_run=tensor(by_run),
+        places_by_run=tensor(np.argsort(by_run)),
+    )
+
+
+_cached = lru_cache(maxsize=32)(_build)
+
+
+def _one_image(
+    rows: int, columns: int, window: int, shift: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return places [G, T] and mask [G, T, T] of the windows of one image."""
+    place = np.arange(rows * columns).reshape(rows, columns)
+    place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
+    down, right = (_regions(side, window, shift) for side in place.shape)
+    place = _partition(np.roll(place, (-shift, -shift), (0, 1)), window)
+    region = _partition(down[:, None] * 3 + right[None, :], window)
+    differ = region[:, :, None] != region[:, None, :]
+    return place, np.where(differ, np.float32(_MASKED), np.float32(0))
+
+
+def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
+    """Number the parts of a rolled side that were not neighbours before rolling."""
+    position = np.arange(side)
+    if not shift:
+        return np.zeros_like(position)
+    return (position >= side - window).astype(np.int64) + (position >= side - shift)
+
+
+def _alike(masks: NDArray[np.float32], padded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Return the numbers of the windows of each run; masks [windows, T, T], padded [windows, T]."""
+    known: dict[bytes, list[int]] = {}
+    for number, (mask, pads) in enumerate(zip(masks < 0, padded, strict=True)):
+        known.setdefault(np.packbits(mask).tobytes() + pads.tobytes(), []).append(number)
+    return [np.array(numbers) for numbers in known.values()]
+
+
+def _partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+    """Cut [rows, columns] into [G, T]."""
+    rows, columns = grid.shape
+    grid = grid.reshape(rows // window, window, columns // window, window)
+    return grid.swapaxes(1, 2).reshape(-1, window * window)
