@@ -119,7 +119,10 @@ class ViTBlock(Block):
 
 
 class ViT(Backbone):
-    """Plain ViT; view feature: class token or mean of the patches, as its options say."""
+    """Plain ViT; view feature: class token or mean of the patches, region features: the patches.
+
+    The prefix holds the class token, then the registers.
+    """
 
     can: ClassVar[frozenset[str]] = frozenset({"keep", "fill", "logits"})
     undecayed: ClassVar[frozenset[str]] = frozenset({"cls_token", "reg_token", "pos_embed"})
