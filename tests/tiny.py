@@ -33,8 +33,11 @@ SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
 )
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
+VIT_FULL = replace(
+    VIT, registers=2, layer_scale=0.5, positions="sincos", position_bias=True, image_size=24
+)
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
-FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT}
+FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT, "vit_full": VIT_FULL}
 """A small network of every family: what holds for all is tested on each of them."""
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 

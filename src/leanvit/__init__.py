@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from leanvit.backbones.catalogue import list_backbones
+    from leanvit.backbones.sizes import describe_backbones
     from leanvit.backbones.weights import load_backbone
     from leanvit.evaluation.embedding import embed
     from leanvit.evaluation.evaluate import evaluate
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "check": "leanvit.preflight",
+    "describe_backbones": "leanvit.backbones.sizes",
     "embed": "leanvit.evaluation.embedding",
     "evaluate": "leanvit.evaluation.evaluate",
     "list_backbones": "leanvit.backbones.catalogue",
@@ -25,7 +27,15 @@ _PUBLIC = {
     "pretrain": "leanvit.run",
 }
 
-__all__ = ["check", "embed", "evaluate", "list_backbones", "load_backbone", "pretrain"]
+__all__ = [
+    "check",
+    "describe_backbones",
+    "embed",
+    "evaluate",
+    "list_backbones",
+    "load_backbone",
+    "pretrain",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -26,6 +26,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
   leanvit bench data --source FOLDER            images a second, beside the same through Pillow
   leanvit --version
@@ -181,6 +182,29 @@ def embed(arguments: list[str]) -> int:
     return 0
 
 
+def backbones(arguments: list[str]) -> int:
+    """`leanvit backbones [NAME ...]`: the catalogue in figures."""
+    parser = Parser(
+        prog="leanvit backbones",
+        usage="leanvit backbones [NAME ...] [--json]",
+        description="Parameters, multiply-adds and region features of backbones, all if none is "
+        "named.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="any of " + ", ".join(BACKBONES))
+    _add_common(parser)
+    names = parser.parse_args(arguments)
+    if names.help:
+        print(parser.format_help())
+        return 0
+    from leanvit.backbones.sizes import describe_backbones
+
+    table = describe_backbones(names.names)
+    print(json.dumps(table.to_dict(), indent=2) if names.json else table)
+    return 0
+
+
 def bench(arguments: list[str]) -> int:
     """`leanvit bench NAME`: measured speed."""
     if not arguments:
@@ -315,5 +339,12 @@ def _model_request(
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
-    {"check": check, "pretrain": pretrain, "evaluate": evaluate, "embed": embed, "bench": bench}
+    {
+        "check": check,
+        "pretrain": pretrain,
+        "evaluate": evaluate,
+        "embed": embed,
+        "backbones": backbones,
+        "bench": bench,
+    }
 )

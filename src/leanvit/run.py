@@ -174,7 +174,7 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
     there, here = (
         {"kind": config.kind, **dict(leaves(to_dict(config)))} for config in (found, asked.backbone)
     )
-    differ = [name for name in there if name != "drop_path" and there[name] != here.get(name)]
+    differ = [n for n in there if n not in ("drop_path", "positions") and there[n] != here.get(n)]
     differ = ["kind"] if "kind" in differ else differ
     if differ:
         named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)

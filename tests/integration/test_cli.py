@@ -58,6 +58,7 @@ HELP = [
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
     ("embed", "--help"),
+    ("backbones", "--help"),
     ("bench", "--help"),
     ("bench", "loss", "--help"),
 ]
@@ -88,7 +89,9 @@ def test_importing_leanvit_does_not_import_torch() -> None:
         "print(leanvit.__version__, *dir(leanvit), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = "__version__ check embed evaluate list_backbones load_backbone pretrain"
+    names = (
+        "__version__ check describe_backbones embed evaluate list_backbones load_backbone pretrain"
+    )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
 
@@ -189,6 +192,25 @@ def test_results_are_words_without_json(
         json.loads(out)
 
 
+def test_the_catalogue_is_a_table_or_json(capsys: Says) -> None:
+    names = ["vit_tiny", "swin_tiny"]
+    assert main(["backbones", *names]) == 0
+    assert capsys.readouterr().out == f"{leanvit.describe_backbones(names)}\n"
+    assert main(["backbones", *names, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["backbones"]
+    assert [entry["name"] for entry in found] == names
+    assert found[1] == {
+        "name": "swin_tiny",
+        "family": "swin",
+        "image_size": 224,
+        "parameters": 27_519_354,
+        "multiply_adds": 4_489_798_656,
+        "stride": 32,
+        "width": 768,
+        "regions": [7, 7],
+    }
+
+
 def test_a_run_says_its_progress_on_stderr_and_its_summary_on_stdout(run: Finished) -> None:
     assert run.process.returncode == 0, run.process.stderr
     assert json.loads(run.process.stdout) == json.loads((run.out / "summary.json").read_text())
@@ -240,7 +262,7 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 MISTAKES = [
     (
         "train",
-        "Unknown command 'train'; did you mean 'pretrain'? Known: bench, check, embed, evaluate, ",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, embed, ",
     ),
     ("pretrain", "Name a recipe first: dino, "),
     ("check --data x", "Name a recipe first: dino, "),
@@ -283,6 +305,8 @@ MISTAKES = [
     ("embed model --data photos", "Name a file for the features: --out FILE.npz or FILE.csv."),
     ("embed model --data photos --out f.txt", "name a file that ends in .npz or .csv."),
     ("embed model --features all --out f.csv", "expected one of 'pooled', 'last4', 'grid'."),
+    ("backbones vit_tinny", "Unknown backbone 'vit_tinny'; did you mean 'vit_tiny'? Known: "),
+    ("backbones --jason", "unrecognized arguments: --jason."),
 ]
 
 

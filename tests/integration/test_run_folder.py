@@ -17,7 +17,7 @@ from leanvit.analysis import pictures
 from leanvit.analysis.matches import match_views
 from leanvit.backbones.weights import FILE, STUDENT, header, read_header
 from leanvit.cli import main
-from leanvit.config import RunConfig, load_config
+from leanvit.config import RunConfig, load_config, replace_options
 from leanvit.data.decode import to_pixels
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order, replacement
@@ -25,7 +25,7 @@ from leanvit.data.sources import open_source
 from leanvit.data.views import multi_crop
 from leanvit.run import compose_request
 from tests.integration.command import REST, TINY, Finished, Says, contents, leanvit_process, refused
-from tests.tiny import write_images
+from tests.tiny import VIT, build, write_images
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -426,6 +426,20 @@ def test_initial_weights_bring_their_mean_and_deviation(run: Finished, tmp_path:
     assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     data = asked(file, data__mean=(0.5, 0.5, 0.5)).data
     assert (data.mean, data.std) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6)), "what is given is taken"
+
+
+@pytest.mark.parametrize(("there", "here"), [("sincos", "learned"), ("learned", "sincos")])
+def test_fixed_positions_of_initial_weights_may_be_learned(
+    there: str, here: str, tmp_path: Path
+) -> None:
+    """And the other way round: what is trained does not make it another network."""
+    backbone, file = build(replace_options(VIT, {"positions": there})), tmp_path / "x.safetensors"
+    save_file(backbone.state_dict(), file, header(backbone, FACTS))
+    options = {"init": str(file), "backbone.drop_path": 0.0}
+    found = compose_request("dino", None, "", "", "", options)
+    assert found.backbone == backbone.config
+    found = compose_request("dino", None, "", "", "", {**options, "backbone.positions": here})
+    assert found.backbone == replace_options(backbone.config, {"positions": here})
 
 
 def test_initial_weights_of_another_network_are_refused(

@@ -517,6 +517,13 @@ def test_what_just_fits_is_not_refused() -> None:
         (ViTConfig, {"drop_path": -0.1}, r"drop_path is -0.1; expected within \[0, 1\)"),
         (ViTConfig, {"image_size": 15}, "image_size 15 is smaller than one patch of 16 pixels"),
         (ViTConfig, {"heads": 5}, "5 heads do not divide 384 channels"),
+        (ViTConfig, {"registers": -1}, "registers is -1; expected 0 or more"),
+        (ViTConfig, {"layer_scale": -0.1}, "layer_scale is -0.1; expected 0 or more"),
+        (
+            ViTConfig,
+            {"dim": 18, "positions": "sincos"},
+            r"channels in fours .*, not 18; change dim, or take learned positions",
+        ),
         (SwinConfig, {"image_size": 3}, "image_size 3 is smaller than one patch of 4 pixels"),
         (SwinConfig, {"heads": (3, 6, 12, 0)}, "heads"),
         (SwinConfig, {"depths": (2, 2)}, r"depths \(2, 2\) and heads .* differ in length"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
+from leanvit.kernels.relative_position import Pairs
 from leanvit.kernels.windows import Shapes, WindowLayout
 
 
@@ -67,7 +68,7 @@ class Features:
     grid: Tensor
     """[B, h, w, D] region features after the final norm."""
     prefix: Tensor | None
-    """[B, P, D] class tokens after the final norm; None for window models."""
+    """[B, P, D] class and register tokens after the final norm; None for window models."""
     hidden: tuple[Tokens, ...] = ()
     """In the order of `Ask.hidden`."""
     logits: tuple[Logits, ...] = ()
@@ -91,6 +92,8 @@ class Packed:
     """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
     layouts: tuple[WindowLayout, ...] = ()
     """Window models: which token lies in which window, without and with shift."""
+    pairs: tuple[Pairs, ...] = ()
+    """Plain models with a position bias: which entry of it each pair of tokens has, by view."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""
@@ -123,7 +126,7 @@ class Packed:
         return torch.cat(spread)[:, None]
 
 
-for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, Packed):
+for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, Pairs, Packed):
     register_dataclass(_dataclass)  # so that graphs can take and return them
 
 

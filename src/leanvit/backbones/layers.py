@@ -1,10 +1,9 @@
 """Layers that the families share; every one acts on single tokens [N, C]."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 from leanvit.kernels.linear import Linear
 
 
@@ -16,7 +15,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
-        with torch.autocast(input.device.type, enabled=False):
+        with unrounded(input):
             return functional.layer_norm(
                 full(input), self.normalized_shape, self.weight, self.bias, self.eps
             )

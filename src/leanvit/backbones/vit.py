@@ -1,6 +1,9 @@
-"""Plain vision transformer with a class token and learned positions (arXiv 2010.11929).
+"""Plain vision transformer with a class token (arXiv 2010.11929), and what was added to it.
 
-Parameter names are timm's. Letters as in base.py.
+Registers (arXiv 2309.16588), LayerScale (2103.17239), fixed sine-cosine positions (MAE,
+2111.06377) and a relative position bias in every block (BEiT, 2106.08254).
+
+Parameter names are timm's, those of the bias BEiT's. Letters as in base.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +17,8 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.config import ViTConfig
 from leanvit.core.precision import full
+from leanvit.kernels.linear import Linear
+from leanvit.kernels.relative_position import pairs_of, relative_bias, table_rows
 
 
 class PatchEmbed(nn.Module):
@@ -28,48 +33,86 @@ class PatchEmbed(nn.Module):
         return full(self.proj(view).permute(0, 2, 3, 1))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens of an image."""
+class LayerScale(nn.Module):
+    """A trained factor for every channel."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, dim] -> [N, dim]."""
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens of an image.
+
+    side: of the table's patch grid, where a bias for relative positions is learned; 0 for none.
+    It begins with zeros, so that adding one to a trained network changes nothing at first.
+    """
+
+    undecayed: ClassVar[frozenset[str]] = frozenset({"relative_position_bias_table"})
+
+    def __init__(self, dim: int, heads: int, side: int = 0) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = (
+            nn.Parameter(torch.zeros(table_rows(side), heads)) if side else None
+        )
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Tensor]]:
         """[N, dim] -> [N, dim] and, if asked, each view's logits [B, H, T, T]."""
         attended, logits = [], []
-        for qkv in packed.views(self.qkv(packed.x)):
+        views = packed.views(self.qkv(packed.x))
+        for qkv, bias in zip(views, self.biases(packed), strict=True):
             b, t, width = qkv.shape
             q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             if with_logits:
                 with torch.autocast(q.device.type, enabled=False):
-                    logits.append(full(q) @ full(k).mT * q.shape[-1] ** -0.5)
+                    values = full(q) @ full(k).mT * q.shape[-1] ** -0.5
+                    logits.append(values if bias is None else values + bias)
                 out = logits[-1].softmax(-1).to(v.dtype) @ v
             else:
-                out = functional.scaled_dot_product_attention(q, k, v)
+                bias = None if bias is None else bias.to(q.dtype)
+                out = functional.scaled_dot_product_attention(q, k, v, bias)
             attended.append(out.transpose(1, 2).reshape(b * t, width // 3))
         return self.proj(torch.cat(attended)), logits
 
+    def biases(self, packed: Packed) -> list[Tensor | None]:
+        """Return the position bias of each view, [1 or B, H, T, T], or None."""
+        table = self.relative_position_bias_table
+        if table is None:
+            return [None] * len(packed.shapes)
+        return [relative_bias(table, pairs) for pairs in packed.pairs]
+
 
 class ViTBlock(Block):
-    """Attention and an MLP, each after a norm and beside a residual."""
+    """Attention and an MLP, each after a norm and beside a residual.
 
-    def __init__(self, dim: int, heads: int, ratio: float) -> None:
+    layer_scale: first value of the branches' factors, 0 for none; side: see Attention.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, ratio: float, layer_scale: float = 0.0, side: int = 0
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, side)
+        self.ls1 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, ratio)
+        self.ls2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
 
     def forward(
         self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
     ) -> tuple[Packed, list[Logits]]:
         """Run the block on the tokens of all views at once."""
         attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
-        x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
+        x = residual(packed.x, self.ls1(attended), scales and scales[0])
+        x = residual(x, self.ls2(self.mlp(self.norm2(x))), scales and scales[1])
         return packed.with_(x), [
             Logits(values[:, None], where[:, None])
             for values, where in zip(logits, packed.where, strict=False)
@@ -77,11 +120,17 @@ class ViTBlock(Block):
 
 
 class ViT(Backbone):
-    """Plain ViT; view feature: class token or mean of the patches, as its options say."""
+    """Plain ViT; view feature: class token or mean of the patches, region features: the patches.
+
+    The prefix holds the class token, then the registers.
+    """
 
     can: ClassVar[frozenset[str]] = frozenset({"keep", "fill", "logits"})
-    undecayed: ClassVar[frozenset[str]] = frozenset({"cls_token", "pos_embed"})
+    undecayed: ClassVar[frozenset[str]] = frozenset({"cls_token", "reg_token", "pos_embed"})
     config: ViTConfig
+    pos_embed: Tensor
+    """[1, 1 + side^2, D] of the class token and the patches of a square image; a parameter where
+    positions are learned, else a buffer, so that one kind loads what the other saved."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -92,16 +141,28 @@ class ViT(Backbone):
         self.cls_token = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(1, 1, config.dim), std=0.02)
         )
-        positions = torch.empty(1, 1 + self.grid_side**2, config.dim)
-        self.pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
+        if config.positions == "sincos":
+            self.register_buffer("pos_embed", sincos_positions(self.grid_side, config.dim))
+        else:
+            positions = torch.empty(1, 1 + self.grid_side**2, config.dim)
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(positions, std=0.02))
+        registers = torch.empty(1, config.registers, config.dim)
+        self.reg_token = (
+            nn.Parameter(nn.init.normal_(registers, std=1e-6)) if config.registers else None
+        )
+        side = self.grid_side if config.position_bias else 0
         self.layers = nn.ModuleList(
-            ViTBlock(config.dim, config.heads, config.mlp_ratio) for _ in range(config.depth)
+            ViTBlock(config.dim, config.heads, config.mlp_ratio, config.layer_scale, side)
+            for _ in range(config.depth)
         )
         self.norm = LayerNorm(config.dim)
         init_linear(self)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """Return the patches' positions [1, rows, columns, D], bicubic where the grid differs."""
+        """Return the patches' positions [1, rows, columns, D], bicubic where the grid differs.
+
+        Plain bicubic as in DINO, not antialiased as in timm.
+        """
         side = self.grid_side
         grid = self.pos_embed[:, 1:].view(1, side, side, -1)
         if (rows, columns) == (side, side):
@@ -110,25 +171,38 @@ class ViT(Backbone):
         return grid.permute(0, 2, 3, 1)
 
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
-        """Embed patches, hide, add positions, drop what is not kept, put the class token first."""
-        sequences, shapes, where = [], [], []
+        """Embed patches, hide, add positions, drop what is not kept, put the prefix first."""
+        sequences, shapes, where, pairs = [], [], [], []
+        first = self.cls_token + self.pos_embed[:, :1]
+        if self.reg_token is not None:
+            first = torch.cat([first, self.reg_token], 1)
+        prefix = first.shape[1]
         for view in views:
             x: Tensor = self.patch_embed(view)
-            numbers = torch.arange(x[0, ..., 0].numel() + 1, device=x.device)[None]
+            numbers = torch.arange(x[0, ..., 0].numel() + prefix, device=x.device)[None]
             if ask.fill is not None:
                 mask, token = ask.fill
                 x = torch.where(mask[..., None], token.to(x.dtype), x)
             x = x + self.positions(*x.shape[1:3])
             b, h, w, d = x.shape
+            if self.config.position_bias:
+                pairs.append(pairs_of(h, w, prefix, x.device))
             if ask.keep is not None:
                 h, w = 1, ask.keep.shape[1]
-                numbers = functional.pad(ask.keep + 1, (1, 0))
+                numbers = torch.cat([numbers[:, :prefix].expand(b, -1), ask.keep + prefix], 1)
                 x = x.flatten(1, 2).gather(1, ask.keep[..., None].expand(-1, -1, d))
-            first = (self.cls_token + self.pos_embed[:, :1]).expand(b, -1, -1)
-            sequences.append(torch.cat([first, x.reshape(b, h * w, d)], 1).flatten(0, 1))
+                pairs = [pair.among(numbers) for pair in pairs]
+            tokens = torch.cat([first.expand(b, -1, -1), x.reshape(b, h * w, d)], 1)
+            sequences.append(tokens.flatten(0, 1))
             shapes.append((b, h, w))
             where.append(numbers)
-        return Packed(torch.cat(sequences), tuple(shapes), prefix=1, where=tuple(where))
+        return Packed(
+            torch.cat(sequences),
+            tuple(shapes),
+            prefix=prefix,
+            where=tuple(where),
+            pairs=tuple(pairs),
+        )
 
     def blocks(self) -> Iterator[ViTBlock]:
         """Yield the blocks in order."""
@@ -148,3 +222,16 @@ class ViT(Backbone):
         if self.config.pool == "mean" or tokens.prefix is None:
             return super().pool(tokens)
         return tokens.prefix[:, 0]
+
+
+def sincos_positions(side: int, dim: int) -> Tensor:
+    """Return fixed positions [1, 1 + side^2, dim] of a class token and side x side patches.
+
+    MAE's: the first half of the channels says the column, the second the row, each by the sines
+    and then the cosines of dim / 4 frequencies from 1 down to 1 / 10,000; the class token has 0.
+    """
+    frequency = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    column, row = wave.repeat(side, 1), wave.repeat_interleave(side, 0)
+    return functional.pad(torch.cat([column, row], 1), (0, 0, 1, 0))[None].float()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, POSITIVE, require
+from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class SwinConfig(BackboneConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViTConfig(BackboneConfig):
-    """Plain vision transformer with a class token and learned positions."""
+    """Plain vision transformer with a class token."""
 
     kind: ClassVar[str] = "vit"
 
@@ -81,6 +81,14 @@ class ViTConfig(BackboneConfig):
     """Hidden width of the MLP over its input width."""
     pool: Literal["class", "mean"] = "class"
     """View feature: the class token or the mean of the patch tokens."""
+    registers: int = 0
+    """Further tokens after the class token that lie nowhere, for what belongs to no patch."""
+    layer_scale: float = 0.0
+    """First value of a trained factor for every channel of both branches; 0: no factors."""
+    positions: Literal["learned", "sincos"] = "learned"
+    """What is added to tokens for where they lie: trained, or sines and cosines that stay."""
+    position_bias: bool = False
+    """Whether every block adds a trained bias to attention for each relative position."""
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
@@ -88,6 +96,12 @@ class ViTConfig(BackboneConfig):
         require(self, POSITIVE, "mlp_ratio")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide {self.dim} channels.")
+        require(self, NOT_NEGATIVE, "registers", "layer_scale")
+        if self.positions == "sincos" and self.dim % 4:
+            raise ValueError(
+                f"positions sincos needs channels in fours (sine and cosine of row and column), "
+                f"not {self.dim}; change dim, or take learned positions."
+            )
 
 
 _DEEP = (2, 2, 18, 2)
@@ -123,5 +137,14 @@ BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
         "vit_tiny": ViTConfig(dim=192, heads=3),
         "vit_small": ViTConfig(),
         "vit_base": ViTConfig(dim=768, heads=12),
+        "vit_large": ViTConfig(dim=1024, depth=24, heads=16),
+        "vit_small_p8": ViTConfig(patch=8),
+        "vit_base_p8": ViTConfig(patch=8, dim=768, heads=12),
+        "vit_small_p14": ViTConfig(patch=14),
+        "vit_base_p14": ViTConfig(patch=14, dim=768, heads=12),
+        "vit_large_p14": ViTConfig(patch=14, dim=1024, depth=24, heads=16),
+        "vit_tiny_h12": ViTConfig(dim=192, heads=12),
+        "vit_tiny_h12_rpe": ViTConfig(dim=192, heads=12, position_bias=True),
+        "vit_small_h12": ViTConfig(heads=12),
     }
 )

@@ -1,7 +1,7 @@
 """Arithmetic of the networks, full precision where numbers are fragile, and moving numbers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -26,6 +26,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32 if it is narrower; fp32 and fp64 pass unchanged."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def unrounded(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return the context in which operations on such a tensor leave autocast out.
+
+    The meta device, on which networks are counted and not run, has no autocast to leave out.
+    """
+    device = tensor.device.type
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 @contextmanager
