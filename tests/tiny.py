@@ -15,6 +15,7 @@ from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
+    CvTConfig,
     DinoConfig,
     EsViTConfig,
     HeadConfig,
@@ -32,9 +33,12 @@ from leanvit.data.batch import ViewBatch
 SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
 )
+CVT = CvTConfig(
+    image_size=32, patch=2, dims=(8, 12), depths=(1, 2), heads=(1, 2), window=4, drop_path=0.0
+)
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
-FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT}
+FAMILIES: Mapping[str, BackboneConfig] = {"cvt": CVT, "swin": SWIN, "vit": VIT}
 """A small network of every family: what holds for all is tested on each of them."""
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 

@@ -90,7 +90,7 @@ class Packed:
     where: tuple[Tensor, ...] = ()
     """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
     layouts: tuple[WindowLayout, ...] = ()
-    """Window models: which token lies in which window, without and with shift."""
+    """Window models: which token lies in which window; how many and of what, a family says."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""
