@@ -44,11 +44,14 @@ HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 
 
 def build(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Return a network whose every parameter is random, so that none hides behind a zero."""
+    """Return a network whose every number is random, so that none hides behind a zero."""
     with seeded(0, "test"):
         backbone = build_backbone(config)
         for parameter in backbone.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
+        for name, buffer in backbone.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer))
     return backbone.to(dtype)
 
 

@@ -20,6 +20,9 @@ from leanvit.core.precision import full
 from leanvit.core.syncbn import SyncBatchNorm1d
 from leanvit.kernels.window_attention import window_layout
 
+Triple = tuple[int, int, int]
+"""(B, h, w) of a view, or its windows' side and how many lie down and across."""
+
 EPS = 1e-5
 """Of the layer norms: torch's own, unlike EsViT's Swin."""
 
@@ -95,35 +98,36 @@ class WindowAttention(nn.Module):
 
     def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
         """[N, dim] -> [N, dim] and, if asked, each view's logits."""
-        slots = [self.norm(self._slots(tokens.grid)) for tokens in packed.tokens()]
+        slots = [
+            self.norm(self._slots(tokens.grid, windows))
+            for tokens, windows in zip(packed.tokens(), packed.windows, strict=True)
+        ]
         parts = self.qkv(torch.cat(slots)).split([len(part) for part in slots])
         attended, logits = [], []
-        for qkv, shape, layout in zip(parts, packed.shapes, packed.layouts, strict=True):
-            out, values = self._attend(qkv, shape, with_logits)
+        for number, (qkv, shape) in enumerate(zip(parts, packed.shapes, strict=True)):
+            out, values = self._attend(qkv, shape, packed.windows[number], with_logits)
             attended.append(out)
             if values is not None:
-                logits.append(Logits(values.unflatten(0, (shape[0], -1)), layout.places[0][None]))
+                where = packed.layouts[number].places[0][None]
+                logits.append(Logits(values.unflatten(0, (shape[0], -1)), where))
         return self.proj(torch.cat(attended)), logits
 
-    def _slots(self, grid: Tensor) -> Tensor:
+    def _slots(self, grid: Tensor, windows: Triple) -> Tensor:
         """Convolve a padded map [B, h, w, dim] and cut it into windows: [S, dim]."""
-        _, h, w, dim = grid.shape
-        side = min(self.window, h, w)
-        grid = functional.pad(grid, (0, 0, 0, -w % side, 0, -h % side))
+        b, h, w, dim = grid.shape
+        side, down, across = windows
+        grid = functional.pad(grid, (0, 0, 0, across * side - w, 0, down * side - h))
         # channels last in memory, which is also the fastest layout for this convolution
         grid = self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        grid = grid.unflatten(2, (-1, side)).unflatten(1, (-1, side))
-        return grid.transpose(2, 3).reshape(-1, dim)
+        return grid.reshape(b, down, side, across, side, dim).transpose(2, 3).reshape(-1, dim)
 
     def _attend(
-        self, qkv: Tensor, shape: tuple[int, int, int], with_logits: bool
+        self, qkv: Tensor, shape: Triple, windows: Triple, with_logits: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Slots [S, 3 dim] -> tokens [B * h * w, dim] and, if asked, logits [B * W, H, T, T]."""
-        b, h, w = shape
-        side = min(self.window, h, w)
-        q, k, v = qkv.view(-1, side**2, 3, self.heads, qkv.shape[1] // (3 * self.heads)).permute(
-            2, 0, 3, 1, 4
-        )
+        (b, h, w), (side, down, across), dim = shape, windows, qkv.shape[1] // 3
+        heads = qkv.view(-1, side**2, 3, self.heads, dim // self.heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         bias, logits = self.bias(side), None
         if with_logits:
             with torch.autocast(qkv.device.type, enabled=False):
@@ -133,8 +137,8 @@ class WindowAttention(nn.Module):
         else:
             bias = None if bias is None else bias.to(q.dtype)
             out = functional.scaled_dot_product_attention(q, k, v, bias, scale=self.scale)
-        out = out.unflatten(2, (side, side)).unflatten(0, (b, -(-h // side), -1))
-        grid = out.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)
+        out = out.reshape(b, down, across, self.heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        grid = out.reshape(b, down * side, across * side, dim)
         return grid[:, :h, :w].flatten(0, 2), logits
 
     def bias(self, side: int) -> Tensor | None:
@@ -178,10 +182,7 @@ class CvTStage(nn.Module):
 
 
 class CvT(Backbone):
-    """CvT; view feature: mean of the final tokens, region features: those tokens.
-
-    `Packed.layouts` holds one layout a view, of a single image.
-    """
+    """CvT; view feature: mean of the final tokens, region features: those tokens."""
 
     can: ClassVar[frozenset[str]] = frozenset({"fill", "logits"})
     config: CvTConfig
@@ -205,13 +206,18 @@ class CvT(Backbone):
         return packed.with_(torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x))
 
     def _begin(self, stage: int, maps: Sequence[Tensor]) -> Packed:
-        """Return what enters a stage, with its window layouts: outside the blocks, and cached."""
+        """Return what enters a stage, and how its maps are cut into windows.
+
+        The blocks only multiply these sizes: where they divided them, torch took a minute to
+        trace a block whose sizes are symbols.
+        """
         packed: Packed = self.stages[stage].embed(maps)  # type: ignore[operator]
-        layouts = (
-            window_layout(((1, h, w),), min(self.config.window, h, w), 0, packed.x.device)
-            for _, h, w in packed.shapes
-        )
-        return replace(packed, layouts=tuple(layouts))
+        windows, layouts = [], []
+        for _, h, w in packed.shapes:
+            side = min(self.config.window, h, w)
+            windows.append((side, -(-h // side), -(-w // side)))
+            layouts.append(window_layout(((1, h, w),), side, 0, packed.x.device))
+        return replace(packed, windows=tuple(windows), layouts=tuple(layouts))
 
     def blocks(self) -> Iterator[CvTBlock]:
         """Yield the blocks of all stages in order."""
