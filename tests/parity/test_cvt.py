@@ -19,14 +19,11 @@ from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
 from tests.tiny import CVT, build, dino, noise, view_batch
 
-PUBLISHED_PARAMETERS = {"cvt_tiny": 29_303_616, "cvt_small": 22_620_160}
 
-
-@pytest.mark.parametrize(("name", "count"), PUBLISHED_PARAMETERS.items())
-def test_named_cvts_have_the_published_size(name: str, count: int) -> None:
+def test_cvt_tiny_has_the_published_size() -> None:
     with torch.device("meta"):
-        backbone = build_backbone(BACKBONES[name])
-    assert sum(p.numel() for p in backbone.parameters()) == count
+        backbone = build_backbone(BACKBONES["cvt_tiny"])
+    assert sum(p.numel() for p in backbone.parameters()) == 29_303_616
     assert backbone.stride == 32
 
 
@@ -194,7 +191,7 @@ def test_sizes_are_read_off_the_weights() -> None:
         with torch.device("meta"):
             return {n: tuple(v.shape) for n, v in build_backbone(config).state_dict().items()}
 
-    for name in PUBLISHED_PARAMETERS:
+    for name in ("cvt_tiny", "cvt_small"):
         config = BACKBONES[name]
         assert isinstance(config, CvTConfig)
         assert cvt_config(shapes(config)) == replace(config, drop_path=0.0)

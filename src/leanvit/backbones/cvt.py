@@ -23,6 +23,9 @@ from leanvit.kernels.window_attention import window_layout
 Triple = tuple[int, int, int]
 """(B, h, w) of a view, or its windows' side and how many lie down and across."""
 
+SLOPE = 1.702
+"""Of QuickGELU."""
+
 EPS = 1e-5
 """Of the layer norms: torch's own, unlike EsViT's Swin."""
 
@@ -40,7 +43,7 @@ class Pointwise(nn.Linear):
 
 
 class Mlp(nn.Module):
-    """Two layers with QuickGELU, x * sigmoid(1.702 x), between them."""
+    """Two layers with QuickGELU, x * sigmoid(s x), between them; s is 1.702."""
 
     def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
@@ -50,8 +53,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, dim] -> [N, dim]."""
-        x = self.fc1(x)
-        out: Tensor = self.fc2(x * torch.sigmoid(1.702 * x))
+        out: Tensor = self.fc2(functional.silu(SLOPE * self.fc1(x)) / SLOPE)  # silu keeps less
         return out
 
 
@@ -117,7 +119,7 @@ class WindowAttention(nn.Module):
         b, h, w, dim = grid.shape
         side, down, across = windows
         grid = functional.pad(grid, (0, 0, 0, across * side - w, 0, down * side - h))
-        # channels last in memory, which is also the fastest layout for this convolution
+        # channels stay last in memory, where a CPU convolves faster and nothing is transposed
         grid = self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return grid.reshape(b, down, side, across, side, dim).transpose(2, 3).reshape(-1, dim)
 
