@@ -15,6 +15,7 @@ from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
+    CvTConfig,
     DinoConfig,
     EsViTConfig,
     HeadConfig,
@@ -32,22 +33,33 @@ from leanvit.data.batch import ViewBatch
 SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
 )
+CVT = CvTConfig(
+    image_size=32, patch=2, dims=(8, 12), depths=(1, 2), heads=(1, 2), window=4, drop_path=0.0
+)
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
 VIT_FULL = replace(
     VIT, registers=2, layer_scale=0.5, positions="sincos", position_bias=True, image_size=24
 )
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
-FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT, "vit_full": VIT_FULL}
+FAMILIES: Mapping[str, BackboneConfig] = {
+    "cvt": CVT,
+    "swin": SWIN,
+    "vit": VIT,
+    "vit_full": VIT_FULL,
+}
 """A small network of every family: what holds for all is tested on each of them."""
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 
 
 def build(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbone:
-    """Return a network whose every parameter is random, so that none hides behind a zero."""
+    """Return a network whose every number is random, so that none hides behind a zero."""
     with seeded(0, "test"):
         backbone = build_backbone(config)
         for parameter in backbone.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
+        for name, buffer in backbone.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(torch.rand_like(buffer))
     return backbone.to(dtype)
 
 

@@ -14,13 +14,18 @@ from leanvit.methods.catalogue import build_method
 from leanvit.methods.esvit import EsViT
 from leanvit.train.state import TrainState
 from tests.distributed.launch import in_processes
-from tests.tiny import HEAD, SWIN, VIT, dino, esvit, run_config, view_batch
+from tests.tiny import CVT, HEAD, SWIN, VIT, dino, esvit, run_config, view_batch
 
 STEPS, BATCH = 5, 8
 METHODS: dict[str, dict[str, Any]] = {
     "esvit": {"method": esvit()},
     "dino": {"method": dino()},
     "vit": {"method": dino(), "backbone": replace(VIT, drop_path=0.3)},
+    "cvt": {
+        "method": esvit(),
+        "backbone": replace(CVT, drop_path=0.3),
+        "optim": SGDConfig(lr=constant(1e-2), lr_rule="none"),  # as below
+    },
     "late regions": {"method": esvit(region_start=steps(2), freeze_prototypes=steps(3))},
     "drop path": {"method": esvit(), "backbone": replace(SWIN, drop_path=0.3)},
     "batch norm in heads": {

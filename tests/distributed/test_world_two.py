@@ -36,6 +36,18 @@ def sums() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return all_sum(x.sum(0)).detach(), all_max(x.amax(0)).detach(), total.detach(), x.grad
 
 
+def compiled() -> Tensor:
+    x = mine(noise(ROWS, 4, dtype=torch.float64)).requires_grad_()
+
+    def summed(x: Tensor) -> Tensor:
+        return all_sum_with_grad(x.square().sum(0))
+
+    for form in (summed, torch.compile(summed, backend="eager", fullgraph=True)):
+        form(x).square().sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
 def batch_norm() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     norm = SyncBatchNorm1d(4).double()
     norm.weight.data = noise(4, seed=1, dtype=torch.float64)
@@ -77,6 +89,12 @@ def test_sums_and_maxima() -> None:
         close(found[2], total)
         # the loss of process r weighs by r + 1, and every process feels both
         close(found[3][0], 3 * torch.arange(4.0, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+def test_gradients_pass_through_compiled_sums() -> None:
+    """Those of both processes, whose losses are the same: twice those of one."""
+    close(torch.cat(in_processes(2, compiled)), 2 * compiled())
 
 
 def test_batch_norm() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanvit.backbones.layouts import from_esvit, strip, swin_config
-from leanvit.config import BACKBONES, BackboneConfig, SwinConfig
+from leanvit.backbones.layouts import cvt_config, from_esvit, strip, swin_config
+from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig
 
 Golden = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -19,8 +19,10 @@ class Family:
 
     published: Callable[[Golden], BackboneConfig]
     """From the name of a YAML file and its overrides."""
-    sizes: Callable[[Shapes], BackboneConfig]
-    """From the shapes of the parameters under our names."""
+    sizes: Callable[..., BackboneConfig]
+    """From the shapes of the parameters under our names, and from what is untraced."""
+    untraced: tuple[str, ...] = ()
+    """Options that leave no trace in the weights."""
 
 
 SWIN_OPTIONS = {
@@ -53,7 +55,28 @@ def published_swin(golden: Golden) -> SwinConfig:
     return replace(base, **options(golden, SWIN_OPTIONS))
 
 
-PUBLISHED: Mapping[str, Family] = {"swin": Family(published_swin, swin_config)}
+CVT_NAMES = {"s1": "cvt_tiny", "s3": "cvt_small"}
+CVT_OPTIONS = {
+    "MODEL.SPEC.DIM_EMBED": "dims",
+    "MODEL.SPEC.DEPTH": "depths",
+    "MODEL.SPEC.NUM_HEADS": "heads",
+    "MODEL.SPEC.DROP_PATH_RATE": "drop_path",
+}
+
+
+def published_cvt(golden: Golden) -> CvTConfig:
+    """Return the CvT that a YAML name and its overrides mean."""
+    found = re.search(r"cvt_v4/(\w+)\.yaml", golden["yaml"])
+    assert found, golden["yaml"]
+    base = BACKBONES[CVT_NAMES[found[1]]]
+    assert isinstance(base, CvTConfig)
+    return replace(base, **options(golden, CVT_OPTIONS))
+
+
+PUBLISHED: Mapping[str, Family] = {
+    "cvt": Family(published_cvt, cvt_config, untraced=("heads",)),
+    "swin": Family(published_swin, swin_config),
+}
 """By the first word of `arch`."""
 
 
@@ -65,7 +88,8 @@ def published(golden: Golden) -> BackboneConfig:
 def sizes_of(golden: Golden) -> BackboneConfig:
     """Return the configuration that the file's shapes imply."""
     family = PUBLISHED[golden["arch"].split("_")[0]]
-    return family.sizes(strip(from_esvit(shapes_of(golden)), "backbone."))
+    known = {name: getattr(published(golden), name) for name in family.untraced}
+    return family.sizes(strip(from_esvit(shapes_of(golden)), "backbone."), **known)
 
 
 def shapes_of(golden: Golden) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvit
 from leanvit.config import (
+    BackboneConfig,
     LARSConfig,
     MethodConfig,
     MixConfig,
@@ -35,6 +36,7 @@ from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.state import TrainState
 from tests.tiny import (
+    CVT,
     SWIN,
     VIEWS,
     VIT,
@@ -79,22 +81,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), 14)
 
 
-def eventful() -> RunConfig:
+def eventful(backbone: BackboneConfig = SWIN) -> RunConfig:
     """A run in which everything random is on: views, order, stochastic depth, mixing."""
     config = run_config()
     return replace(
         config,
-        backbone=replace(SWIN, drop_path=0.3),
+        backbone=replace(backbone, drop_path=0.3),
         method=replace(config.method, mix=MixConfig(views=2), region_start=steps(3)),  # type: ignore[call-arg]
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_five_and_five_steps_are_ten(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "backbone"), [(0, SWIN), (1, SWIN), (0, CVT)])
+def test_five_and_five_steps_are_ten(
+    tmp_path: Path, workers: int, backbone: BackboneConfig
+) -> None:
     """Weights, optimiser and rows; the features are looked at on both sides of the cut."""
     images = write_classes(tmp_path / "images", cats=8, dogs=6)
     watching = {"watch.every": "2st", "watch.k": 3}
-    config = compose(eventful(), data=str(images), options={"data.workers": workers, **watching})
+    options = {"data.workers": workers, **watching}
+    config = compose(eventful(backbone), data=str(images), options=options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     leanvit.pretrain(config, out=whole, quiet=True)
     shutil.copytree(whole, cut)
@@ -222,6 +227,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "view only": {"method": dino()},
     "vit": {"method": dino(), "backbone": VIT},
     "vit with regions": {"backbone": VIT},
+    "cvt": {"backbone": CVT},
     "no local crops": {
         "method": esvit(views=replace(VIEWS, local_sizes=(), local_counts=())),
     },

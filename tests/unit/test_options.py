@@ -35,7 +35,6 @@ TINY: Options = {
     "method.views.local_counts": (2,),
     "backbone.image_size": 32,
     "backbone.patch": 4,
-    "backbone.dim": 8,
     "data.source": "images",
     "data.workers": 0,
     "train.duration": "4st",
@@ -57,8 +56,22 @@ TINY: Options = {
 }
 """Runs of 4 steps on 12 images, a tenth of a second each."""
 
-SWIN: Options = {"backbone.depths": (1, 1), "backbone.heads": (1, 2), "backbone.window": 4}
-VIT: Options = {"backbone.depth": 2, "backbone.heads": 2}
+SWIN: Options = {
+    "backbone.dim": 8,
+    "backbone.depths": (1, 1),
+    "backbone.heads": (1, 2),
+    "backbone.window": 4,
+}
+VIT: Options = {"backbone.dim": 8, "backbone.depth": 2, "backbone.heads": 2}
+CVT: Options = {
+    "backbone.dims": (8, 12),
+    "backbone.depths": (1, 1),
+    "backbone.heads": (1, 2),
+    "backbone.window": 4,
+    "data.source": "classes",  # images that are looked at have the nominal size, which is
+    "watch.images": 12,  # of no other use to this family
+    "watch.every": "2st",
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,7 @@ PARTS: Mapping[str, Part] = {
         ("method", "backbone", "data", "optim", "train", "watch", "init"),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
+    "cvt": Part("dino", "cvt_tiny", "adamw", CVT, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
 }
@@ -147,11 +161,13 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.patch": (2, {}),
     "backbone.drop_path": (0.5, {}),
     "backbone.dim": (16, {}),
+    "backbone.dims": ((12, 16), {}),
     "backbone.depths": ((2, 1), {}),
     "backbone.depth": (1, {}),
     "backbone.heads": ((2, 2), {}),
     "backbone.window": (2, {}),
     "backbone.mlp_ratio": (2.0, {}),
+    "backbone.position_bias": (True, {}),
     "backbone.pool": ("mean", {}),
     "backbone.registers": (1, {}),
     "backbone.layer_scale": (0.1, {}),

@@ -11,10 +11,18 @@ import torch
 import leanvit
 from leanvit.analysis.rank import effective_rank
 from leanvit.analysis.watch import Watch
-from leanvit.config import RunConfig, WatchConfig, compose, resolve
+from leanvit.config import BackboneConfig, RunConfig, WatchConfig, compose, resolve
 from leanvit.data.sources import About, FolderSource, Sample, Source, open_source
 from leanvit.run import Run, gather_facts
-from tests.tiny import SWIN, build, draw_nothing, run_config, write_classes, write_images
+from tests.tiny import (
+    FAMILIES,
+    SWIN,
+    build,
+    draw_nothing,
+    run_config,
+    write_classes,
+    write_images,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -186,9 +194,11 @@ def test_looking_changes_no_number_of_the_training(tmp_path: Path) -> None:
         assert (often / name).read_bytes() == (never / name).read_bytes() != b""
 
 
-def test_looking_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", FAMILIES.values(), ids=FAMILIES)
+def test_looking_leaves_the_network_as_it_was(backbone: BackboneConfig, tmp_path: Path) -> None:
     images = write_classes(tmp_path / "images", cats=4, dogs=4)
     config = compose(run_config(), data=str(images), options={"data.workers": 0})
+    config = replace(config, backbone=backbone)
     source = open_source(str(images))
     run = Run(resolve(config, gather_facts(source)), source, tmp_path / "run", quiet=True)
     before = {name: value.clone() for name, value in run.state.tensors().items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from leanvit.analysis.pictures import strongest_matches
-from leanvit.backbones.base import Backbone
+from leanvit.backbones.base import Backbone, evaluating
 from leanvit.core import random
 from leanvit.data.render import render
 from leanvit.data.sample import stereo_pair
@@ -50,7 +50,7 @@ def match(backbone: Backbone, left: Tensor, right: Tensor, truth: Truth, count: 
     device = next(backbone.parameters()).device
     mean = torch.tensor(backbone.mean).view(-1, 1, 1)
     std = torch.tensor(backbone.std).view(-1, 1, 1)
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(backbone):
         seen = backbone([((side - mean) / std)[None].to(device) for side in (left, right)])
     grids = [features.grid[0].cpu() for features in seen]
     (h, w), (h2, w2) = ((grid.shape[0], grid.shape[1]) for grid in grids)

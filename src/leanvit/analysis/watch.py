@@ -1,7 +1,7 @@
 """A look at the features of a network while it trains: does it learn?"""
 
 from leanvit.analysis.rank import effective_rank
-from leanvit.backbones.base import Backbone
+from leanvit.backbones.base import Backbone, evaluating
 from leanvit.config import WatchConfig
 from leanvit.data.images import load_images, usual_crop
 from leanvit.data.sources import Source, at_most, hold_out, open_validation, require_classes
@@ -42,7 +42,8 @@ class Watch:
         images = load_images(
             source, size=self.size, crop=self.crop, batch=self.batch, workers=self.workers
         )
-        return describe(images, {"features": describe_network(self.backbone)})
+        with evaluating(self.backbone):
+            return describe(images, {"features": describe_network(self.backbone)})
 
 
 def _both(source: Source, config: WatchConfig) -> tuple[Source, Source | None]:

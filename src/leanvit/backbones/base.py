@@ -6,6 +6,7 @@ S samples (images of all views), N tokens of all views.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -91,7 +92,10 @@ class Packed:
     where: tuple[Tensor, ...] = ()
     """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
     layouts: tuple[WindowLayout, ...] = ()
-    """Window models: which token lies in which window, without and with shift."""
+    """Window models: which token lies in which window; Swin's without and with shift, CvT's of an
+    image of each view."""
+    windows: tuple[tuple[int, int, int], ...] = ()
+    """CvT: the side of each view's windows, and how many lie down and across."""
     pairs: tuple[Pairs, ...] = ()
     """Plain models with a position bias: which entry of it each pair of tokens has, by view."""
 
@@ -281,3 +285,14 @@ class Backbone(nn.Module):
                 f"drop has shape {tuple(ask.drop.shape)}; expected {(self.depth, 2, samples)}: "
                 f"blocks, branches, images of all views."
             )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Let a network see as it does in use: batch norm takes its running statistics, moves none."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from leanvit.backbones.base import Backbone
+from leanvit.backbones.cvt import CvT
 from leanvit.backbones.swin import Swin
 from leanvit.backbones.vit import ViT
-from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViTConfig
 
 FAMILIES: Mapping[type[BackboneConfig], Callable[..., Backbone]] = MappingProxyType(
-    {SwinConfig: Swin, ViTConfig: ViT}
+    {CvTConfig: CvT, SwinConfig: Swin, ViTConfig: ViT}
 )
 
 

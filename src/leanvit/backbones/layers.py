@@ -8,10 +8,10 @@ from leanvit.kernels.linear import Linear
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed and returned in fp32 (or wider), eps 1e-6 as in DINO and EsViT."""
+    """Layer norm computed and returned in fp32 (or wider), eps 1e-6 as in DINO and EsViT's Swin."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__(channels, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leanvit.config import HeadConfig, SwinConfig
+from leanvit.config import BACKBONES, CvTConfig, HeadConfig, SwinConfig
 
 V = TypeVar("V")
 
@@ -157,6 +157,44 @@ def swin_config(shapes: Mapping[str, tuple[int, ...]], image_size: int = 224) ->
         heads=tuple(heads),
         window=(math.isqrt(places) + 1) // 2,
         mlp_ratio=hidden / dim,
+        drop_path=0.0,
+    )
+
+
+def cvt_config(
+    shapes: Mapping[str, tuple[int, ...]], heads: tuple[int, ...] | None = None
+) -> CvTConfig:
+    """Read a CvT's sizes off the shapes of its parameters (our names, without `backbone.`).
+
+    heads: of every stage. They leave no trace in the weights, so without them they are those of
+    the named CvT that has these widths. Nor does the window without a position bias: it is 7.
+    Raises ValueError where the shapes are not a CvT's, or no named one has these widths.
+    """
+    try:
+        stages = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("stages."))
+        dims = tuple(shapes[f"stages.{stage}.embed.proj.weight"][0] for stage in range(stages))
+        depths = tuple(
+            len({n.split(".")[3] for n in shapes if n.startswith(f"stages.{stage}.blocks.")})
+            for stage in range(stages)
+        )
+        kernel = shapes["stages.0.embed.proj.weight"][2]
+        hidden = shapes["stages.0.blocks.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"These are not the parameters of a CvT: {error}.") from error
+    if heads is None:
+        named = [each for each in BACKBONES.values() if isinstance(each, CvTConfig)]
+        heads = next((each.heads for each in named if each.dims == dims), None)
+    if heads is None:
+        raise ValueError(f"No named CvT has the widths {dims}; give the heads of every stage.")
+    places = shapes.get("stages.0.blocks.0.attn.relative_position_bias_table", (0,))[0]
+    return CvTConfig(
+        patch=(kernel + 1) // 2,
+        dims=dims,
+        depths=depths,
+        heads=heads,
+        window=(math.isqrt(places) + 1) // 2 if places else 7,
+        mlp_ratio=hidden / dims[0],
+        position_bias=bool(places),
         drop_path=0.0,
     )
 

@@ -1,6 +1,6 @@
 """The whole vocabulary of options: torch-free dataclasses and their strict conversion."""
 
-from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config.backbones import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViTConfig
 from leanvit.config.convert import (
     compose,
     from_dict,
@@ -41,6 +41,7 @@ __all__ = [
     "AdamWConfig",
     "BackboneConfig",
     "CropConfig",
+    "CvTConfig",
     "DataConfig",
     "DinoConfig",
     "Duration",

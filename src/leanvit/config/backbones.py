@@ -66,6 +66,44 @@ class SwinConfig(BackboneConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CvTConfig(BackboneConfig):
+    """CvT as in EsViT: convolutional embeddings and projections, attention within windows."""
+
+    kind: ClassVar[str] = "cvt"
+
+    patch: int = 4
+    """Stride of the first embedding in pixels; it sees 2 * patch - 1 of them a side."""
+    dims: tuple[int, ...] = (64, 192, 384, 768)
+    """Channels per stage."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks per stage."""
+    heads: tuple[int, ...] = (1, 3, 6, 12)
+    """Attention heads per stage."""
+    window: int = 7
+    """Side of an attention window in tokens; a smaller map is one window."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over its input width."""
+    position_bias: bool = False
+    """Add a learned bias for every relative position in a window, as in Swin."""
+
+    def __post_init__(self) -> None:
+        BackboneConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "dims", "depths", "heads", "window")
+        require(self, POSITIVE, "mlp_ratio")
+        if not self.depths:
+            raise ValueError("depths is (); expected the number of blocks of at least one stage.")
+        if not len(self.dims) == len(self.depths) == len(self.heads):
+            raise ValueError(
+                f"dims {self.dims}, depths {self.depths} and heads {self.heads} differ in length."
+            )
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True)):
+            if dim % heads:
+                raise ValueError(
+                    f"Stage {stage + 1} has {dim} channels, which {heads} heads do not divide."
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ViTConfig(BackboneConfig):
     """Plain vision transformer with a class token."""
 
@@ -134,6 +172,10 @@ BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
         "swin_small_w14": _window14(_SWIN_SMALL),
         "swin_base_w14": _window14(_SWIN_BASE),
         "swin_large_w14": _window14(_SWIN_LARGE),
+        "cvt_tiny": CvTConfig(),
+        "cvt_small": CvTConfig(
+            dims=(64, 128, 256, 512), depths=(2, 2, 10, 4), heads=(2, 4, 8, 16), drop_path=0.2
+        ),
         "vit_tiny": ViTConfig(dim=192, heads=3),
         "vit_small": ViTConfig(),
         "vit_base": ViTConfig(dim=768, heads=12),

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce as _differentiable_all_reduce
 
 from leanvit.core.errors import RunError
 
@@ -132,5 +131,22 @@ def all_sum_with_grad(tensor: Tensor) -> Tensor:
     """Return the sum over all processes; the gradient is summed over them too."""
     if world_size() == 1:
         return tensor
-    total: Tensor = _differentiable_all_reduce(tensor)
+    total: Tensor = _summed(tensor)
     return total
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    total = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+# An operator of its own, since the gradient of torch's differentiable sum is 0 in compiled code
+# (torch 2.11).
+_summed = torch.library.custom_op("leanvit::all_sum", _sum, mutates_args=())
+_summed.register_fake(_like)
+_summed.register_autograd(lambda _, gradient: _summed(gradient))
