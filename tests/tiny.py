@@ -22,6 +22,7 @@ from leanvit.config import (
     RunConfig,
     SwinConfig,
     TrainConfig,
+    ViLConfig,
     ViTConfig,
     constant,
     steps,
@@ -33,8 +34,19 @@ SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
 )
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
+VIL = ViLConfig(
+    image_size=32,
+    patch=2,
+    dims=(8, 16, 24),
+    depths=(2, 1, 1),
+    heads=(1, 2, 3),
+    global_tokens=(1, 2, 0),
+    sparse_stages=1,
+    window=3,
+    drop_path=0.0,
+)
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
-FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT}
+FAMILIES: Mapping[str, BackboneConfig] = {"swin": SWIN, "vit": VIT, "vil": VIL}
 """A small network of every family: what holds for all is tested on each of them."""
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 

@@ -35,7 +35,6 @@ TINY: Options = {
     "method.views.local_counts": (2,),
     "backbone.image_size": 32,
     "backbone.patch": 4,
-    "backbone.dim": 8,
     "data.source": "images",
     "data.workers": 0,
     "train.duration": "4st",
@@ -57,8 +56,21 @@ TINY: Options = {
 }
 """Runs of 4 steps on 12 images, a tenth of a second each."""
 
-SWIN: Options = {"backbone.depths": (1, 1), "backbone.heads": (1, 2), "backbone.window": 4}
-VIT: Options = {"backbone.depth": 2, "backbone.heads": 2}
+SWIN: Options = {
+    "backbone.dim": 8,
+    "backbone.depths": (1, 1),
+    "backbone.heads": (1, 2),
+    "backbone.window": 4,
+}
+VIT: Options = {"backbone.dim": 8, "backbone.depth": 2, "backbone.heads": 2}
+VIL: Options = {
+    "backbone.dims": (8, 16),
+    "backbone.depths": (1, 1),
+    "backbone.heads": (1, 2),
+    "backbone.global_tokens": (1, 0),
+    "backbone.sparse_stages": 1,
+    "backbone.window": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ PARTS: Mapping[str, Part] = {
         ("method", "backbone", "data", "optim", "train", "watch", "init"),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
+    "vil": Part("esvit", "vil_2262", "adamw", VIL, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
 }
@@ -147,10 +160,14 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.patch": (2, {}),
     "backbone.drop_path": (0.5, {}),
     "backbone.dim": (16, {}),
+    "backbone.dims": ((8, 24), {}),
     "backbone.depths": ((2, 1), {}),
     "backbone.depth": (1, {}),
     "backbone.heads": ((2, 2), {}),
+    "backbone.global_tokens": ((2, 0), {}),
+    "backbone.sparse_stages": (0, {}),
     "backbone.window": (2, {}),
+    "backbone.neighbors": ("one", {}),
     "backbone.mlp_ratio": (2.0, {}),
     "backbone.pool": ("mean", {}),
     "data.source": ("others", {}),

@@ -5,11 +5,12 @@ from types import MappingProxyType
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.swin import Swin
+from leanvit.backbones.vil import ViL
 from leanvit.backbones.vit import ViT
-from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, ViLConfig, ViTConfig
 
 FAMILIES: Mapping[type[BackboneConfig], Callable[..., Backbone]] = MappingProxyType(
-    {SwinConfig: Swin, ViTConfig: ViT}
+    {SwinConfig: Swin, ViTConfig: ViT, ViLConfig: ViL}
 )
 
 

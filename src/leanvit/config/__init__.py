@@ -1,6 +1,6 @@
 """The whole vocabulary of options: torch-free dataclasses and their strict conversion."""
 
-from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViTConfig
+from leanvit.config.backbones import BACKBONES, BackboneConfig, SwinConfig, ViLConfig, ViTConfig
 from leanvit.config.convert import (
     compose,
     from_dict,
@@ -60,6 +60,7 @@ __all__ = [
     "SwinConfig",
     "TrainConfig",
     "TwoViewsConfig",
+    "ViLConfig",
     "ViTConfig",
     "WatchConfig",
     "compose",
