@@ -16,6 +16,7 @@ from leanvit.config import BACKBONES
 from leanvit.kernels.chunk_attention import chunk_attention, chunk_layout
 from leanvit.methods.base import Moment, neighbor_draw
 from leanvit.methods.catalogue import build_method
+from leanvit.train.optim import parameter_groups
 from tests.tiny import SWIN, VIL, build, esvit, noise, view_batch
 
 Place = tuple[int, int]
@@ -282,6 +283,21 @@ def test_sizes_are_read_off_the_weights() -> None:
         vil_config({"conv1.weight": (64, 3, 7, 7)})
 
 
+def test_hidden_patches_are_not_seen() -> None:
+    vil, image, token = build(VIL), noise(2, 3, 12, 20), noise(8)
+    mask = noise(2, 6, 10, seed=1) > 0
+    changed = torch.where(mask.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None], 9, image)
+    first, second = (vil([view], Ask(fill=(mask, token)))[0] for view in (image, changed))
+    assert first.grid.equal(second.grid)
+    assert not first.grid.equal(vil.features(image).grid)
+
+
+def test_what_says_where_things_lie_does_not_decay() -> None:
+    for group in parameter_groups(build(VIL), decay_all_matrices=False):
+        spared = [n for n in group["names"] if "cls_token" in n or "position_bias" in n]
+        assert group["decayed"] != bool(spared)
+
+
 def moment(step: int, seed: int = 0) -> Moment:
     return Moment(step=step, run=100, epoch=0, seed=seed)
 
@@ -317,3 +333,17 @@ def test_the_student_sees_what_was_drawn_and_the_teacher_all(
     for ask, draw in zip(asked[True], expected, strict=True):
         assert ask.neighbors is not None and draw is not None and ask.neighbors.equal(draw)
     assert [ask.neighbors for ask in asked[False]] == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+def test_one_graph_serves_every_drawn_neighbor() -> None:
+    backbone, view = build(VIL).eval(), noise(1, 3, 16, 24)
+    asks = [Ask(neighbors=torch.tensor(draw)) for draw in ([1, 5, 0, 0], [6, 2, 7, 3])]
+    with torch.no_grad():
+        expected = [backbone([view], ask)[0].grid for ask in asks]
+        assert not expected[0].equal(expected[1])
+        for block in backbone.blocks():
+            block.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(backbone([view], asks[0])[0].grid, expected[0])
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(backbone([view], asks[1])[0].grid, expected[1])

@@ -30,6 +30,8 @@ from leanvit.kernels.chunk_attention import (
 class PatchEmbed(nn.Module):
     """Embed patches of a map and put the stage's global tokens first."""
 
+    undecayed: ClassVar[frozenset[str]] = frozenset({"cls_token"})
+
     def __init__(self, channels: int, dim: int, patch: int, prefix: int) -> None:
         super().__init__()
         if prefix:
