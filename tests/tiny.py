@@ -23,6 +23,7 @@ from leanvit.config import (
     RunConfig,
     SwinConfig,
     TrainConfig,
+    ViLConfig,
     ViTConfig,
     constant,
     steps,
@@ -40,10 +41,22 @@ VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
 VIT_FULL = replace(
     VIT, registers=2, layer_scale=0.5, positions="sincos", position_bias=True, image_size=24
 )
+VIL = ViLConfig(
+    image_size=32,
+    patch=2,
+    dims=(8, 16, 24),
+    depths=(2, 1, 1),
+    heads=(1, 2, 3),
+    global_tokens=(1, 2, 0),
+    sparse_stages=1,
+    window=3,
+    drop_path=0.0,
+)
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
 FAMILIES: Mapping[str, BackboneConfig] = {
     "cvt": CVT,
     "swin": SWIN,
+    "vil": VIL,
     "vit": VIT,
     "vit_full": VIT_FULL,
 }

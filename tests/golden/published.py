@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanvit.backbones.layouts import cvt_config, from_esvit, strip, swin_config
-from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig
+from leanvit.backbones.layouts import cvt_config, from_esvit, strip, swin_config, vil_config
+from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViLConfig
 
 Golden = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -73,9 +73,43 @@ def published_cvt(golden: Golden) -> CvTConfig:
     return replace(base, **options(golden, CVT_OPTIONS))
 
 
+VIL_STAGE = re.compile(
+    r"l(?P<stage>\d+),h(?P<heads>\d+),d(?P<dims>\d+),n(?P<depths>\d+),s(?P<sparse>[01]),"
+    r"g(?P<global_tokens>\d+),p(?P<patch>\d+),f(?P<window>\d+),a0"
+)
+"""A stage of the official ARCH string; a0: relative positions."""
+
+
+def published_vil(golden: Golden) -> ViLConfig:
+    """Return the Vision Longformer that a YAML name and its overrides mean."""
+    assert golden["yaml"].endswith("vil_small/base.yaml"), golden["yaml"]
+    words = dict(zip(golden["options"][::2], golden["options"][1::2], strict=True))
+    base = BACKBONES["vil_2262"]
+    assert isinstance(base, ViLConfig)
+    arch = words.pop("MODEL.SPEC.MSVIT.ARCH", None)
+    if arch is not None:
+        found = [VIL_STAGE.fullmatch(stage) for stage in arch.split("_")]
+        stages = [{k: int(v) for k, v in stage.groupdict().items()} for stage in found if stage]
+        assert len(stages) == len(found), arch
+        assert all(stage["patch"] == 2 for stage in stages[1:]), arch
+        lists = ("heads", "dims", "depths", "global_tokens")
+        changes: dict[str, Any] = {
+            **{name: tuple(stage[name] for stage in stages) for name in lists},
+            "sparse_stages": sum(stage["sparse"] for stage in stages),
+            "patch": stages[0]["patch"],
+            "window": stages[0]["window"],
+        }
+        base = replace(base, **changes)
+    one = words.pop("MODEL.SPEC.MSVIT.MODE", "0") == "1"
+    drop_path = json.loads(words.pop("MODEL.SPEC.DROP_PATH", str(base.drop_path)))
+    assert not words, words
+    return replace(base, neighbors="one" if one else "all", drop_path=drop_path)
+
+
 PUBLISHED: Mapping[str, Family] = {
     "cvt": Family(published_cvt, cvt_config, untraced=("heads",)),
     "swin": Family(published_swin, swin_config),
+    "vil": Family(published_vil, vil_config),
 }
 """By the first word of `arch`."""
 

@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
 from leanvit.backbones.base import Ask, Backbone
-from tests.tiny import FAMILIES, SWIN, VIT, build, noise
+from tests.tiny import FAMILIES, SWIN, VIL, VIT, build, noise
 
 
 def has_gradient(module: nn.Module, *unreached: str) -> bool:
@@ -150,7 +150,7 @@ def test_a_packed_step_with_stochastic_depth(config: object) -> None:
 
 
 def test_what_a_backbone_cannot_give_is_an_error() -> None:
-    swin, vit, image = build(SWIN), build(VIT), noise(1, 3, 32, 32)
+    swin, vit, vil, image = build(SWIN), build(VIT), build(VIL), noise(1, 3, 32, 32)
     keep = torch.zeros(1, 4, dtype=torch.long)
     for ask, backbone, views, message in [
         (Ask(keep=keep), swin, [image], "cannot serve 'keep'"),
@@ -158,6 +158,8 @@ def test_what_a_backbone_cannot_give_is_an_error() -> None:
         (Ask(hidden=(7,)), swin, [image], "has 4 blocks; there is no block 7"),
         (Ask(logits=(-4,)), vit, [image], "has 3 blocks; there is no block -4"),
         (Ask(drop=torch.ones(4, 2, 2)), swin, [image], r"expected \(4, 2, 1\)"),
+        (Ask(neighbors=torch.zeros(4)), swin, [image], "cannot serve 'neighbors'"),
+        (Ask(neighbors=torch.zeros(3)), vil, [image], r"expected \(4,\): one for each block"),
         (Ask(), vit, [noise(1, 3, 3, 32)], "smaller than one patch of 4"),
         (Ask(), vit, [noise(3, 32, 32)], "floating-point tensor .B, 3, height, width."),
         (Ask(), swin, [noise(1, 1, 32, 32)], "floating-point tensor"),

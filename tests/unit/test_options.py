@@ -72,6 +72,14 @@ CVT: Options = {
     "watch.images": 12,  # of no other use to this family
     "watch.every": "2st",
 }
+VIL: Options = {
+    "backbone.dims": (8, 16),
+    "backbone.depths": (1, 1),
+    "backbone.heads": (1, 2),
+    "backbone.global_tokens": (1, 0),
+    "backbone.sparse_stages": 1,
+    "backbone.window": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
     "cvt": Part("dino", "cvt_tiny", "adamw", CVT, ("backbone",)),
+    "vil": Part("esvit", "vil_2262", "adamw", VIL, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
 }
@@ -161,13 +170,15 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.patch": (2, {}),
     "backbone.drop_path": (0.5, {}),
     "backbone.dim": (16, {}),
-    "backbone.dims": ((12, 16), {}),
+    "backbone.dims": ((8, 24), {}),
     "backbone.depths": ((2, 1), {}),
     "backbone.depth": (1, {}),
     "backbone.heads": ((2, 2), {}),
+    "backbone.global_tokens": ((2, 0), {}),
+    "backbone.sparse_stages": (0, {}),
     "backbone.window": (2, {}),
+    "backbone.neighbors": ("one", {}),
     "backbone.mlp_ratio": (2.0, {}),
-    "backbone.position_bias": (True, {}),
     "backbone.pool": ("mean", {}),
     "backbone.registers": (1, {}),
     "backbone.layer_scale": (0.1, {}),

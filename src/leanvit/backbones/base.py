@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
+from leanvit.kernels.chunk_attention import ChunkLayout
 from leanvit.kernels.relative_position import Pairs
 from leanvit.kernels.windows import Shapes, WindowLayout
 
@@ -33,6 +34,8 @@ class Ask:
     """Mask [B, h, w] (true: hidden) and the token [D] put in its place after patch embedding."""
     drop: Tensor | None = None
     """[L, 2, S] stochastic depth: true where a sample keeps the attention and the MLP branch."""
+    neighbors: Tensor | None = None
+    """[L] the one neighbour, 0..7 by rows, that the chunks of a block see; None: all eight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,12 @@ class Packed:
     """CvT: the side of each view's windows, and how many lie down and across."""
     pairs: tuple[Pairs, ...] = ()
     """Plain models with a position bias: which entry of it each pair of tokens has, by view."""
+    chunks: ChunkLayout | None = None
+    """Sparse stages: which tokens a chunk sees."""
+    neighbor: Tensor | None = None
+    """[] the one neighbour that chunks see; None: all."""
+    resizes: tuple[Tensor | None, ...] = ()
+    """Full stages: what turns the bias of the nominal grid into that of each view."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""
@@ -130,7 +139,7 @@ class Packed:
         return torch.cat(spread)[:, None]
 
 
-for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, Pairs, Packed):
+for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, ChunkLayout, Pairs, Packed):
     register_dataclass(_dataclass)  # so that graphs can take and return them
 
 
@@ -151,7 +160,7 @@ class Backbone(nn.Module):
     """A vision backbone. Families implement `embed`, `blocks` and `after_block`."""
 
     can: ClassVar[frozenset[str]] = frozenset()
-    """Which of keep, fill and logits a caller may ask for."""
+    """Which of keep, fill, logits and neighbors a caller may ask for."""
 
     undecayed: ClassVar[frozenset[str]] = frozenset()
     """Own parameters that weight decay leaves alone: where things lie, not what they are."""
@@ -199,6 +208,11 @@ class Backbone(nn.Module):
         return [self.config.drop_path * index / last for index in range(self.depth)]
 
     @property
+    def draws_neighbors(self) -> bool:
+        """Whether a learner is to be given `Ask.neighbors`."""
+        return False
+
+    @property
     def feature_dim(self) -> int:
         """D of the final features."""
         return self.stage_dims[-1]
@@ -227,6 +241,8 @@ class Backbone(nn.Module):
         rates = self.drop_rates()
         for index, block in enumerate(self.blocks()):
             scales = self._scales(packed, ask.drop, index, rates[index])
+            if ask.neighbors is not None:
+                packed = replace(packed, neighbor=ask.neighbors[index])
             packed, block_logits = block(packed, scales, index in want_logits)
             if index in want_hidden:
                 hidden[index] = packed.tokens()
@@ -258,7 +274,12 @@ class Backbone(nn.Module):
         return packed.per_token(kept[0]), packed.per_token(kept[1])
 
     def _check(self, views: Sequence[Tensor], ask: Ask) -> None:
-        asked = {"keep": ask.keep is not None, "fill": ask.fill is not None, "logits": ask.logits}
+        asked = {
+            "keep": ask.keep is not None,
+            "fill": ask.fill is not None,
+            "logits": ask.logits,
+            "neighbors": ask.neighbors is not None,
+        }
         name = type(self).__name__
         for what, wanted in asked.items():
             if wanted and what not in self.can:
@@ -284,6 +305,11 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"drop has shape {tuple(ask.drop.shape)}; expected {(self.depth, 2, samples)}: "
                 f"blocks, branches, images of all views."
+            )
+        if ask.neighbors is not None and tuple(ask.neighbors.shape) != (self.depth,):
+            raise ValueError(
+                f"neighbors has shape {tuple(ask.neighbors.shape)}; expected {(self.depth,)}: one "
+                f"for each block."
             )
 
 

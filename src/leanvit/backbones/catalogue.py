@@ -6,11 +6,12 @@ from types import MappingProxyType
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.cvt import CvT
 from leanvit.backbones.swin import Swin
+from leanvit.backbones.vil import ViL
 from leanvit.backbones.vit import ViT
-from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViTConfig
+from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViLConfig, ViTConfig
 
 FAMILIES: Mapping[type[BackboneConfig], Callable[..., Backbone]] = MappingProxyType(
-    {CvTConfig: CvT, SwinConfig: Swin, ViTConfig: ViT}
+    {CvTConfig: CvT, SwinConfig: Swin, ViLConfig: ViL, ViTConfig: ViT}
 )
 
 

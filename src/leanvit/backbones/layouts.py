@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from leanvit.config import BACKBONES, CvTConfig, HeadConfig, SwinConfig
+from leanvit.config import BACKBONES, CvTConfig, HeadConfig, SwinConfig, ViLConfig
 
 V = TypeVar("V")
 
@@ -86,6 +86,10 @@ ESVIT_FAMILIES = (
 """CvT and Vision Longformer, in this order: the second's marker is a part of the first too."""
 
 
+SHARED = ("query", "kv", "proj")
+"""Projections that sparse attention of the official ViL also lists with `_global`: one tensor."""
+
+
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     """Replace the longest prefix that is known; other names stay."""
     parts = name.split(".")
@@ -109,7 +113,8 @@ def from_esvit(state: Mapping[str, V]) -> dict[str, V]:
                 renamed[ours + name.removeprefix(theirs)] = value
                 break
         else:
-            renamed["backbone." + _renamed(name, prefixes)] = value
+            # the second name of a shared projection, which is loaded last, decides
+            renamed["backbone." + _renamed(name.replace("_global.", "."), prefixes)] = value
     return renamed
 
 
@@ -125,6 +130,11 @@ def to_esvit(state: Mapping[str, V]) -> dict[str, V]:
                 break
         else:
             renamed[_renamed(name.removeprefix("backbone."), prefixes)] = value
+    for name, value in list(renamed.items()):
+        block, _, leaf = name.partition(".attn.")
+        part, _, rest = leaf.partition(".")
+        if part in SHARED and f"{block}.attn.query.weight" in renamed:
+            renamed[f"{block}.attn.{part}_global.{rest}"] = value
     return renamed
 
 
@@ -195,6 +205,39 @@ def cvt_config(
         window=(math.isqrt(places) + 1) // 2 if places else 7,
         mlp_ratio=hidden / dims[0],
         position_bias=bool(places),
+        drop_path=0.0,
+    )
+
+
+def vil_config(shapes: Mapping[str, tuple[int, ...]], image_size: int = 224) -> ViLConfig:
+    """Read a Vision Longformer's sizes off the shapes of its parameters (our names).
+
+    Raises ValueError where the shapes are not a Vision Longformer's.
+    """
+    try:
+        stages = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("stages."))
+        firsts = [f"stages.{stage}.blocks.0" for stage in range(stages)]
+        embeds = [shapes[f"stages.{stage}.embed.proj.weight"] for stage in range(stages)]
+        tables = [shapes[f"{n}.attn.local_relative_position_bias_table"] for n in firsts]
+        blocks = {tuple(n.split(".")[1:4]) for n in shapes if ".blocks." in n}
+        depths = [sum(stage == str(number) for stage, _, _ in blocks) for number in range(stages)]
+        tokens = [shapes.get(f"stages.{s}.embed.cls_token", (1, 0)) for s in range(stages)]
+        sparse = [f"{name}.attn.query.weight" in shapes for name in firsts]
+        ratio = shapes["stages.0.blocks.0.mlp.fc1.weight"]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"These are not the parameters of a Vision Longformer: {error}."
+        ) from error
+    return ViLConfig(
+        image_size=image_size,
+        patch=embeds[0][2],
+        dims=tuple(shape[0] for shape in embeds),
+        depths=tuple(depths),
+        heads=tuple(shape[1] for shape in tables),
+        global_tokens=tuple(shape[1] for shape in tokens),
+        sparse_stages=sum(sparse),
+        window=(math.isqrt(tables[0][0]) + 1) // 4,
+        mlp_ratio=ratio[0] / ratio[1],
         drop_path=0.0,
     )
 

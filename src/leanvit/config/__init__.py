@@ -1,6 +1,13 @@
 """The whole vocabulary of options: torch-free dataclasses and their strict conversion."""
 
-from leanvit.config.backbones import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViTConfig
+from leanvit.config.backbones import (
+    BACKBONES,
+    BackboneConfig,
+    CvTConfig,
+    SwinConfig,
+    ViLConfig,
+    ViTConfig,
+)
 from leanvit.config.convert import (
     compose,
     from_dict,
@@ -61,6 +68,7 @@ __all__ = [
     "SwinConfig",
     "TrainConfig",
     "TwoViewsConfig",
+    "ViLConfig",
     "ViTConfig",
     "WatchConfig",
     "compose",

@@ -142,6 +142,61 @@ class ViTConfig(BackboneConfig):
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViLConfig(BackboneConfig):
+    """Vision Longformer as in EsViT: sliding chunks in early stages, full attention in later ones.
+
+    Of the named sizes only vil_2262 was published.
+    """
+
+    kind: ClassVar[str] = "vil"
+
+    patch: int = 4
+    """Side of a patch of the first stage in pixels; later stages embed 2 x 2 tokens."""
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    """Channels per stage."""
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    """Blocks per stage."""
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    """Attention heads per stage."""
+    global_tokens: tuple[int, ...] = (1, 1, 1, 0)
+    """Global tokens per stage; a sparse stage needs at least one."""
+    sparse_stages: int = 2
+    """Stages, from the first, that attend sparsely; the others attend to all tokens."""
+    window: int = 7
+    """Side in tokens of the chunks of sparse stages."""
+    neighbors: Literal["all", "one"] = "all"
+    """Which neighbours a chunk sees in training: all eight, or one that every step draws anew."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over its input width."""
+
+    def __post_init__(self) -> None:
+        BackboneConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "dims", "depths", "heads", "window")
+        require(self, NOT_NEGATIVE, "global_tokens", "sparse_stages")
+        require(self, POSITIVE, "mlp_ratio")
+        stages = len(self.dims)
+        if not stages:
+            raise ValueError("dims is (); expected the channels of at least one stage.")
+        for name in ("depths", "heads", "global_tokens"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(
+                    f"dims {self.dims} and {name} {getattr(self, name)} differ in length."
+                )
+        if self.sparse_stages > stages:
+            raise ValueError(f"sparse_stages is {self.sparse_stages}; there are {stages} stages.")
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
+            if dim % heads:
+                raise ValueError(
+                    f"Stage {stage} has {dim} channels, which {heads} heads do not divide."
+                )
+        if 0 in self.global_tokens[: self.sparse_stages]:
+            raise ValueError(
+                f"global_tokens {self.global_tokens} leaves a sparse stage without one; expected "
+                f"at least 1 in each of the first {self.sparse_stages}."
+            )
+
+
 _DEEP = (2, 2, 18, 2)
 _SWIN_TINY = SwinConfig()
 _SWIN_SMALL = SwinConfig(depths=_DEEP, drop_path=0.2)
@@ -176,6 +231,9 @@ BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
         "cvt_small": CvTConfig(
             dims=(64, 128, 256, 512), depths=(2, 2, 10, 4), heads=(2, 4, 8, 16), drop_path=0.2
         ),
+        "vil_1281": ViLConfig(depths=(1, 2, 8, 1)),
+        "vil_2262": ViLConfig(),
+        "vil_14121": ViLConfig(depths=(1, 4, 12, 1)),
         "vit_tiny": ViTConfig(dim=192, heads=3),
         "vit_small": ViTConfig(),
         "vit_base": ViTConfig(dim=768, heads=12),

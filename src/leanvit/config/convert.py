@@ -14,7 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from leanvit.config.backbones import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViTConfig
+from leanvit.config.backbones import (
+    BACKBONES,
+    BackboneConfig,
+    CvTConfig,
+    SwinConfig,
+    ViLConfig,
+    ViTConfig,
+)
 from leanvit.config.duration import Duration
 from leanvit.config.methods import DinoConfig, EsViTConfig, MethodConfig
 from leanvit.config.names import look_up, unknown_name
@@ -24,7 +31,9 @@ T = TypeVar("T")
 
 KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
     {
-        BackboneConfig: MappingProxyType({"cvt": CvTConfig, "swin": SwinConfig, "vit": ViTConfig}),
+        BackboneConfig: MappingProxyType(
+            {"cvt": CvTConfig, "swin": SwinConfig, "vil": ViLConfig, "vit": ViTConfig}
+        ),
         MethodConfig: MappingProxyType({"dino": DinoConfig, "esvit": EsViTConfig}),
         OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),
     }

@@ -137,8 +137,8 @@ def _one_image(
     place = np.arange(rows * columns).reshape(rows, columns)
     place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
     down, right = (_regions(side, window, shift) for side in place.shape)
-    place = _partition(np.roll(place, (-shift, -shift), (0, 1)), window)
-    region = _partition(down[:, None] * 3 + right[None, :], window)
+    place = partition(np.roll(place, (-shift, -shift), (0, 1)), window)
+    region = partition(down[:, None] * 3 + right[None, :], window)
     differ = region[:, :, None] != region[:, None, :]
     return place, np.where(differ, np.float32(_MASKED), np.float32(0))
 
@@ -159,7 +159,7 @@ def _alike(masks: NDArray[np.float32], padded: NDArray[np.bool_]) -> list[NDArra
     return [np.array(numbers) for numbers in known.values()]
 
 
-def _partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+def partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
     """Cut [rows, columns] into [G, T]."""
     rows, columns = grid.shape
     grid = grid.reshape(rows // window, window, columns // window, window)

@@ -97,3 +97,14 @@ def keep_mask(rates: list[float], views: int, index: Tensor, at: Moment) -> Tens
     units = np.stack(drawn, -1).reshape(*shape, len(drawn))
     kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
     return torch.from_numpy(kept).flatten(2)
+
+
+def neighbor_draw(backbone: Backbone, at: Moment) -> Tensor | None:
+    """Draw the neighbour that the chunks of each block see in a step: `Ask.neighbors` [L].
+
+    None for a backbone that sees all. Keyed by (seed, step), so it is the same on every rank.
+    """
+    if not backbone.draws_neighbors:
+        return None
+    units = random.units(at.seed, "neighbors", at.step, count=backbone.depth)
+    return torch.from_numpy((8 * units).astype(np.int64))

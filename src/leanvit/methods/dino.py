@@ -20,7 +20,7 @@ from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototypes import Projection
 from leanvit.losses.sinkhorn import sinkhorn_bias
 from leanvit.losses.view import Mixing, view_loss
-from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
+from leanvit.methods.base import Method, Moment, StepOutput, keep_mask, neighbor_draw
 from leanvit.methods.heads import Center, Head
 from leanvit.methods.mixing import mix_views
 
@@ -85,7 +85,12 @@ class DINO(Method):
             (seen,) = self.teacher.backbone([batch.groups[0].flatten(0, 1)])
         views = sum(len(group) for group in groups)
         drop = keep_mask(self.student.backbone.drop_rates(), views, batch.index, at)
-        ask = Ask(drop=None if drop is None else to_device(drop, groups[0].device))
+        neighbors = neighbor_draw(self.student.backbone, at)
+        drop, neighbors = (
+            None if draw is None else to_device(draw, groups[0].device)
+            for draw in (drop, neighbors)
+        )
+        ask = Ask(drop=drop, neighbors=neighbors)
         found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
         return self.objective(found, seen, mixing, at)
 
