@@ -370,7 +370,7 @@ def test_all_patches_may_come_in_any_order() -> None:
 
 def test_pairs_are_made_once_for_a_size() -> None:
     vit, image = vit_of(VIT_FULL), noise(1, 3, 24, 32)
-    first, second = (vit.embed([image], Ask()).pairs[0].entries for _ in range(2))
+    first, second = (vit.embed([image], Ask()).plan.pairs[0].entries for _ in range(2))
     assert first is second
 
 

@@ -8,16 +8,14 @@ S samples (images of all views), N tokens of all views.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
-from leanvit.kernels.chunk_attention import ChunkLayout
-from leanvit.kernels.relative_position import Pairs
-from leanvit.kernels.windows import Shapes, WindowLayout
+from leanvit.kernels.windows import Shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,21 +90,10 @@ class Packed:
     """(B, h, w) of each view."""
     prefix: int = 0
     """P."""
-    where: tuple[Tensor, ...] = ()
-    """[1 or B, T] of each view: the tokens' numbers in the whole image; empty: all, in order."""
-    layouts: tuple[WindowLayout, ...] = ()
-    """Window models: which token lies in which window; Swin's without and with shift, CvT's of an
-    image of each view."""
-    windows: tuple[tuple[int, int, int], ...] = ()
-    """CvT: the side of each view's windows, and how many lie down and across."""
-    pairs: tuple[Pairs, ...] = ()
-    """Plain models with a position bias: which entry of it each pair of tokens has, by view."""
-    chunks: ChunkLayout | None = None
-    """Sparse stages: which tokens a chunk sees."""
+    plan: Any = None
+    """What a family worked out from the shapes for the blocks of a stage: its layouts."""
     neighbor: Tensor | None = None
-    """[] the one neighbour that chunks see; None: all."""
-    resizes: tuple[Tensor | None, ...] = ()
-    """Full stages: what turns the bias of the nominal grid into that of each view."""
+    """[] the one neighbour that chunks see (Vision Longformer); None: all."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""
@@ -139,7 +126,7 @@ class Packed:
         return torch.cat(spread)[:, None]
 
 
-for _dataclass in (Ask, Tokens, Logits, Features, WindowLayout, ChunkLayout, Pairs, Packed):
+for _dataclass in (Ask, Tokens, Logits, Features):
     register_dataclass(_dataclass)  # so that graphs can take and return them
 
 

@@ -6,7 +6,7 @@ Letters as in base.py; S slots of a view: the places of its maps, zero-padded to
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,28 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
 from leanvit.backbones.layers import LayerNorm, init_linear, residual
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import CvTConfig
-from leanvit.core.precision import full
 from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.kernels.attention import attend
 from leanvit.kernels.linear import linear
 from leanvit.kernels.windows import window_layout
 
 Triple = tuple[int, int, int]
-"""(B, h, w) of a view, or its windows' side and how many lie down and across."""
+"""(B, h, w) of a view, or the side of its windows and how many lie down and across."""
 
 SLOPE = 1.702
 """Of QuickGELU."""
 
 EPS = 1e-5
 """Of the layer norms: torch's own, unlike EsViT's Swin."""
+
+
+class Plan(NamedTuple):
+    """How the map of each view is cut into windows."""
+
+    windows: tuple[Triple, ...]
+    """Their side, and how many lie down and across."""
+    places: tuple[Tensor, ...]
+    """[W, T] row-major place of each slot in the map, -1 for padding."""
 
 
 class Pointwise(nn.Linear):
@@ -103,15 +112,15 @@ class WindowAttention(nn.Module):
         """[N, dim] -> [N, dim] and, if asked, each view's logits."""
         slots = [
             self.norm(self._slots(tokens.grid, windows))
-            for tokens, windows in zip(packed.tokens(), packed.windows, strict=True)
+            for tokens, windows in zip(packed.tokens(), packed.plan.windows, strict=True)
         ]
         parts = self.qkv(torch.cat(slots)).split([len(part) for part in slots])
         attended, logits = [], []
         for number, (qkv, shape) in enumerate(zip(parts, packed.shapes, strict=True)):
-            out, values = self._attend(qkv, shape, packed.windows[number], with_logits)
+            out, values = self._attend(qkv, shape, packed.plan.windows[number], with_logits)
             attended.append(out)
             if values is not None:
-                where = packed.layouts[number].places[0][None]
+                where = packed.plan.places[number][None]
                 logits.append(Logits(values.unflatten(0, (shape[0], -1)), where))
         return self.proj(torch.cat(attended)), logits
 
@@ -131,15 +140,8 @@ class WindowAttention(nn.Module):
         (b, h, w), (side, down, across), dim = shape, windows, qkv.shape[1] // 3
         heads = qkv.view(-1, side**2, 3, self.heads, dim // self.heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        bias, logits = self.bias(side), None
-        if with_logits:
-            with torch.autocast(qkv.device.type, enabled=False):
-                logits = full(q) @ full(k).mT * self.scale
-                logits = logits if bias is None else logits + bias
-            out = logits.softmax(-1).to(v.dtype) @ v
-        else:
-            bias = None if bias is None else bias.to(q.dtype)
-            out = functional.scaled_dot_product_attention(q, k, v, bias, scale=self.scale)
+        bias = self.bias(side)
+        out, logits = attend(q, k, v, bias, scale=self.scale, with_logits=with_logits)
         out = out.reshape(b, down, across, self.heads, side, side, -1).permute(0, 1, 4, 2, 5, 3, 6)
         grid = out.reshape(b, down * side, across * side, dim)
         return grid[:, :h, :w].flatten(0, 2), logits
@@ -215,12 +217,12 @@ class CvT(Backbone):
         trace a block whose sizes are symbols.
         """
         packed: Packed = self.stages[stage].embed(maps)  # type: ignore[operator]
-        windows, layouts = [], []
+        windows, places = [], []
         for _, h, w in packed.shapes:
             side = min(self.config.window, h, w)
             windows.append((side, -(-h // side), -(-w // side)))
-            layouts.append(window_layout(((1, h, w),), side, 0, packed.x.device))
-        return replace(packed, windows=tuple(windows), layouts=tuple(layouts))
+            places.append(window_layout(((1, h, w),), side, 0, packed.x.device).places[0])
+        return replace(packed, plan=Plan(tuple(windows), tuple(places)))
 
     def blocks(self) -> Iterator[CvTBlock]:
         """Yield the blocks of all stages in order."""

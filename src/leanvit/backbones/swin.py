@@ -113,7 +113,7 @@ class SwinBlock(Block):
         self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
     ) -> tuple[Packed, list[Logits]]:
         """Run the block on the tokens of all views at once."""
-        layout = packed.layouts[1 if self.shift else 0]
+        layout: WindowLayout = packed.plan[1 if self.shift else 0]
         attended, logits = self.attn(self.norm1(packed.x), layout, with_logits)
         x = residual(packed.x, attended, scales and scales[0])
         x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
@@ -186,7 +186,7 @@ class Swin(Backbone):
         layouts = (
             window_layout(packed.shapes, window, moved, packed.x.device) for moved in (0, shift)
         )
-        return replace(packed, layouts=tuple(layouts))
+        return replace(packed, plan=tuple(layouts))
 
     @property
     def stages(self) -> list[SwinStage]:

@@ -18,8 +18,9 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import ViLConfig
+from leanvit.kernels.attention import attend
 from leanvit.kernels.chunk_attention import (
-    attend,
+    ChunkLayout,
     chunk_attention,
     chunk_layout,
     logits_of_pairs,
@@ -114,8 +115,7 @@ class ChunkAttention(RelativeAttention):
 
     def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Tensor]]:
         """[N, dim] -> [N, dim] and, if asked, each view's logits [B, H, T, T]."""
-        layout = packed.chunks
-        assert layout is not None
+        layout: ChunkLayout = packed.plan
         if packed.neighbor is not None:
             layout = one_neighbor(layout, packed.neighbor)
         q, kv = self.query(packed.x), self.kv(packed.x)
@@ -137,7 +137,7 @@ class ChunkAttention(RelativeAttention):
             (own,) = self.split(queries[:, : self.prefix], 1)
             k, v = self.split(seen, 2)
             bias = self.of_global(seen.shape[1] - self.prefix)[None]
-            out, logits = attend(own, k, v, bias, with_logits)
+            out, logits = attend(own, k, v, bias, with_logits=with_logits)
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
             found += [] if logits is None else [logits]
         return torch.cat(attended), found
@@ -158,9 +158,11 @@ class FullAttention(RelativeAttention):
         """[N, dim] -> [N, dim] and, if asked, each view's logits [B, H, T, T]."""
         nominal = self.local(self.index)
         attended, found = [], []
-        for qkv, resize in zip(packed.views(self.qkv(packed.x)), packed.resizes, strict=True):
+        for qkv, resize in zip(packed.views(self.qkv(packed.x)), packed.plan, strict=True):
             q, k, v = self.split(qkv, 3)
-            out, logits = attend(q, k, v, self._bias(nominal, resize)[None], with_logits)
+            out, logits = attend(
+                q, k, v, self._bias(nominal, resize)[None], with_logits=with_logits
+            )
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
             found += [] if logits is None else [logits]
         return self.proj(torch.cat(attended)), found
@@ -258,9 +260,9 @@ class ViLStage(nn.Module):
         x = packed.x
         if self.sparse:
             layout = chunk_layout(packed.shapes, packed.prefix, self.window, x.device)
-            return replace(packed, chunks=layout)
+            return replace(packed, plan=layout)
         resizes = (resize_matrix(self.side, h, w, x.device, x.dtype) for _, h, w in packed.shapes)
-        return replace(packed, resizes=tuple(resizes))
+        return replace(packed, plan=tuple(resizes))
 
 
 class ViL(Backbone):

@@ -7,7 +7,7 @@ Parameter names are timm's, those of the bias BEiT's. Letters as in base.py.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,18 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.config import ViTConfig
 from leanvit.core.precision import full
+from leanvit.kernels.attention import attend
 from leanvit.kernels.linear import Linear
-from leanvit.kernels.relative_position import pairs_of, relative_bias, table_rows
+from leanvit.kernels.relative_position import Pairs, pairs_of, relative_bias, table_rows
+
+
+class Plan(NamedTuple):
+    """What the blocks know of the tokens of each view."""
+
+    where: tuple[Tensor, ...]
+    """[1 or B, T] the tokens' numbers in the whole image."""
+    pairs: tuple[Pairs, ...]
+    """With a position bias: which entry of it each pair of tokens has."""
 
 
 class PatchEmbed(nn.Module):
@@ -70,14 +80,8 @@ class Attention(nn.Module):
         for qkv, bias in zip(views, self.biases(packed), strict=True):
             b, t, width = qkv.shape
             q, k, v = qkv.view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            if with_logits:
-                with torch.autocast(q.device.type, enabled=False):
-                    values = full(q) @ full(k).mT * q.shape[-1] ** -0.5
-                    logits.append(values if bias is None else values + bias)
-                out = logits[-1].softmax(-1).to(v.dtype) @ v
-            else:
-                bias = None if bias is None else bias.to(q.dtype)
-                out = functional.scaled_dot_product_attention(q, k, v, bias)
+            out, values = attend(q, k, v, bias, with_logits=with_logits)
+            logits += [] if values is None else [values]
             attended.append(out.transpose(1, 2).reshape(b * t, width // 3))
         return self.proj(torch.cat(attended)), logits
 
@@ -86,7 +90,7 @@ class Attention(nn.Module):
         table = self.relative_position_bias_table
         if table is None:
             return [None] * len(packed.shapes)
-        return [relative_bias(table, pairs) for pairs in packed.pairs]
+        return [relative_bias(table, pairs) for pairs in packed.plan.pairs]
 
 
 class ViTBlock(Block):
@@ -115,7 +119,7 @@ class ViTBlock(Block):
         x = residual(x, self.ls2(self.mlp(self.norm2(x))), scales and scales[1])
         return packed.with_(x), [
             Logits(values[:, None], where[:, None])
-            for values, where in zip(logits, packed.where, strict=False)
+            for values, where in zip(logits, packed.plan.where, strict=False)
         ]
 
 
@@ -200,8 +204,7 @@ class ViT(Backbone):
             torch.cat(sequences),
             tuple(shapes),
             prefix=prefix,
-            where=tuple(where),
-            pairs=tuple(pairs),
+            plan=Plan(tuple(where), tuple(pairs)),
         )
 
     def blocks(self) -> Iterator[ViTBlock]:

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from leanvit.core.precision import full
+from leanvit.kernels.attention import attend
 from leanvit.kernels.windows import Shapes, partition
 
 AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -190,29 +191,14 @@ def chunk_attention(
     attended, found = [], []
     sizes = [part.split(layout.chunks()) for part in (queries, k, v)]
     for own_, k_, v_, mask in zip(*sizes, layout.masks, strict=True):
-        out, logits = attend(own_, k_, v_, bias + mask[:, None, None], with_logits)
+        near = bias + mask[:, None, None]
+        if len(mask) > 1:
+            images = len(own_) // len(mask)
+            near = near.expand(images, *near.shape).flatten(0, 1)
+        out, logits = attend(own_, k_, v_, near, with_logits=with_logits)
         attended.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
         found += [] if logits is None else [logits]
     return torch.cat(attended).index_select(0, layout.slots), found
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, with_logits: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Attend with a bias on the logits.
-
-    q, k, v [B, H, rows, d]; bias [b, H, rows of q, rows of k], repeated until it has B entries.
-    Returns the values and, if asked, the logits, whose softmax over the last axis is the attention.
-    """
-    if not with_logits:
-        bias = bias.to(q.dtype)
-    if 1 < len(bias) < len(q):
-        bias = bias.expand(len(q) // len(bias), *bias.shape).flatten(0, 1)
-    if not with_logits:
-        return functional.scaled_dot_product_attention(q, k, v, bias), None
-    with torch.autocast(q.device.type, enabled=False):
-        logits = full(q) @ full(k).mT * q.shape[-1] ** -0.5 + bias
-    return logits.softmax(-1).to(v.dtype) @ v, logits
 
 
 def logits_of_pairs(

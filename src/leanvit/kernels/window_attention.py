@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
-from leanvit.core.precision import full
+from leanvit.kernels.attention import attend
 from leanvit.kernels.window_chunks import attend_chunks
 from leanvit.kernels.windows import WindowLayout
 
@@ -71,14 +70,7 @@ def _attend(
     heads, side = bias.shape[0], bias.shape[-1]
     slots = _ToWindows.apply(qkv, fill, layout)
     q, k, v = slots.view(-1, side, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
-    bias = _with_masks(bias, layout)
-    logits = None
-    if with_logits:
-        with torch.autocast(qkv.device.type, enabled=False):
-            logits = full(q) @ full(k).mT * q.shape[-1] ** -0.5 + bias
-        attended = logits.softmax(-1).to(v.dtype) @ v
-    else:
-        attended = functional.scaled_dot_product_attention(q, k, v, bias.to(q.dtype))
+    attended, logits = attend(q, k, v, _with_masks(bias, layout), with_logits=with_logits)
     attended = attended.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
     return _FromWindows.apply(attended, layout), logits
 
