@@ -1,12 +1,14 @@
 """What holds for every family of backbones."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from leanvit.backbones.base import Ask
+from leanvit.backbones.base import Ask, Features
 from leanvit.config import BackboneConfig
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
@@ -77,33 +79,38 @@ def test_logits_are_full_precision_under_bf16(config: BackboneConfig) -> None:
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_a_graph_can_be_exported_and_leaves_nothing_behind(config: BackboneConfig) -> None:
-    class Regions(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = build(config).eval()
-
-        def forward(self, image: Tensor) -> Tensor:
-            (found,) = self.backbone([image])
-            grid: Tensor = found.grid
-            return grid
-
-    model, image = Regions(), noise(1, 3, 40, 24)
-    exported = torch.export.export(model, (image,), strict=False)
-    torch.testing.assert_close(exported.module()(image), model(image))
+def test_a_graph_can_be_exported(config: BackboneConfig) -> None:
+    """Several views and an `Ask` go in, `Features` come out; nothing stays behind."""
+    backbone, views = build(config).eval(), [noise(1, 3, 40, 24), noise(2, 3, 16, 16)]
+    ask = Ask(hidden=(0, -1))
+    exported = torch.export.export(backbone, (views, ask), strict=False)
+    found = exported.module()(views, ask)
+    for one, other in zip(found, backbone(views, ask), strict=True):
+        assert isinstance(one, Features)
+        torch.testing.assert_close(tree_leaves(one), tree_leaves(other))
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+@pytest.mark.parametrize("blocks", [False, True], ids=["whole", "blocks"])
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_blocks_compile_whole(config: BackboneConfig) -> None:
-    backbone, views = build(config).eval(), [noise(2, 3, 32, 32), noise(1, 3, 16, 24)]
-    with torch.no_grad():
-        expected = [found.grid for found in backbone(views)]
-        for block in backbone.blocks():
-            block.compile(backend="eager", fullgraph=True)
-        for _ in range(2):
-            for found, grid in zip(backbone(views), expected, strict=True):
-                torch.testing.assert_close(found.grid, grid)
+def test_compilation_breaks_no_graph(config: BackboneConfig, blocks: bool) -> None:
+    """And changes neither features nor gradients, with stochastic depth."""
+    backbone = build(replace(config, drop_path=0.5), torch.float64)
+    views = [noise(b, 3, h, w, dtype=torch.float64) for b, h, w in ((2, 32, 32), (1, 16, 24))]
+    ask = Ask(drop=noise(backbone.depth, 2, 3, seed=9) > -0.5)
+
+    def run() -> list[Tensor]:
+        found = backbone(views, ask)
+        total = sum((f.grid.square().sum() + f.pooled.sum() for f in found), torch.zeros(()))
+        gradients = torch.autograd.grad(total, list(backbone.parameters()))
+        return [f.grid for f in found] + list(gradients)
+
+    expected = run()
+    torch.compiler.reset()
+    for part in backbone.blocks() if blocks else [backbone]:
+        part.compile(backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(run(), expected)
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)

@@ -6,7 +6,6 @@ tokens an image, n = h * w tokens of a grid.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import accumulate
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import ViLConfig
+from leanvit.core.tracing import once_per_size
 from leanvit.kernels.attention import attend
 from leanvit.kernels.chunk_attention import (
     ChunkLayout,
@@ -179,6 +179,7 @@ class FullAttention(RelativeAttention):
         return torch.cat([self.of_global(tokens), grid], 1)
 
 
+@once_per_size
 def resize_matrix(
     side: int, rows: int, columns: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
@@ -190,22 +191,10 @@ def resize_matrix(
     """
     if (rows, columns) == (side, side):
         return None
-    if torch.compiler.is_compiling():
-        return _resize_matrix(side, rows, columns, device, dtype)
-    with torch.inference_mode(False):
-        return _cached_matrix(side, rows, columns, device, dtype)
-
-
-def _resize_matrix(
-    side: int, rows: int, columns: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
     longer = max(rows, columns)
     eye = torch.eye(side**2, dtype=torch.float64)[None, None]
     square = functional.interpolate(eye, (longer**2, side**2), mode="bicubic")
     return square.view(longer, longer, -1)[:rows, :columns].flatten(0, 1).to(device, dtype)
-
-
-_cached_matrix = lru_cache(maxsize=64)(_resize_matrix)
 
 
 class ViLBlock(Block):

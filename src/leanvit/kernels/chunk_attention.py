@@ -12,7 +12,6 @@ M = K * T + g keys, C channels, H heads, d = C / H.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from leanvit.core.precision import full
+from leanvit.core.tracing import once_per_size
 from leanvit.kernels.attention import attend
 from leanvit.kernels.windows import Shapes, partition
 
@@ -54,35 +54,12 @@ class ChunkLayout:
         return [n * len(mask) for n, mask in zip(self.images, self.masks, strict=True)]
 
 
+@once_per_size
 def chunk_layout(shapes: Shapes, prefix: int, window: int, device: torch.device) -> ChunkLayout:
     """Return the layout for images that are padded right and below to whole chunks.
 
-    prefix: g. The same sizes share one layout, except while torch traces a graph: its stand-ins
-    for tensors must not outlive the trace.
+    prefix: g.
     """
-    if torch.compiler.is_compiling():
-        return _build(shapes, prefix, window, device)
-    with torch.inference_mode(False):
-        return _cached(shapes, prefix, window, device)
-
-
-def one_neighbor(layout: ChunkLayout, neighbor: Tensor) -> ChunkLayout:
-    """Return the layout in which a chunk sees itself and one neighbour, [] of 0..7 as in AROUND."""
-    side = len(layout.offsets)
-    seen = functional.pad(neighbor.reshape(1) + 1, (1, 0))
-    columns = (seen[:, None] * side + torch.arange(side, device=seen.device)).flatten()
-    last = torch.arange(layout.offsets.shape[1], layout.keys.shape[1], device=seen.device)
-    keys = torch.cat([columns, last])
-    return replace(
-        layout,
-        keys=layout.keys.index_select(1, keys),
-        readers=layout.readers.index_select(0, seen),
-        offsets=layout.offsets.index_select(1, columns),
-        masks=tuple(mask.index_select(1, keys) for mask in layout.masks),
-    )
-
-
-def _build(shapes: Shapes, prefix: int, window: int, device: torch.device) -> ChunkLayout:
     keys, slots, readers, prefixes, masks = [], [], [], [], []
     token = chunk = 0
     for images, rows, columns in shapes:
@@ -111,7 +88,20 @@ def _build(shapes: Shapes, prefix: int, window: int, device: torch.device) -> Ch
     )
 
 
-_cached = lru_cache(maxsize=32)(_build)
+def one_neighbor(layout: ChunkLayout, neighbor: Tensor) -> ChunkLayout:
+    """Return the layout in which a chunk sees itself and one neighbour, [] of 0..7 as in AROUND."""
+    side = len(layout.offsets)
+    seen = functional.pad(neighbor.reshape(1) + 1, (1, 0))
+    columns = (seen[:, None] * side + torch.arange(side, device=seen.device)).flatten()
+    last = torch.arange(layout.offsets.shape[1], layout.keys.shape[1], device=seen.device)
+    keys = torch.cat([columns, last])
+    return replace(
+        layout,
+        keys=layout.keys.index_select(1, keys),
+        readers=layout.readers.index_select(0, seen),
+        offsets=layout.offsets.index_select(1, columns),
+        masks=tuple(mask.index_select(1, keys) for mask in layout.masks),
+    )
 
 
 def _one_image(

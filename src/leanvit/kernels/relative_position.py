@@ -8,12 +8,13 @@ Letters: B images, T tokens (prefix first), H heads, n patches kept of each imag
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from leanvit.core.tracing import once_per_size
 
 SPECIAL = 3
 """Rows of a table for pairs that have no distance, since the prefix lies nowhere."""
@@ -38,19 +39,9 @@ def table_rows(side: int) -> int:
     return (2 * side - 1) ** 2 + SPECIAL
 
 
+@once_per_size
 def pairs_of(rows: int, columns: int, prefix: int, device: torch.device) -> Pairs:
-    """Return the pairs of an image of rows x columns patches behind `prefix` tokens.
-
-    The same sizes share them, except while torch traces a graph: its stand-ins for tensors must
-    not outlive the trace.
-    """
-    if torch.compiler.is_compiling():
-        return _build(rows, columns, prefix, device)
-    with torch.inference_mode(False):
-        return _cached(rows, columns, prefix, device)
-
-
-def _build(rows: int, columns: int, prefix: int, device: torch.device) -> Pairs:
+    """Return the pairs of an image of rows x columns patches behind `prefix` tokens."""
     row, column = np.divmod(np.arange(rows * columns), columns)
     down = row[:, None] - row[None, :] + rows - 1
     right = column[:, None] - column[None, :] + columns - 1
@@ -60,9 +51,6 @@ def _build(rows: int, columns: int, prefix: int, device: torch.device) -> Pairs:
     entries[:, prefix:, :prefix] = ways + 1
     entries[:, prefix:, prefix:] = down * (2 * columns - 1) + right
     return Pairs((rows, columns), torch.from_numpy(entries).to(device))
-
-
-_cached = lru_cache(maxsize=32)(_build)
 
 
 def relative_bias(table: Tensor, pairs: Pairs) -> Tensor:

@@ -4,48 +4,13 @@ Letters: N tokens of all images, S = windows * T slots, T tokens of a window, C 
 H heads, d = C / H.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from leanvit.core.tracing import exporting
 from leanvit.kernels.attention import attend
 from leanvit.kernels.window_chunks import attend_chunks
 from leanvit.kernels.windows import WindowLayout
-
-
-class _ToWindows(torch.autograd.Function):
-    """[N, C] tokens -> [S, C] slots; padding slots take the row `fill` [C]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fill: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        slots = x.index_select(0, layout.tokens)
-        return slots.index_copy_(0, layout.padding, fill.expand(len(layout.padding), -1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        layout: WindowLayout = ctx.layout
-        of_fill = gradient.index_select(0, layout.padding).sum(0)
-        return gradient.index_select(0, layout.slots), of_fill, None
-
-
-class _FromWindows(torch.autograd.Function):
-    """[S, C] slots -> [N, C] tokens; what padding slots hold is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, slots: Tensor, layout: WindowLayout) -> Tensor:
-        ctx.layout = layout
-        return slots.index_select(0, layout.slots)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        layout: WindowLayout = ctx.layout
-        slots = gradient.index_select(0, layout.tokens)
-        return slots.index_fill_(0, layout.padding, 0.0), None
 
 
 def window_attention(
@@ -58,7 +23,7 @@ def window_attention(
     softmax over the last axis is the attention.
     """
     fill = fill.to(qkv.dtype)
-    if qkv.device.type == "cpu" and not with_logits and not torch.compiler.is_exporting():
+    if qkv.device.type == "cpu" and not with_logits and not exporting():
         return attend_chunks(qkv, fill, bias, layout), None
     return _attend(qkv, fill, bias, layout, with_logits)
 
@@ -68,11 +33,12 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     """The same by torch's own attention, for all windows at once."""
     heads, side = bias.shape[0], bias.shape[-1]
-    slots = _ToWindows.apply(qkv, fill, layout)
+    slots = qkv.index_select(0, layout.tokens)
+    slots = slots.index_copy(0, layout.padding, fill.expand(len(layout.padding), -1))
     q, k, v = slots.view(-1, side, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
     attended, logits = attend(q, k, v, _with_masks(bias, layout), with_logits=with_logits)
     attended = attended.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
-    return _FromWindows.apply(attended, layout), logits
+    return attended.index_select(0, layout.slots), logits
 
 
 def _with_masks(bias: Tensor, layout: WindowLayout) -> Tensor:

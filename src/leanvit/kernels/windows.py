@@ -9,13 +9,14 @@ G = window patterns (a window's place in an image of one size), n tokens of a wi
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from leanvit.core.tracing import once_per_size
 
 Shapes = tuple[tuple[int, int, int], ...]
 """(images, rows, columns) of each group of equally sized images."""
@@ -72,19 +73,12 @@ class WindowLayout:
     """[N] where each token stands in `tokens_by_run`."""
 
 
+@once_per_size
 def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
     """Return the layout for images that are zero-padded right and below, then rolled (EsViT).
 
-    The mask follows the real padded size. The same sizes share one layout, except while torch
-    traces a graph: its stand-ins for tensors must not outlive the trace.
+    The mask follows the real padded size.
     """
-    if torch.compiler.is_compiling():
-        return _build(shapes, window, shift, device)
-    with torch.inference_mode(False):
-        return _cached(shapes, window, shift, device)
-
-
-def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
     tokens, start = [], 0
     patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
     for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
@@ -125,9 +119,6 @@ def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> Win
         tokens_by_run=tensor(by_run),
         places_by_run=tensor(np.argsort(by_run)),
     )
-
-
-_cached = lru_cache(maxsize=32)(_build)
 
 
 def _one_image(
