@@ -4,6 +4,7 @@ Letters: N tokens of all images, S = windows * T slots, T tokens of a window, C 
 H heads, d = C / H.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.autograd.function import once_differentiable
 
 from leanvit.kernels.attention import attend
 from leanvit.kernels.window_chunks import attend_chunks
-from leanvit.kernels.windows import WindowLayout
+from leanvit.kernels.windows import MASKED, WindowLayout
+
+_TRITON = find_spec("triton") is not None
 
 
 class _ToWindows(torch.autograd.Function):
@@ -57,10 +60,23 @@ def window_attention(
     Returns the attended values [N, C] and, if asked, the logits [windows, H, T, T], whose
     softmax over the last axis is the attention.
     """
+    if not with_logits and _has_kernels(qkv, len(bias)):
+        from leanvit.kernels.triton_window_attention import attend
+
+        return attend(qkv, fill, bias, layout.windows, layout.patterns, MASKED)[0], None
     fill = fill.to(qkv.dtype)
     if qkv.device.type == "cpu" and not with_logits and not torch.compiler.is_exporting():
         return attend_chunks(qkv, fill, bias, layout), None
     return _attend(qkv, fill, bias, layout, with_logits)
+
+
+def _has_kernels(qkv: Tensor, heads: int) -> bool:
+    """Return whether Triton can attend here; exported graphs have torch's own operators alone."""
+    if not _TRITON or not qkv.is_cuda or torch.compiler.is_exporting():
+        return False
+    from leanvit.kernels.triton_window_attention import fits
+
+    return fits(qkv, heads)
 
 
 def _attend(

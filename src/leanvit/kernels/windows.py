@@ -8,6 +8,7 @@ Letters: N tokens of all images, S = windows * T slots, T = window side squared,
 G = window patterns (a window's place in an image of one size), n tokens of a window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 Shapes = tuple[tuple[int, int, int], ...]
 """(images, rows, columns) of each group of equally sized images."""
 
-_MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
+MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,11 @@ class WindowLayout:
     """[N] the tokens of run after run, window after window."""
     places_by_run: Tensor
     """[N] where each token stands in `tokens_by_run`."""
+    windows: Tensor
+    """[S / T, 2] int32: number of each window's pattern, and the first token of its image."""
+    patterns: Tensor
+    """[G of all sizes, 2, T] int32: place of each slot, as in `places`, and its region: logits
+    between regions are masked."""
 
 
 def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
@@ -87,7 +93,7 @@ def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device)
 def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
     tokens, start = [], 0
     patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
-    for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
+    for (images, rows, columns), (place, _, _) in zip(shapes, patterns, strict=True):
         offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
         tokens.append(np.where(place < 0, -1, place + offset).reshape(-1, window**2))
         start += images * rows * columns
@@ -101,7 +107,7 @@ def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> Win
         return torch.from_numpy(array).to(device)
 
     masks = np.concatenate(
-        [np.tile(mask, (b, 1, 1)) for (_, mask), (b, _, _) in zip(patterns, shapes, strict=True)]
+        [np.tile(mask, (b, 1, 1)) for (_, _, mask), (b, _, _) in zip(patterns, shapes, strict=True)]
     )
     alikes = _alike(masks, windows < 0)
     sorted_windows = windows[np.concatenate(alikes)]
@@ -111,8 +117,8 @@ def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> Win
         slots=tensor(slots),
         padding=tensor(np.flatnonzero(slot_tokens < 0)),
         images=tuple(images for images, _, _ in shapes),
-        places=tuple(tensor(place) for place, _ in patterns),
-        masks=tuple(tensor(mask) for _, mask in patterns) if shift else (),
+        places=tuple(tensor(place) for place, _, _ in patterns),
+        masks=tuple(tensor(mask) for _, _, mask in patterns) if shift else (),
         runs=tuple(
             Run(
                 len(alike),
@@ -124,6 +130,8 @@ def _build(shapes: Shapes, window: int, shift: int, device: torch.device) -> Win
         ),
         tokens_by_run=tensor(by_run),
         places_by_run=tensor(np.argsort(by_run)),
+        windows=tensor(_numbered(shapes, [len(place) for place, _, _ in patterns])),
+        patterns=tensor(np.concatenate([np.stack(two, 1) for *two, _ in patterns], dtype=np.int32)),
     )
 
 
@@ -132,15 +140,15 @@ _cached = lru_cache(maxsize=32)(_build)
 
 def _one_image(
     rows: int, columns: int, window: int, shift: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return places [G, T] and mask [G, T, T] of the windows of one image."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return places [G, T], regions [G, T] and mask [G, T, T] of the windows of one image."""
     place = np.arange(rows * columns).reshape(rows, columns)
     place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
     down, right = (_regions(side, window, shift) for side in place.shape)
     place = partition(np.roll(place, (-shift, -shift), (0, 1)), window)
     region = partition(down[:, None] * 3 + right[None, :], window)
     differ = region[:, :, None] != region[:, None, :]
-    return place, np.where(differ, np.float32(_MASKED), np.float32(0))
+    return place, region, np.where(differ, np.float32(MASKED), np.float32(0))
 
 
 def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
@@ -149,6 +157,17 @@ def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
     if not shift:
         return np.zeros_like(position)
     return (position >= side - window).astype(np.int64) + (position >= side - shift)
+
+
+def _numbered(shapes: Shapes, counts: Sequence[int]) -> NDArray[np.int32]:
+    """Return `WindowLayout.windows`; counts: patterns of each size."""
+    found, pattern, token = [], 0, 0
+    for (images, rows, columns), count in zip(shapes, counts, strict=True):
+        firsts = token + np.arange(images)[:, None] * rows * columns
+        pairs = np.broadcast_arrays(pattern + np.arange(count), firsts)
+        found.append(np.stack(pairs, -1).reshape(-1, 2))
+        pattern, token = pattern + count, token + images * rows * columns
+    return np.concatenate(found).astype(np.int32)
 
 
 def _alike(masks: NDArray[np.float32], padded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
