@@ -293,8 +293,9 @@ def _queries(
     qkv: tl.tensor,
     fill: tl.tensor,
     own: tl.tuple,
-    row: tl.tensor,
-    used: tl.tensor,
+    window: tl.tensor,
+    query: tl.tensor,
+    side: tl.constexpr,
     width: tl.constexpr,
 ) -> tl.tuple:
     """Return queries, gradients of their outputs, log-sums, and output . gradient if out is given.
@@ -302,7 +303,8 @@ def _queries(
     Queries that do not exist have the log-sum inf, and so no weight.
     """
     q, of_out = _read(qkv, fill, own, 0, 3, width), _read(gradient, None, own, 0, 1, width)
-    sums = tl.load(log_sum + row, mask=used, other=float("inf"))
+    row = log_sum + _row(window, query, side)
+    sums = tl.load(row, mask=query < side, other=float("inf"))
     mean = tl.zeros_like(sums)
     if out is not None:
         mean = tl.sum(_read(out, None, own, 0, 1, width).to(tl.float32) * of_out, 1)
@@ -333,6 +335,26 @@ def _again(
     return weights, weights * (of_weights - mean[:, None])
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _share_fill(shares: tl.tensor, of_k: tl.tensor, of_v: tl.tensor, width: tl.constexpr) -> None:
+    """Write sums over slots into this program's row of [groups, tiles, 3C]."""
+    row = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    row = shares + row * (3 * tl.num_programs(0) * width)
+    column, used = _columns(1, width)
+    tl.store(row + column, tl.sum(of_k, 0), mask=used)
+    column, used = _columns(2, width)
+    tl.store(row + column, tl.sum(of_v, 0), mask=used)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _share_bias(
+    shares: tl.tensor, values: tl.tensor, query: tl.tensor, key: tl.tensor, side: tl.constexpr
+) -> None:
+    """Write this program's tile of [groups, H, T, T]."""
+    place = _row(tl.program_id(2), query, side)[:, None] * side + key[None, :]
+    tl.store(shares + place, values, mask=(query < side)[:, None] & (key < side)[None, :])
+
+
 @triton.jit(do_not_specialize=["count", "group"])  # type: ignore[untyped-decorator]
 def _grad_queries(
     gradient: tl.tensor,
@@ -356,8 +378,7 @@ def _grad_queries(
     first = tl.program_id(2) * group
     for window in range(first, tl.minimum(first + group, count)):
         own = _slots(windows, patterns, window, query, side)
-        row = _row(window, query, side)
-        queries = _queries(gradient, out, log_sum, qkv, fill, own, row, query < side, width)
+        queries = _queries(gradient, out, log_sum, qkv, fill, own, window, query, side, width)
         of_q = tl.zeros([tile, _padded(width)], tl.float32)
         for begin in range(0, side, tile):
             met = _slots(windows, patterns, window, begin + key, side)
@@ -390,22 +411,20 @@ def _grad_keys(
 ) -> None:
     """Write the gradients of a tile of keys and values, and this group's share of `fill`'s."""
     query, key = tl.arange(0, tile), tl.program_id(1) * tile + tl.arange(0, tile)
-    near = _near(bias, query, key, side)
-    of_near = tl.zeros([tile, tile], tl.float32)
-    fill_k = tl.zeros([tile, _padded(width)], tl.float32)
-    fill_v = tl.zeros([tile, _padded(width)], tl.float32)
+    near, of_near = _near(bias, query, key, side), tl.zeros([tile, tile], tl.float32)
+    nothing = tl.zeros([tile, _padded(width)], tl.float32)
+    fill_k, fill_v = nothing, nothing
     first = tl.program_id(2) * group
     for window in range(first, tl.minimum(first + group, count)):
         met = _slots(windows, patterns, window, key, side)
         k, v = _read(qkv, fill, met, 1, 3, width), _read(qkv, fill, met, 2, 3, width)
-        of_k = tl.zeros([tile, _padded(width)], tl.float32)
-        of_v = tl.zeros([tile, _padded(width)], tl.float32)
+        of_k, of_v = nothing, nothing
         for begin in range(0, side, tile):
-            own = _slots(windows, patterns, window, begin + query, side)
-            row, used = _row(window, begin + query, side), begin + query < side
-            queries = _queries(gradient, out, log_sum, qkv, fill, own, row, used, width)
+            here = begin + query
+            own = _slots(windows, patterns, window, here, side)
+            queries = _queries(gradient, out, log_sum, qkv, fill, own, window, here, side, width)
             if tile < side:
-                near = _near(bias, begin + query, key, side)
+                near = _near(bias, here, key, side)
             weights, of_logits = _again(queries, k, v, near, own, met, masked, width, tile >= side)
             of_v = tl.dot(weights.to(k.dtype).T, queries[1], of_v, input_precision="ieee")
             of_k = tl.dot(of_logits.to(k.dtype).T, queries[0], of_k, input_precision="ieee")
@@ -418,20 +437,9 @@ def _grad_keys(
         _write(of_qkv, of_v, met, 2, 3, width)
         fill_k += tl.where(met[1][:, None], 0.0, of_k)
         fill_v += tl.where(met[1][:, None], 0.0, of_v)
-    _share(of_fill, fill_k, 1, width)
-    _share(of_fill, fill_v, 2, width)
+    _share_fill(of_fill, fill_k, fill_v, width)
     if tile >= side:
-        place = _row(tl.program_id(2), query, side)[:, None] * side + key[None, :]
-        tl.store(of_bias + place, of_near, mask=(query < side)[:, None] & (key < side)[None, :])
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _share(shares: tl.tensor, values: tl.tensor, part: tl.constexpr, width: tl.constexpr) -> None:
-    """Write the sum over slots into this program's row of [groups, tiles, 3C]."""
-    column, used = _columns(part, width)
-    row = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    place = shares + row * (3 * tl.num_programs(0) * width) + column
-    tl.store(place, tl.sum(values, 0), mask=used)
+        _share_bias(of_bias, of_near, query, key, side)
 
 
 @triton.jit(do_not_specialize=["count", "group"])  # type: ignore[untyped-decorator]
@@ -461,10 +469,8 @@ def _grad_bias(
     first = tl.program_id(2) * group
     for window in range(first, tl.minimum(first + group, count)):
         own = _slots(windows, patterns, window, query, side)
-        row = _row(window, query, side)
-        queries = _queries(gradient, out, log_sum, qkv, fill, own, row, query < side, width)
+        queries = _queries(gradient, out, log_sum, qkv, fill, own, window, query, side, width)
         met = _slots(windows, patterns, window, key, side)
         k, v = _read(qkv, fill, met, 1, 3, width), _read(qkv, fill, met, 2, 3, width)
         of_near += _again(queries, k, v, near, own, met, masked, width, False)[1]
-    place = _row(tl.program_id(2), query, side)[:, None] * side + key[None, :]
-    tl.store(of_bias + place, of_near, mask=(query < side)[:, None] & (key < side)[None, :])
+    _share_bias(of_bias, of_near, query, key, side)
