@@ -1,4 +1,4 @@
-"""The kernels of window attention against torch's path in fp64: on CUDA if there is one, else
+"""The kernels of window attention against the CPU's path in fp64: on CUDA if there is one, else
 interpreted, and compiled for a device that is not there."""
 
 import io
@@ -27,7 +27,8 @@ from tests.tiny import SWIN, build, noise
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-"""Errors relative to norms, of outputs and of gradients; inputs are rounded before."""
+"""Errors relative to norms, of outputs and of gradients; inputs are rounded before. The interpreter
+cuts off what does not fit into bf16, where a device rounds."""
 NAMES = ("out", "of qkv", "of fill", "of bias")
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def results(attend: Attend, inputs: list[Tensor]) -> Results:
     return [out.detach(), *torch.autograd.grad(out, (qkv, fill, bias), inputs[3])]
 
 
-def torchs(case: Case, device: torch.device = CPU) -> Attend:
+def plain(case: Case, device: torch.device = CPU) -> Attend:
     """Return `window_attention` in the windows of a case."""
     layout = window_layout(case.shapes, case.window, case.shift, device)
     return lambda qkv, fill, bias: window_attention(qkv, fill, bias, layout)[0]
@@ -87,7 +88,7 @@ def call(content: bytes) -> bytes:
 
 
 def call_on_device(case: Case, inputs: list[Tensor]) -> Results:
-    attend, there = torchs(case, torch.device("cuda")), [x.cuda() for x in inputs]
+    attend, there = plain(case, torch.device("cuda")), [x.cuda() for x in inputs]
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -118,10 +119,10 @@ def run(interpreter: Executor) -> Run:
 
 
 def definition(case: Case, inputs: list[Tensor]) -> Results:
-    """Return what torch's path makes of these numbers in fp64."""
+    """Return what the CPU makes of these numbers in fp64."""
     qkv, fill, bias, gradient = inputs
     exact = qkv, fill.to(case.dtype), bias, gradient
-    return results(torchs(case), [x.double() for x in exact])
+    return results(plain(case), [x.double() for x in exact])
 
 
 def check(found: Results, wanted: Results, dtype: torch.dtype) -> None:
@@ -147,7 +148,7 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_it_is_torchs_path(run: Run, case: Case, dtype: torch.dtype) -> None:
+def test_it_is_the_path_of_the_cpu(run: Run, case: Case, dtype: torch.dtype) -> None:
     case = replace(case, dtype=dtype)
     inputs = case.inputs()
     check(run(case, inputs), definition(case, inputs), dtype)

@@ -65,7 +65,7 @@ def _(
     return out, qkv.new_empty(windows.shape[0], *bias.shape[:2], dtype=torch.float32)
 
 
-@torch.library.custom_op("leanvit::window_attention_gradients", mutates_args=())
+@torch.library.custom_op("leanvit::window_attention_backward", mutates_args=())
 def _gradients(
     gradient: Tensor,
     out: Tensor,

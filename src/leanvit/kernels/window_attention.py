@@ -1,5 +1,8 @@
 """Attention within (shifted) windows, for images of several sizes in one call.
 
+By kernels of our own on CUDA (triton_window_attention.py), in chunks on the CPU (window_chunks.py),
+and by torch's operators where logits are asked, a graph is exported or a device has neither.
+
 Letters: N tokens of all images, S = windows * T slots, T tokens of a window, C channels,
 H heads, d = C / H.
 """
