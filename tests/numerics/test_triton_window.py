@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
 from leanvit.backbones.base import Backbone
 from leanvit.kernels import window_attention as ours
 from leanvit.kernels.window_attention import window_attention
-from leanvit.kernels.windows import MASKED, Shapes, window_layout
+from leanvit.kernels.windows import MASKED, Shapes, _build, window_layout
 from tests.numerics.test_triton_attention import interpret, packed
 from tests.tiny import SWIN, build, noise
 
@@ -74,11 +73,11 @@ def plain(case: Case, device: torch.device = CPU) -> Attend:
 
 def kernels(case: Case) -> Attend:
     """Return the kernels in the windows of a case."""
-    from leanvit.kernels.triton_window_attention import attend
+    from leanvit.kernels.triton_window_attention import attend_windows
 
     layout = window_layout(case.shapes, case.window, case.shift, CPU)
     tables = layout.windows, layout.patterns, MASKED
-    return lambda qkv, fill, bias: attend(qkv, fill, bias, *tables)[0]
+    return lambda qkv, fill, bias: attend_windows(qkv, fill, bias, *tables)[0]
 
 
 def call(content: bytes) -> bytes:
@@ -248,13 +247,13 @@ def test_blocks_compile_whole_around_the_kernels(interpreter: Executor) -> None:
 
 def operators_are_sound() -> None:
     """Let torch check schema, stand-ins and gradients of the operator, traced and not."""
-    from leanvit.kernels.triton_window_attention import attend
+    from leanvit.kernels.triton_window_attention import attend_windows
 
     layout = window_layout(((2, 3, 3),), 3, 1, CPU)
     inputs = noise(18, 48), noise(48), noise(1, 9, 9)
     arguments = *(x.requires_grad_() for x in inputs), layout.windows, layout.patterns, MASKED
-    torch.library.opcheck(attend, arguments)
-    out, _ = attend(*arguments)
+    torch.library.opcheck(attend_windows, arguments)
+    out, _ = attend_windows(*arguments)
     (gradient,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         gradient.sum().backward()
@@ -279,14 +278,11 @@ def test_the_kernels_are_taken_where_they_can_be(monkeypatch: pytest.MonkeyPatch
 
 def test_window_attention_calls_them_unless_logits_are_asked() -> None:
     case = CASES["4 shifted, two sizes, padded"]
-    layout = window_layout(case.shapes, case.window, case.shift, CPU)
-    with FakeTensorMode() as mode:
-
-        def moved(x: Tensor) -> Tensor:
-            return mode.from_tensor(x).to("cuda").requires_grad_(x.is_floating_point())
-
-        there = tree_map_only(Tensor, moved, layout)
-        qkv, fill, bias = map(moved, case.inputs()[:3])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        there = _build(case.shapes, case.window, case.shift, torch.device("cuda"))
+        qkv, fill, bias = (
+            mode.from_tensor(x).to("cuda").requires_grad_() for x in case.inputs()[:3]
+        )
         out, logits = window_attention(qkv, fill, bias, there)
         assert logits is None and "leanvit_window_attention" in type(out.grad_fn).__name__
         other, logits = window_attention(qkv, fill, bias, there, with_logits=True)

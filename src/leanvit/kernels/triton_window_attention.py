@@ -35,7 +35,7 @@ def fits(qkv: Tensor, heads: int) -> bool:
 
 
 @torch.library.custom_op("leanvit::window_attention", mutates_args=())
-def attend(
+def attend_windows(
     qkv: Tensor, fill: Tensor, bias: Tensor, windows: Tensor, patterns: Tensor, masked: float
 ) -> tuple[Tensor, Tensor]:
     """Return the attended values [N, C] and log2 of the sums of exponentials [W, H, T], fp32.
@@ -57,7 +57,7 @@ def attend(
     return out, log_sum
 
 
-@attend.register_fake
+@attend_windows.register_fake
 def _(
     qkv: Tensor, fill: Tensor, bias: Tensor, windows: Tensor, patterns: Tensor, masked: float
 ) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     return *_gradients(gradient, *ctx.saved_tensors, ctx.masked), None, None, None
 
 
-attend.register_autograd(_backward, setup_context=_keep)
+attend_windows.register_autograd(_backward, setup_context=_keep)
 
 
 def _sizes(qkv: Tensor, heads: int, side: int) -> dict[str, int]:

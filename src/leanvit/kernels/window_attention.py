@@ -64,9 +64,10 @@ def window_attention(
     softmax over the last axis is the attention.
     """
     if not with_logits and _has_kernels(qkv, len(bias)):
-        from leanvit.kernels.triton_window_attention import attend
+        from leanvit.kernels.triton_window_attention import attend_windows
 
-        return attend(qkv, fill, bias, layout.windows, layout.patterns, MASKED)[0], None
+        tables = layout.windows, layout.patterns
+        return attend_windows(qkv, fill, bias, *tables, MASKED)[0], None
     fill = fill.to(qkv.dtype)
     if qkv.device.type == "cpu" and not with_logits and not torch.compiler.is_exporting():
         return attend_chunks(qkv, fill, bias, layout), None
