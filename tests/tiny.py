@@ -37,6 +37,7 @@ SWIN = SwinConfig(
 CVT = CvTConfig(
     image_size=32, patch=2, dims=(8, 12), depths=(1, 2), heads=(1, 2), window=4, drop_path=0.0
 )
+SWIN_SKIP = replace(SWIN, skip_padding=True, window=3)
 VIT = ViTConfig(image_size=32, patch=4, dim=16, depth=3, heads=2, drop_path=0.0)
 VIT_FULL = replace(
     VIT, registers=2, layer_scale=0.5, positions="sincos", position_bias=True, image_size=24
@@ -56,6 +57,7 @@ VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
 FAMILIES: Mapping[str, BackboneConfig] = {
     "cvt": CVT,
     "swin": SWIN,
+    "swin_skip": SWIN_SKIP,
     "vil": VIL,
     "vit": VIT,
     "vit_full": VIT_FULL,

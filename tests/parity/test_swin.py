@@ -14,7 +14,7 @@ from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.layouts import from_esvit, swin_config, to_esvit
 from leanvit.backbones.swin import Swin, SwinBlock
 from leanvit.config import BACKBONES, SwinConfig
-from tests.tiny import SWIN, build, noise
+from tests.tiny import SWIN, SWIN_SKIP, build, noise
 
 PUBLISHED_PARAMETERS = {
     "swin_tiny": 27_519_354,
@@ -62,13 +62,15 @@ def test_swin_equals_timm_at_224(window: int) -> None:
     torch.testing.assert_close(found.pooled, expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def plain_window_attention(block: SwinBlock, x: Tensor) -> Tensor:
+def plain_window_attention(block: SwinBlock, x: Tensor, skip_padding: bool) -> Tensor:
     """The published order of operations for one image grid [B, h, w, C] after the first norm."""
     window, shift = block.window, block.shift
     _, h, w, c = x.shape
+    real = functional.pad(torch.ones(h, w), (0, -w % window, 0, -h % window))
     x = functional.pad(x, (0, 0, 0, -w % window, 0, -h % window))
     _, rows, columns, _ = x.shape
     x = torch.roll(x, (-shift, -shift), (1, 2))
+    real = torch.roll(real, (-shift, -shift), (0, 1))
     region = torch.zeros(rows, columns)
     if shift:
         cuts = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
@@ -81,6 +83,8 @@ def plain_window_attention(block: SwinBlock, x: Tensor) -> Tensor:
             box = (slice(top, top + window), slice(left, left + window))
             part = region[box].flatten()
             mask = torch.where(part[:, None] != part[None, :], -100.0, 0.0).to(x.dtype)
+            if skip_padding:
+                mask = mask.masked_fill(real[box].flatten() == 0, -torch.inf)
             tokens = x[:, box[0], box[1]].flatten(1, 2)
             qkv = block.attn.qkv(tokens).unflatten(-1, (3, heads, c // heads))
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -94,7 +98,7 @@ def plain_forward(swin: Swin, image: Tensor) -> Tensor:
     """Final tokens [B, h, w, D] with loops over windows."""
     x = swin.patch_embed.norm(swin.patch_embed.proj(image).permute(0, 2, 3, 1))
     for index, block in enumerate(swin.blocks()):
-        x = x + plain_window_attention(block, block.norm1(x))
+        x = x + plain_window_attention(block, block.norm1(x), swin.config.skip_padding)
         x = x + block.mlp(block.norm2(x))
         if index in swin.stage_ends[:-1]:
             merge = swin.layers[swin.stage_ends.index(index)].downsample
@@ -110,8 +114,11 @@ SIZES = [(32, 32), (16, 16), (2, 2), (9, 31), (34, 18), (70, 22), (33, 7)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("logits", [(), (0, 1, 2, 3)], ids=["fused", "with logits"])
-def test_swin_equals_the_plain_forward(height: int, width: int, logits: tuple[int, ...]) -> None:
-    swin = build(SWIN, torch.float64)
+@pytest.mark.parametrize("config", [SWIN, SWIN_SKIP], ids=["padded", "padding skipped"])
+def test_swin_equals_the_plain_forward(
+    config: SwinConfig, height: int, width: int, logits: tuple[int, ...]
+) -> None:
+    swin = build(config, torch.float64)
     assert isinstance(swin, Swin)
     image = noise(2, 3, height, width, dtype=torch.float64).requires_grad_()
     (found,) = swin([image], Ask(logits=logits))

@@ -177,6 +177,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.global_tokens": ((2, 0), {}),
     "backbone.sparse_stages": (0, {}),
     "backbone.window": (2, {}),
+    "backbone.skip_padding": (True, {"backbone.window": 3}),
     "backbone.neighbors": ("one", {}),
     "backbone.mlp_ratio": (2.0, {}),
     "backbone.pool": ("mean", {}),

@@ -159,6 +159,7 @@ class Swin(Backbone):
     """Swin transformer; view feature: mean of the final tokens, region features: those tokens."""
 
     can: ClassVar[frozenset[str]] = frozenset({"fill", "logits"})
+    config: SwinConfig
 
     def __init__(self, config: SwinConfig) -> None:
         super().__init__(config)
@@ -183,8 +184,10 @@ class Swin(Backbone):
     def _laid_out(self, packed: Packed, stage: int) -> Packed:
         """Add the stage's window layouts, outside the blocks, so that these compile cleanly."""
         window, shift = self.stages[stage].window, self.stages[stage].shift
+        skip = self.config.skip_padding
         layouts = (
-            window_layout(packed.shapes, window, moved, packed.x.device) for moved in (0, shift)
+            window_layout(packed.shapes, window, moved, packed.x.device, skip)
+            for moved in (0, shift)
         )
         return replace(packed, plan=tuple(layouts))
 

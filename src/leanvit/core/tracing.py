@@ -26,10 +26,12 @@ def once_per_size(build: Callable[P, T]) -> Callable[P, T]:
     """
     kept = lru_cache(maxsize=64)(build)
 
-    @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
     def tables(*args: P.args, **kwargs: P.kwargs) -> tuple[T]:
         with torch.inference_mode(False):
             return (kept(*args, **kwargs),)  # type: ignore[arg-type]
+
+    # what torch.compiler.assume_constant_result does, without loading the compiler
+    tables._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @wraps(build)
     def chosen(*args: P.args, **kwargs: P.kwargs) -> T:

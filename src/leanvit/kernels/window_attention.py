@@ -1,8 +1,13 @@
 """Attention within (shifted) windows, for images of several sizes in one call.
 
+By kernels of our own on CUDA (triton_window_attention.py), in chunks on the CPU (window_chunks.py),
+and by torch's operators where logits are asked, a graph is exported or a device has neither.
+
 Letters: N tokens of all images, S = windows * T slots, T tokens of a window, C channels,
 H heads, d = C / H.
 """
+
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -10,7 +15,9 @@ from torch import Tensor
 from leanvit.core.tracing import exporting
 from leanvit.kernels.attention import attend
 from leanvit.kernels.window_chunks import attend_chunks
-from leanvit.kernels.windows import WindowLayout
+from leanvit.kernels.windows import MASKED, WindowLayout
+
+_TRITON = find_spec("triton") is not None
 
 
 def window_attention(
@@ -22,10 +29,24 @@ def window_attention(
     Returns the attended values [N, C] and, if asked, the logits [windows, H, T, T], whose
     softmax over the last axis is the attention.
     """
+    if not with_logits and _has_kernels(qkv, len(bias)):
+        from leanvit.kernels.triton_window_attention import attend_windows
+
+        tables = layout.windows, layout.patterns
+        return attend_windows(qkv, fill, bias, *tables, MASKED)[0], None
     fill = fill.to(qkv.dtype)
     if qkv.device.type == "cpu" and not with_logits and not exporting():
         return attend_chunks(qkv, fill, bias, layout), None
     return _attend(qkv, fill, bias, layout, with_logits)
+
+
+def _has_kernels(qkv: Tensor, heads: int) -> bool:
+    """Return whether Triton can attend here; exported graphs have torch's own operators alone."""
+    if not _TRITON or not qkv.is_cuda or exporting():
+        return False
+    from leanvit.kernels.triton_window_attention import fits
+
+    return fits(qkv, heads)
 
 
 def _attend(

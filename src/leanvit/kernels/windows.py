@@ -8,6 +8,7 @@ Letters: N tokens of all images, S = windows * T slots, T = window side squared,
 G = window patterns (a window's place in an image of one size), n tokens of a window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,10 @@ from leanvit.core.tracing import once_per_size
 Shapes = tuple[tuple[int, int, int], ...]
 """(images, rows, columns) of each group of equally sized images."""
 
-_MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
+Pattern = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""Places [G, T], regions [G, T] and mask [G, T, T] of the windows of one image."""
+
+MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Run:
     slots: Tensor
     """[n] slots that hold a token."""
     padding: Tensor
-    """[T - n] the others."""
+    """[T - n] the others; none where padding is skipped."""
     mask: Tensor
     """[T, T] 0 or -100."""
 
@@ -64,24 +68,32 @@ class WindowLayout:
     places: tuple[Tensor, ...]
     """For each size [G, T]: row-major place in the image of each slot, -1 for padding."""
     masks: tuple[Tensor, ...]
-    """For each size [G, T, T]: 0 or -100 added to logits; empty where no window wraps around."""
+    """For each size [G, T, T]: 0 or -100 added to logits, -inf for keys of skipped padding; empty
+    where all is 0."""
     runs: tuple[Run, ...]
     """All windows once more, those that are alike together."""
     tokens_by_run: Tensor
     """[N] the tokens of run after run, window after window."""
     places_by_run: Tensor
     """[N] where each token stands in `tokens_by_run`."""
+    windows: Tensor
+    """[S / T, 2] int32: number of each window's pattern, and the first token of its image."""
+    patterns: Tensor
+    """[G of all sizes, 2, T] int32: place of each slot, as in `places`, and its region: logits
+    between regions are masked. Skipped padding has the region -1, which nothing sees."""
 
 
 @once_per_size
-def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device) -> WindowLayout:
+def window_layout(
+    shapes: Shapes, window: int, shift: int, device: torch.device, skip_padding: bool = False
+) -> WindowLayout:
     """Return the layout for images that are zero-padded right and below, then rolled (EsViT).
 
-    The mask follows the real padded size.
+    The mask follows the real padded size. skip_padding: no token sees padding, unlike in EsViT.
     """
     tokens, start = [], 0
-    patterns = [_one_image(rows, columns, window, shift) for _, rows, columns in shapes]
-    for (images, rows, columns), (place, _) in zip(shapes, patterns, strict=True):
+    patterns = [_one_image(*shape[1:], window, shift, skip_padding) for shape in shapes]
+    for (images, rows, columns), (place, _, _) in zip(shapes, patterns, strict=True):
         offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
         tokens.append(np.where(place < 0, -1, place + offset).reshape(-1, window**2))
         start += images * rows * columns
@@ -94,44 +106,46 @@ def window_layout(shapes: Shapes, window: int, shift: int, device: torch.device)
     def tensor(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    masks = np.concatenate(
-        [np.tile(mask, (b, 1, 1)) for (_, mask), (b, _, _) in zip(patterns, shapes, strict=True)]
-    )
-    alikes = _alike(masks, windows < 0)
-    sorted_windows = windows[np.concatenate(alikes)]
+    alikes = _alike(patterns, [images for images, _, _ in shapes])
+    sorted_windows = windows[np.concatenate([numbers for *_, numbers in alikes])]
     by_run = sorted_windows[sorted_windows >= 0]
+    masks = [mask for _, _, mask in patterns]
     return WindowLayout(
         tokens=tensor(slot_tokens.clip(min=0)),
         slots=tensor(slots),
         padding=tensor(np.flatnonzero(slot_tokens < 0)),
         images=tuple(images for images, _, _ in shapes),
-        places=tuple(tensor(place) for place, _ in patterns),
-        masks=tuple(tensor(mask) for _, mask in patterns) if shift else (),
+        places=tuple(tensor(place) for place, _, _ in patterns),
+        masks=tuple(map(tensor, masks)) if any(map(np.any, masks)) else (),
         runs=tuple(
             Run(
-                len(alike),
-                slots=tensor(np.flatnonzero(windows[alike[0]] >= 0)),
-                padding=tensor(np.flatnonzero(windows[alike[0]] < 0)),
-                mask=tensor(masks[alike[0]]),
+                len(numbers),
+                slots=tensor(np.flatnonzero(place >= 0)),
+                padding=tensor(np.flatnonzero(place < (-1 if skip_padding else 0))),
+                mask=tensor(mask),
             )
-            for alike in alikes
+            for place, mask, numbers in alikes
         ),
         tokens_by_run=tensor(by_run),
         places_by_run=tensor(np.argsort(by_run)),
+        windows=tensor(_numbered(shapes, [len(place) for place, _, _ in patterns])),
+        patterns=tensor(np.concatenate([np.stack(two, 1) for *two, _ in patterns], dtype=np.int32)),
     )
 
 
-def _one_image(
-    rows: int, columns: int, window: int, shift: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return places [G, T] and mask [G, T, T] of the windows of one image."""
+def _one_image(rows: int, columns: int, window: int, shift: int, skip_padding: bool) -> Pattern:
+    """Return the windows of one image."""
     place = np.arange(rows * columns).reshape(rows, columns)
     place = np.pad(place, ((0, -rows % window), (0, -columns % window)), constant_values=-1)
     down, right = (_regions(side, window, shift) for side in place.shape)
     place = partition(np.roll(place, (-shift, -shift), (0, 1)), window)
     region = partition(down[:, None] * 3 + right[None, :], window)
     differ = region[:, :, None] != region[:, None, :]
-    return place, np.where(differ, np.float32(_MASKED), np.float32(0))
+    mask = np.where(differ, np.float32(MASKED), np.float32(0))
+    if skip_padding:
+        region = np.where(place < 0, -1, region)
+        mask = np.where(place[:, None] < 0, np.float32(-np.inf), mask)
+    return place, region, mask
 
 
 def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
@@ -142,12 +156,30 @@ def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
     return (position >= side - window).astype(np.int64) + (position >= side - shift)
 
 
-def _alike(masks: NDArray[np.float32], padded: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Return the numbers of the windows of each run; masks [windows, T, T], padded [windows, T]."""
-    known: dict[bytes, list[int]] = {}
-    for number, (mask, pads) in enumerate(zip(masks < 0, padded, strict=True)):
-        known.setdefault(np.packbits(mask).tobytes() + pads.tobytes(), []).append(number)
-    return [np.array(numbers) for numbers in known.values()]
+def _numbered(shapes: Shapes, counts: Sequence[int]) -> NDArray[np.int32]:
+    """Return `WindowLayout.windows`; counts: patterns of each size."""
+    found, pattern, token = [], 0, 0
+    for (images, rows, columns), count in zip(shapes, counts, strict=True):
+        firsts = token + np.arange(images)[:, None] * rows * columns
+        pairs = np.broadcast_arrays(pattern + np.arange(count), firsts)
+        found.append(np.stack(pairs, -1).reshape(-1, 2))
+        pattern, token = pattern + count, token + images * rows * columns
+    return np.concatenate(found).astype(np.int32)
+
+
+def _alike(
+    patterns: Sequence[Pattern], images: Sequence[int]
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]]:
+    """Return place [T], mask [T, T] and the numbers of the windows of each run."""
+    known: dict[bytes, tuple[NDArray[np.int64], NDArray[np.float32], list[NDArray[np.int64]]]] = {}
+    first = 0
+    for (places, _, masks), count in zip(patterns, images, strict=True):
+        for number, (place, mask) in enumerate(zip(places, masks, strict=True), start=first):
+            key = (place < 0).tobytes() + mask.tobytes()
+            numbers = number + np.arange(count) * len(places)
+            known.setdefault(key, (place, mask, []))[2].append(numbers)
+        first += count * len(places)
+    return [(place, mask, np.concatenate(numbers)) for place, mask, numbers in known.values()]
 
 
 def partition(grid: NDArray[np.int64], window: int) -> NDArray[np.int64]:
