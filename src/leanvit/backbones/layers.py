@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from leanvit.core.precision import full, unrounded
 from leanvit.kernels.linear import Linear
+from leanvit.kernels.mlp import mlp
 
 
 class LayerNorm(nn.LayerNorm):
@@ -28,13 +29,11 @@ class Mlp(nn.Module):
         super().__init__()
         hidden = int(channels * ratio)
         self.fc1 = Linear(channels, hidden)
-        self.act = nn.GELU()
         self.fc2 = Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
+        return mlp(x, self.fc1, self.fc2)
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

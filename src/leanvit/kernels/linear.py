@@ -28,10 +28,21 @@ def _onednn() -> bool:
     return bool(maker) and "GenuineIntel" not in maker and hasattr(torch.ops.mkldnn, _OPERATOR)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x [N, C] times weight [D, C], transposed, plus bias [D]: [N, D]."""
-    out: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, "none", [], "")
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none") -> Tensor:
+    """Return act(x [N, C] times weight [D, C], transposed, plus bias [D]): [N, D], by oneDNN.
+
+    act: none, or gelu.
+    """
+    out: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, act, [], "none")
     return out
+
+
+def product_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the type of oneDNN's operands for a layer on x; None: the layer is torch's own."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _onednn():
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
 
 class _Linear(torch.autograd.Function):
@@ -44,7 +55,7 @@ class _Linear(torch.autograd.Function):
         ctx.dtypes = x.dtype, weight.dtype
         x, weight = x.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, None if bias is None else bias.to(dtype))
+        return product(x, weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,12 +73,8 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `functional.linear` of x [..., C], weight [D, C] and bias [D]: [..., D]."""
-    dtype = x.dtype
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    graph = torch.compiler.is_compiling()
-    known = dtype in (torch.float32, torch.bfloat16)
-    if graph or not known or x.device.type != "cpu" or not _onednn():
+    dtype = product_dtype(x)
+    if dtype is None:
         return functional.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
     return out.view(*x.shape[:-1], len(weight))

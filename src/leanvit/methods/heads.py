@@ -15,6 +15,7 @@ from leanvit.config import HeadConfig
 from leanvit.core.distributed import all_sum
 from leanvit.core.precision import full
 from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.kernels.linear import Linear
 from leanvit.kernels.prototypes import Projection
 
 
@@ -44,8 +45,8 @@ class Head(nn.Module):
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
             norm = [SyncBatchNorm1d(narrow)] if config.batch_norm else []
-            layers += [nn.Linear(wide, narrow), *norm, nn.GELU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(config.hidden, config.bottleneck))
+            layers += [Linear(wide, narrow), *norm, nn.GELU()]
+        self.mlp = nn.Sequential(*layers, Linear(config.hidden, config.bottleneck))
         init_linear(self.mlp)
         self.last_layer = Prototypes(config.prototypes, config.bottleneck, config.train_gain)
 

@@ -1,0 +1,81 @@
+"""Two linear layers with GELU between them, on the CPU some tokens at a time.
+
+The hidden rows are four times as wide as the tokens: for all tokens at once they leave the cache,
+and their memory is new every time. Here a chunk's hidden rows are made, used and forgotten; the
+backward pass keeps them before GELU alone, and computes GELU again.
+
+Letters: N tokens, C channels, D hidden channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanvit.core.precision import operands
+from leanvit.kernels.linear import Linear, linear, product, product_dtype
+
+CHUNK = 4096
+"""Tokens of a chunk for every thread."""
+
+
+def mlp(x: Tensor, first: Linear, second: Linear) -> Tensor:
+    """Return second(gelu(first(x))) of x [N, C]: [N, C]."""
+    weights = first.weight, first.bias, second.weight, second.bias
+    dtype = product_dtype(x)
+    if dtype is None:
+        return linear(functional.gelu(linear(x, *weights[:2])), *weights[2:])
+    if torch.is_grad_enabled():
+        trained: Tensor = _Mlp.apply(x, *weights, dtype)
+        return trained
+    x, enter, shift, leave, offset = (each.to(dtype) for each in (x, *weights))
+    out = torch.empty_like(x)
+    for part in _chunks(len(x)):
+        out[part] = product(product(x[part], enter, shift, "gelu"), leave, offset)
+    return out
+
+
+def _chunks(tokens: int) -> list[slice]:
+    step = CHUNK * torch.get_num_threads()
+    return [slice(start, start + step) for start in range(0, tokens, step)]
+
+
+class _Mlp(torch.autograd.Function):
+    """Products of oneDNN in `dtype`; gradients keep the types of what they belong to."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        enter: Tensor,
+        shift: Tensor,
+        leave: Tensor,
+        offset: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.dtypes = x.dtype, enter.dtype
+        x, enter, shift, leave, offset = (e.to(dtype) for e in (x, enter, shift, leave, offset))
+        hidden, out = x.new_empty(len(x), len(enter)), torch.empty_like(x)
+        for part in _chunks(len(x)):
+            hidden[part] = product(x[part], enter, shift)
+            out[part] = product(functional.gelu(hidden[part]), leave, offset)
+        ctx.save_for_backward(x, hidden, enter, leave)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, hidden, enter, leave = ctx.saved_tensors
+        of_x, of_weight = ctx.dtypes
+        to_x, to_shift = torch.empty_like(x), x.new_zeros(len(enter), dtype=of_weight)
+        to_enter, to_leave = (torch.zeros_like(each, dtype=of_weight) for each in (enter, leave))
+        with operands(x.dtype):
+            for part in _chunks(len(x)):
+                given, before = gradient[part], hidden[part]
+                to_leave += given.T @ functional.gelu(before)
+                to_before = torch.ops.aten.gelu_backward(given @ leave, before)
+                to_enter += to_before.T @ x[part]
+                to_shift += to_before.sum(0, dtype=of_weight)
+                to_x[part] = to_before @ enter
+        to_offset = gradient.sum(0, dtype=of_weight)
+        return to_x.to(of_x), to_enter, to_shift, to_leave, to_offset, None
