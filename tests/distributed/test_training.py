@@ -109,7 +109,8 @@ def test_two_processes_train_as_one(name: str, precision: str, both: tuple[Any, 
             error = (found[key] - value).abs()
             if "attn.qkv.bias" in key and error.ndim and precision == "fp32":
                 error = torch.cat(error.chunk(3)[::2])  # the keys' bias has no gradient but noise
-            assert float(error.max()) < tolerance, key
+            moment = key.startswith("optimizer")  # gradients, whose fp32 rounding Sinkhorn spreads
+            assert float(error.max()) < tolerance * (2 if moment else 1), key
         for ours, theirs in zip(shown, rows, strict=True):
             expected = {k: v for k, v in theirs.items() if k not in LOCAL}
             assert {k: ours[k] for k in expected} == pytest.approx(
