@@ -29,17 +29,20 @@ def _onednn() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "none") -> Tensor:
-    """Return act(x [N, C] times weight [D, C], transposed, plus bias [D]): [N, D], by oneDNN.
+    """Return act(x [N, C] times weight [D, C], transposed, plus bias [D]): [N, D].
 
     act: none, or gelu.
     """
-    out: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, act, [], "none")
-    return out
+    if not _onednn():
+        out = functional.linear(x, weight, bias)
+        return functional.gelu(out) if act == "gelu" else out
+    fused: Tensor = getattr(torch.ops.mkldnn, _OPERATOR)(x, weight, bias, act, [], "none")
+    return fused
 
 
 def product_dtype(x: Tensor) -> torch.dtype | None:
-    """Return the type of oneDNN's operands for a layer on x; None: the layer is torch's own."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or not _onednn():
+    """Return the type of the operands of `product` for a layer on x; None: it is torch's own."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
@@ -74,7 +77,7 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `functional.linear` of x [..., C], weight [D, C] and bias [D]: [..., D]."""
     dtype = product_dtype(x)
-    if dtype is None:
+    if dtype is None or not _onednn():
         return functional.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)
     return out.view(*x.shape[:-1], len(weight))

@@ -42,7 +42,7 @@ def _chunks(tokens: int) -> list[slice]:
 
 
 class _Mlp(torch.autograd.Function):
-    """Products of oneDNN in `dtype`; gradients keep the types of what they belong to."""
+    """Products in `dtype`; gradients keep the types of what they belong to."""
 
     @staticmethod
     def forward(
