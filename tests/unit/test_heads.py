@@ -8,7 +8,7 @@ from torch import nn
 
 from leanvit.backbones.layouts import head_config
 from leanvit.core.random import seeded
-from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.heads import Center, Head, Prototypes
 from tests.tiny import HEAD, noise
 
@@ -72,10 +72,17 @@ def test_a_center_without_rows_stays() -> None:
     assert center.value.equal(before)
 
 
-def test_batch_norm_is_torchs_in_one_process() -> None:
-    ours, theirs = SyncBatchNorm1d(5), nn.BatchNorm1d(5)
-    x = noise(7, 5)
-    assert ours(x).equal(theirs(x)) and ours.running_var.equal(theirs.running_var)  # type: ignore[union-attr, arg-type]
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3), (7, 5, 3, 2)])
+def test_batch_norm_is_torchs_in_one_process(shape: tuple[int, ...]) -> None:
+    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    ours, theirs = SyncBatchNorm(5), kinds[len(shape)](5)
+    x = noise(*shape)
+    assert ours(x).equal(theirs(x)) and ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert ours.state_dict()[name].equal(value)
+    assert ours.eval()(x + 1).equal(theirs.eval()(x + 1))
+    with pytest.raises(ValueError, match=r"takes \[N, C, ...\], not \[7\]"):
+        ours(x.flatten()[:7])
 
 
 def test_the_seed_decides_the_weights() -> None:

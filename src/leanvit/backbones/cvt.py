@@ -16,7 +16,7 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
 from leanvit.backbones.layers import LayerNorm, init_linear, residual
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import CvTConfig
-from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.kernels.attention import attend
 from leanvit.kernels.linear import linear
 from leanvit.kernels.windows import window_layout
@@ -98,7 +98,7 @@ class WindowAttention(nn.Module):
         self.heads, self.window = heads, window
         self.scale = dim**-0.5  # of all channels, not of a head's: official weights expect it
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
-        self.norm = SyncBatchNorm1d(dim)
+        self.norm = SyncBatchNorm(dim)
         self.qkv = Pointwise(dim, 3 * dim)
         self.proj = Pointwise(dim, dim)
         self.relative_position_bias_table: nn.Parameter | None = None

@@ -1,30 +1,42 @@
 """Batch norm whose statistics cover all processes, on any device (torch's own refuses the CPU)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanvit.core.distributed import all_sum_with_grad, world_size
 from leanvit.core.precision import full
 
 
-class SyncBatchNorm1d(nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over the rows of all processes; same parameters, buffers and values.
+class SyncBatchNorm(_BatchNorm):
+    """`nn.BatchNorm1d`, 2d and 3d over the images and places of all processes.
 
-    Input [N, C]; the processes may bring different numbers of rows. In one process it is
-    `nn.BatchNorm1d` itself.
+    Parameters, buffers and values are torch's. Input [N, C, ...]; the processes may bring
+    different numbers of images. In one process, and in evaluation, it is torch's batch norm itself.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise [N, C] over the N rows of all processes (training) or the running mean."""
+        """Normalise every channel by its statistics in training, or by the running ones."""
         if not self.training or world_size() == 1:
             return super().forward(input)
         x = full(input)
-        sums = all_sum_with_grad(torch.cat([x.new_tensor([len(x)]), x.sum(0)]))
+        others = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        sums = all_sum_with_grad(torch.cat([count, x.sum(others)]))
         rows, mean = sums[0].detach(), sums[1:] / sums[0].detach()
-        variance = all_sum_with_grad((x - mean).square().sum(0)) / rows
+        centered = x - mean.view(shape)
+        variance = all_sum_with_grad(centered.square().sum(others)) / rows
         self._track(rows, mean.detach(), variance.detach())
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return ((x - mean) * scale + self.bias).to(input.dtype)
+        scale = torch.rsqrt(variance + self.eps)
+        if not self.affine:
+            return (centered * scale.view(shape)).to(input.dtype)
+        out = centered * (self.weight * scale).view(shape) + self.bias.view(shape)
+        return out.to(input.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"Batch norm takes [N, C, ...], not {list(input.shape)}.")
 
     @torch.no_grad()
     def _track(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:

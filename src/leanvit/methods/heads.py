@@ -14,7 +14,7 @@ from leanvit.backbones.layers import init_linear
 from leanvit.config import HeadConfig
 from leanvit.core.distributed import all_sum
 from leanvit.core.precision import full
-from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.prototypes import Projection
 
@@ -44,7 +44,7 @@ class Head(nn.Module):
         widths = (channels, config.hidden, config.hidden)
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
-            norm = [SyncBatchNorm1d(narrow)] if config.batch_norm else []
+            norm = [SyncBatchNorm(narrow)] if config.batch_norm else []
             layers += [Linear(wide, narrow), *norm, nn.GELU()]
         self.mlp = nn.Sequential(*layers, Linear(config.hidden, config.bottleneck))
         init_linear(self.mlp)
