@@ -123,7 +123,7 @@ def test_a_packed_step_with_stochastic_depth(config: object) -> None:
     backbone = build(config, torch.float64)  # type: ignore[arg-type]
     sizes = [(3, 32, 32), (2, 16, 16), (1, 20, 44)]
     views = [noise(b, 3, h, w, seed=n, dtype=torch.float64) for n, (b, h, w) in enumerate(sizes)]
-    keep = noise(backbone.depth, 2, 6, seed=9) > 0
+    keep = noise(len(backbone.drop_rates()), 2, 6, seed=9) > 0
 
     def gradients(outputs: list[Tensor]) -> list[Tensor]:
         weights = [noise(*out.shape, dtype=torch.float64) for out in outputs]

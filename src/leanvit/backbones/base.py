@@ -31,7 +31,10 @@ class Ask:
     fill: tuple[Tensor, Tensor] | None = None
     """Mask [B, h, w] (true: hidden) and the token [D] put in its place after patch embedding."""
     drop: Tensor | None = None
-    """[L, 2, S] stochastic depth: true where a sample keeps the attention and the MLP branch."""
+    """[L, 2, S] stochastic depth: true where a sample keeps the attention and the MLP branch.
+
+    L is the number of `drop_rates`.
+    """
     neighbors: Tensor | None = None
     """[L] the one neighbour, 0..7 by rows, that the chunks of a block see; None: all eight."""
 
@@ -173,7 +176,7 @@ class Backbone(nn.Module):
         """Return the tokens that enter the first block."""
         raise NotImplementedError
 
-    def blocks(self) -> Iterable[Block]:
+    def blocks(self) -> Iterable[nn.Module]:
         """Yield the blocks in order: what compilation, recomputation and sharding wrap."""
         raise NotImplementedError
 
@@ -220,6 +223,9 @@ class Backbone(nn.Module):
         Raises ValueError if something is asked that this backbone cannot give.
         """
         self._check(views, ask)
+        return self._traverse(views, ask)
+
+    def _traverse(self, views: Sequence[Tensor], ask: Ask) -> list[Features]:
         packed = self.embed(views, ask)
         want_hidden = [index % self.depth for index in ask.hidden]
         want_logits = [index % self.depth for index in ask.logits]
@@ -250,6 +256,14 @@ class Backbone(nn.Module):
     def features(self, images: Tensor) -> Features:
         """Return the features of one batch of images [B, 3, height, width]."""
         return self([images])[0]
+
+    def require_size(self, height: int, width: int) -> None:
+        """Raise ValueError if the network cannot take views of so many pixels."""
+        if min(height, width) < self.config.patch:
+            raise ValueError(
+                f"A view of {(height, width)} pixels is smaller than one patch of "
+                f"{self.config.patch}."
+            )
 
     def _scales(
         self, packed: Packed, drop: Tensor | None, index: int, rate: float
@@ -282,16 +296,13 @@ class Backbone(nn.Module):
                     f"A view is a floating-point tensor [B, 3, height, width], normalised, not "
                     f"{view.dtype} {tuple(view.shape)}."
                 )
-            if min(view.shape[-2:]) < self.config.patch:
-                raise ValueError(
-                    f"A view of {tuple(view.shape[-2:])} pixels is smaller than one patch of "
-                    f"{self.config.patch}."
-                )
+            self.require_size(*view.shape[-2:])
         samples = sum(len(view) for view in views)
-        if ask.drop is not None and tuple(ask.drop.shape) != (self.depth, 2, samples):
+        expected = (len(self.drop_rates()), 2, samples)
+        if ask.drop is not None and tuple(ask.drop.shape) != expected:
             raise ValueError(
-                f"drop has shape {tuple(ask.drop.shape)}; expected {(self.depth, 2, samples)}: "
-                f"blocks, branches, images of all views."
+                f"drop has shape {tuple(ask.drop.shape)}; expected {expected}: blocks, branches, "
+                f"images of all views."
             )
         if ask.neighbors is not None and tuple(ask.neighbors.shape) != (self.depth,):
             raise ValueError(

@@ -15,6 +15,13 @@ METHODS: Mapping[type[MethodConfig], Callable[..., Method]] = MappingProxyType(
 
 
 def build_method(config: MethodConfig, backbone: BackboneConfig, seed: int) -> Method:
-    """Build a method with fresh weights that depend on the seed alone."""
+    """Build a method with fresh weights that depend on the seed alone.
+
+    Raises ValueError if its networks cannot take its views.
+    """
     with seeded(seed, "weights"):
-        return METHODS[type(config)](config, backbone)
+        method = METHODS[type(config)](config, backbone)
+    views = method.views()
+    for group in views.groups if views is not None else ():
+        method.encoder().require_size(group[0].size, group[0].size)
+    return method
