@@ -22,6 +22,7 @@ from leanvit.config import (
     MultiCropConfig,
     RunConfig,
     SwinConfig,
+    TimmConfig,
     TrainConfig,
     ViLConfig,
     ViTConfig,
@@ -54,10 +55,14 @@ VIL = ViLConfig(
     drop_path=0.0,
 )
 VIEWS = MultiCropConfig(global_size=32, local_sizes=(16,), local_counts=(2,))
+TIMM = TimmConfig(image_size=32, name="test_vit")
+TIMM_CONVOLUTIONS = TimmConfig(image_size=32, name="test_mambaout")
 FAMILIES: Mapping[str, BackboneConfig] = {
     "cvt": CVT,
     "swin": SWIN,
     "swin_skip": SWIN_SKIP,
+    "timm": TIMM,
+    "timm_convolutions": TIMM_CONVOLUTIONS,
     "vil": VIL,
     "vit": VIT,
     "vit_full": VIT_FULL,

@@ -34,7 +34,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
 Every command answers --help, and --json prints its result as one JSON object on stdout.
 --data is a folder of any depth, a list file, a .zip, .tar, .tsv or .parquet file, WebDataset
 shards, torchvision:NAME@FOLDER, or `sample`, photographs that come with the package.
-MODEL is the folder of a run, a backbone file, or a backbone's name."""
+MODEL is the folder of a run, a backbone file, or a backbone's name; timm:NAME is any of timm's."""
 
 COMMON = (
     *("init", "data.workers", "data.max_unreadable"),
@@ -258,7 +258,9 @@ def _run_parser(command: str, text: str, *, out: str) -> Parser:
         "--data", default="", help="folder of any depth, list file, archive, or sample"
     )
     parser.add_argument("--out", default="", help=out)
-    parser.add_argument("--backbone", default="", help="one of " + ", ".join(BACKBONES))
+    parser.add_argument(
+        "--backbone", default="", help="timm:NAME or one of " + ", ".join(BACKBONES)
+    )
     parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
     parser.add_argument(
         "--config", help="config.json or resolved.json of a run, in place of RECIPE"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from leanvit.config import TimmConfig
 from leanvit.core.distributed import (
     all_max,
     all_sum,
@@ -12,10 +13,10 @@ from leanvit.core.distributed import (
     rank,
     world_size,
 )
-from leanvit.core.syncbn import SyncBatchNorm1d
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.heads import Center
 from tests.distributed.launch import in_processes
-from tests.tiny import HEAD, noise
+from tests.tiny import HEAD, build, noise
 
 ROWS = 10
 
@@ -48,17 +49,30 @@ def compiled() -> Tensor:
     return x.grad
 
 
-def batch_norm() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    norm = SyncBatchNorm1d(4).double()
+def batch_norm(*places: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    norm = SyncBatchNorm(4).double()
     norm.weight.data = noise(4, seed=1, dtype=torch.float64)
     norm.bias.data = noise(4, seed=2, dtype=torch.float64)
-    x = mine(5 + 3 * noise(ROWS, 4, dtype=torch.float64)).requires_grad_()
+    x = mine(5 + 3 * noise(ROWS, 4, *places, dtype=torch.float64)).requires_grad_()
     out = norm(x)
-    (out * mine(noise(ROWS, 4, seed=3, dtype=torch.float64))).sum().backward()
+    (out * mine(noise(ROWS, 4, *places, seed=3, dtype=torch.float64))).sum().backward()
     assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
     assert norm.running_mean is not None and norm.running_var is not None
     shared = (all_sum(norm.weight.grad), all_sum(norm.bias.grad))
     return out.detach(), x.grad, norm.running_mean, norm.running_var, *shared
+
+
+def convolutions() -> list[Tensor]:
+    """Views of two sizes through a network of timm with batch norm, in training."""
+    backbone = build(TimmConfig(image_size=64, name="test_resnet"), torch.float64).train()
+    views = [mine(noise(ROWS, 3, side, side, seed=side, dtype=torch.float64)) for side in (64, 40)]
+    found = backbone(views)
+    weights = [noise(ROWS, *f.pooled.shape[1:], seed=4, dtype=torch.float64) for f in found]
+    total = sum((f.pooled * mine(w)).sum() for f, w in zip(found, weights, strict=True))
+    gradients = torch.autograd.grad(total, list(backbone.parameters()))
+    running = [b for _, b in sorted(backbone.named_buffers()) if b.is_floating_point()]
+    assert running
+    return [*(f.pooled.detach() for f in found), *running, *(all_sum(g) for g in gradients)]
 
 
 def center() -> Tensor:
@@ -97,12 +111,22 @@ def test_gradients_pass_through_compiled_sums() -> None:
     close(torch.cat(in_processes(2, compiled)), 2 * compiled())
 
 
-def test_batch_norm() -> None:
-    one, two = batch_norm(), in_processes(2, batch_norm)
+@pytest.mark.parametrize("places", [(), (3, 5)], ids=["rows", "maps"])
+def test_batch_norm(places: tuple[int, ...]) -> None:
+    one, two = batch_norm(*places), in_processes(2, batch_norm, *places)
     for number in (0, 1):
         close(torch.cat([found[number] for found in two]), one[number])
     for found in two:
         for number in (2, 3, 4, 5):
+            close(found[number], one[number])
+
+
+def test_convolutions() -> None:
+    one, two = convolutions(), in_processes(2, convolutions)
+    for number in (0, 1):
+        close(torch.cat([found[number] for found in two]), one[number])
+    for found in two:
+        for number in range(2, len(one)):
             close(found[number], one[number])
 
 

@@ -268,7 +268,7 @@ MISTAKES = [
     ("check --data x", "Name a recipe first: dino, "),
     ("pretrain --resume", "Name a recipe first: "),
     ("pretrain esvt", "Unknown recipe 'esvt'; did you mean 'esvit'? Known: dino, "),
-    ("pretrain esvit --backbone swin_tinny", "did you mean 'swin_tiny'? Known: swin_base, "),
+    ("pretrain esvit --backbone swin_tinny", "did you mean 'swin_tiny'? Known: cvt_small, "),
     ("pretrain esvit --optimizer adam", "did you mean 'adamw'? Known: adamw, lars, sgd."),
     ("pretrain esvit --train.batc 3", "Unknown option 'train.batc'; did you mean 'train.batch'?"),
     ("pretrain esvit --batch 3", "Unknown option 'batch'; did you mean 'train.batch'?"),

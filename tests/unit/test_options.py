@@ -34,7 +34,6 @@ TINY: Options = {
     "method.views.local_sizes": (16,),
     "method.views.local_counts": (2,),
     "backbone.image_size": 32,
-    "backbone.patch": 4,
     "data.source": "images",
     "data.workers": 0,
     "train.duration": "4st",
@@ -56,14 +55,16 @@ TINY: Options = {
 }
 """Runs of 4 steps on 12 images, a tenth of a second each."""
 
+NARROW: Options = {"backbone.patch": 4, "backbone.dim": 8}
 SWIN: Options = {
-    "backbone.dim": 8,
+    **NARROW,
     "backbone.depths": (1, 1),
     "backbone.heads": (1, 2),
     "backbone.window": 4,
 }
-VIT: Options = {"backbone.dim": 8, "backbone.depth": 2, "backbone.heads": 2}
+VIT: Options = {**NARROW, "backbone.depth": 2, "backbone.heads": 2}
 CVT: Options = {
+    "backbone.patch": 4,
     "backbone.dims": (8, 12),
     "backbone.depths": (1, 1),
     "backbone.heads": (1, 2),
@@ -73,6 +74,7 @@ CVT: Options = {
     "watch.every": "2st",
 }
 VIL: Options = {
+    "backbone.patch": 4,
     "backbone.dims": (8, 16),
     "backbone.depths": (1, 1),
     "backbone.heads": (1, 2),
@@ -113,6 +115,7 @@ PARTS: Mapping[str, Part] = {
     ),
     "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
     "cvt": Part("dino", "cvt_tiny", "adamw", CVT, ("backbone",)),
+    "timm": Part("dino", "timm:test_vit", "adamw", {}, ("backbone",)),
     "vil": Part("esvit", "vil_2262", "adamw", VIL, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
@@ -169,6 +172,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.image_size": (16, {}),
     "backbone.patch": (2, {}),
     "backbone.drop_path": (0.5, {}),
+    "backbone.name": ("test_mambaout", {}),
     "backbone.dim": (16, {}),
     "backbone.dims": ((8, 24), {}),
     "backbone.depths": ((2, 1), {}),

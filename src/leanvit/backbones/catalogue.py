@@ -8,10 +8,26 @@ from leanvit.backbones.cvt import CvT
 from leanvit.backbones.swin import Swin
 from leanvit.backbones.vil import ViL
 from leanvit.backbones.vit import ViT
-from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViLConfig, ViTConfig
+from leanvit.config import (
+    BACKBONES,
+    BackboneConfig,
+    CvTConfig,
+    SwinConfig,
+    TimmConfig,
+    ViLConfig,
+    ViTConfig,
+)
+
+
+def _timm(config: TimmConfig) -> Backbone:
+    # here, since timm takes a while to load
+    from leanvit.backbones.timm_adapter import TimmNetwork
+
+    return TimmNetwork(config)
+
 
 FAMILIES: Mapping[type[BackboneConfig], Callable[..., Backbone]] = MappingProxyType(
-    {CvTConfig: CvT, SwinConfig: Swin, ViLConfig: ViL, ViTConfig: ViT}
+    {CvTConfig: CvT, SwinConfig: Swin, TimmConfig: _timm, ViLConfig: ViL, ViTConfig: ViT}
 )
 
 
@@ -24,5 +40,5 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 
 def list_backbones() -> list[str]:
-    """Return the names that `--backbone` takes."""
+    """Return the names that `--backbone` takes, besides `timm:NAME` for a network of timm."""
     return sorted(BACKBONES)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanvit.backbones.base import Backbone, Block, Logits, Packed
 from leanvit.backbones.catalogue import build_backbone, list_backbones
-from leanvit.config import BACKBONES, look_up
+from leanvit.config import named_backbone
 from leanvit.core.random import seeded
 
 
@@ -63,7 +63,7 @@ class BackboneTable:
 
 
 def describe_backbones(names: Sequence[str] = ()) -> BackboneTable:
-    """Return the sizes of these backbones, or of all that have a name.
+    """Return the sizes of these backbones, also of `timm:NAME`, or of all that have a name.
 
     Raises ValueError for an unknown name, with the nearest one.
     """
@@ -71,7 +71,7 @@ def describe_backbones(names: Sequence[str] = ()) -> BackboneTable:
 
 
 def _size(name: str) -> BackboneSize:
-    config = look_up("backbone", name, BACKBONES)
+    config = named_backbone(name)
     with seeded(0, "weights"), torch.device("meta"), _Unfilled():
         backbone = build_backbone(config).eval()
     side = config.image_size
@@ -133,7 +133,8 @@ def multiply_adds(backbone: Backbone, images: Tensor) -> tuple[int, tuple[int, i
         return forward
 
     for block in backbone.blocks():
-        block.forward = once(block)  # type: ignore[method-assign]
+        if isinstance(block, Block):  # a network of timm runs as a whole
+            block.forward = once(block)  # type: ignore[method-assign]
     with FlopCounterMode(display=False) as counter:
         grid = backbone.features(images).grid
     rows, columns = grid.shape[1:3]

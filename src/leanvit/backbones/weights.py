@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.config import BACKBONES, BackboneConfig, from_dict, to_dict, unknown_name
+from leanvit.config import BackboneConfig, from_dict, named_backbone, to_dict
+from leanvit.config.backbones import TIMM
 from leanvit.core.random import seeded
 
 FILE = "backbone.safetensors"
@@ -40,21 +41,21 @@ def read_header(path: Path) -> dict[str, Any]:
 def load_backbone(path_or_name: str | Path) -> Backbone:
     """Return a backbone, in evaluation mode, on the CPU.
 
-    path_or_name: a backbone file, the folder of a run, or a name of `list_backbones()`, which
-    gives untrained weights. Its `mean` and `std` are those it was trained with. Raises
-    ValueError if it is none of these or does not fit exactly.
+    path_or_name: a backbone file, the folder of a run, or a name of `list_backbones()` or
+    `timm:NAME`, which give untrained weights. Its `mean` and `std` are those it was trained with.
+    Raises ValueError if it is none of these or does not fit exactly.
     """
     path = Path(path_or_name)
     if path.is_dir():
         path = path / FILE
     if path.is_file():
         return _from_file(path)
-    if str(path_or_name) in BACKBONES:
-        with seeded(0, "weights"):
-            return build_backbone(BACKBONES[str(path_or_name)]).eval()
-    if path.suffix or path.parent != Path():
+    name = str(path_or_name)
+    if not name.startswith(TIMM) and (path.suffix or path.parent != Path()):
         raise ValueError(f"There is no backbone file {str(path)!r}.")
-    raise unknown_name("backbone file or name", str(path_or_name), BACKBONES)
+    config = named_backbone(name, "backbone file or name")
+    with seeded(0, "weights"):
+        return build_backbone(config).eval()
 
 
 def _from_file(path: Path) -> Backbone:

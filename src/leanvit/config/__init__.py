@@ -5,8 +5,10 @@ from leanvit.config.backbones import (
     BackboneConfig,
     CvTConfig,
     SwinConfig,
+    TimmConfig,
     ViLConfig,
     ViTConfig,
+    named_backbone,
 )
 from leanvit.config.convert import (
     compose,
@@ -66,6 +68,7 @@ __all__ = [
     "SGDConfig",
     "Schedule",
     "SwinConfig",
+    "TimmConfig",
     "TrainConfig",
     "TwoViewsConfig",
     "ViLConfig",
@@ -77,6 +80,7 @@ __all__ = [
     "from_dict",
     "load_config",
     "look_up",
+    "named_backbone",
     "replace_options",
     "resolve",
     "save_config",

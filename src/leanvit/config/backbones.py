@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
+from leanvit.config.names import unknown_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +14,8 @@ class BackboneConfig:
     """What every backbone has; a family adds its own options."""
 
     kind: ClassVar[str]
+    batch_norm: ClassVar[bool] = False
+    """Whether the images of a batch share statistics, so that a step cannot be split."""
 
     image_size: int = 224
     """Side of the image, in pixels, that sizes what depends on a nominal input."""
@@ -72,6 +75,7 @@ class CvTConfig(BackboneConfig):
     """CvT as in EsViT: convolutional embeddings and projections, attention within windows."""
 
     kind: ClassVar[str] = "cvt"
+    batch_norm: ClassVar[bool] = True
 
     patch: int = 4
     """Stride of the first embedding in pixels; it sees 2 * patch - 1 of them a side."""
@@ -199,6 +203,24 @@ class ViLConfig(BackboneConfig):
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimmConfig(BackboneConfig):
+    """Any image network of timm, with fresh weights."""
+
+    kind: ClassVar[str] = "timm"
+    patch: ClassVar[int] = 1  # type: ignore[misc]  # it is in the name, so it is no option here
+
+    name: str
+    """Name of the network in timm."""
+    drop_path: float = 0.0
+    """Stochastic depth of the student, for networks that have it; grows as in timm."""
+
+    def __post_init__(self) -> None:
+        BackboneConfig.__post_init__(self)
+        if not self.name:
+            raise ValueError("name is empty; expected a network of timm, such as convnext_atto.")
+
+
 _DEEP = (2, 2, 18, 2)
 _SWIN_TINY = SwinConfig()
 _SWIN_SMALL = SwinConfig(depths=_DEEP, drop_path=0.2)
@@ -218,6 +240,7 @@ def _window14(config: SwinConfig) -> SwinConfig:
 
 BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
     {
+        "resnet50": TimmConfig(name="resnet50"),
         "swin_nano": SwinConfig(
             image_size=96, patch=6, dim=32, depths=(2, 2, 2), heads=(2, 4, 8), window=4
         ),
@@ -250,3 +273,19 @@ BACKBONES: Mapping[str, BackboneConfig] = MappingProxyType(
         "vit_small_h12": ViTConfig(heads=12),
     }
 )
+
+TIMM = "timm:"
+"""What stands before the name of a network of timm."""
+
+
+def named_backbone(name: str, what: str = "backbone") -> BackboneConfig:
+    """Return the configuration of a backbone's name, or of `timm:NAME`.
+
+    Whether timm has that network shows when it is built. Raises ValueError for an unknown name,
+    which is called an unknown `what`.
+    """
+    if name.startswith(TIMM):
+        return TimmConfig(name=name.removeprefix(TIMM))
+    if name not in BACKBONES:
+        raise unknown_name(what, name, [*BACKBONES, f"{TIMM}NAME"])
+    return BACKBONES[name]

@@ -15,12 +15,13 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from leanvit.config.backbones import (
-    BACKBONES,
     BackboneConfig,
     CvTConfig,
     SwinConfig,
+    TimmConfig,
     ViLConfig,
     ViTConfig,
+    named_backbone,
 )
 from leanvit.config.duration import Duration
 from leanvit.config.methods import DinoConfig, EsViTConfig, MethodConfig
@@ -32,7 +33,13 @@ T = TypeVar("T")
 KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
     {
         BackboneConfig: MappingProxyType(
-            {"cvt": CvTConfig, "swin": SwinConfig, "vil": ViLConfig, "vit": ViTConfig}
+            {
+                "cvt": CvTConfig,
+                "swin": SwinConfig,
+                "timm": TimmConfig,
+                "vil": ViLConfig,
+                "vit": ViTConfig,
+            }
         ),
         MethodConfig: MappingProxyType({"dino": DinoConfig, "esvit": EsViTConfig}),
         OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),
@@ -190,8 +197,7 @@ def compose(
     names.
     """
     if backbone:
-        chosen = look_up("backbone", backbone, BACKBONES)
-        config = dataclasses.replace(config, backbone=chosen)
+        config = dataclasses.replace(config, backbone=named_backbone(backbone))
     if optimizer:
         kind = look_up("optimizer", optimizer, KINDS[OptimConfig])
     if optimizer and kind is not type(config.optim):

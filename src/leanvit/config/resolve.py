@@ -169,6 +169,11 @@ def _check(config: RunConfig, facts: Facts) -> None:
         )
     if train.device == "cuda" and facts.device != "cuda":
         raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
+    if train.accumulate > 1 and config.backbone.batch_norm:
+        raise ValueError(
+            "Batch norm in the backbone couples the images of a batch, so a step cannot be split: "
+            "set train.accumulate to 1 or choose another backbone."
+        )
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
         only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(

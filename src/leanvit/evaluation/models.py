@@ -8,7 +8,6 @@ import torch
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.weights import FILE, STUDENT, load_backbone, read_header
-from leanvit.config import BACKBONES
 from leanvit.core.random import seeded
 
 
@@ -20,8 +19,8 @@ def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backb
     """
     path = Path(model)
     if not path.is_dir():
-        trained = path.is_file() or str(model) not in BACKBONES
-        return {"trained" if trained else "untrained": load_backbone(model).to(device)}
+        row = "trained" if path.is_file() else "untrained"
+        return {row: load_backbone(model).to(device)}
     networks = {"trained (teacher)": load_backbone(path).to(device)}
     if (path / STUDENT).is_file():
         networks["trained (student)"] = load_backbone(path / STUDENT).to(device)

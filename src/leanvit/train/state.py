@@ -12,6 +12,7 @@ from leanvit.config import RunConfig
 from leanvit.core.distributed import all_max, world_size
 from leanvit.core.errors import NonFiniteError
 from leanvit.core.precision import autocast
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.base import Method, Moment, StepOutput
 from leanvit.train.metrics import Meter
 from leanvit.train.optim import (
@@ -27,6 +28,12 @@ class TrainState:
     """The method under training and everything that a checkpoint must hold."""
 
     def __init__(self, method: Method, config: RunConfig, *, epoch_steps: int) -> None:
+        coupled = any(isinstance(module, SyncBatchNorm) for module in method.modules())
+        if coupled and config.train.accumulate > 1:  # what timm's networks hold shows only now
+            raise ValueError(
+                "Batch norm couples the images of a batch, so a step cannot be split: set "
+                "train.accumulate to 1 or choose another backbone."
+            )
         self.method, self.config, self.epoch_steps = method, config, epoch_steps
         self.device = torch.device(config.train.device)
         self.method.to(self.device).train()
