@@ -11,7 +11,7 @@ from typing import Any
 
 import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
-from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig
+from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
 from leanvit.config.run import OptimConfig
@@ -29,6 +29,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
   leanvit bench data --source FOLDER            images a second, beside the same through Pillow
+  leanvit bench forward                         time and memory of backbones, beside timm's
   leanvit --version
 
 Every command answers --help, and --json prints its result as one JSON object on stdout.
@@ -234,6 +235,10 @@ def bench(arguments: list[str]) -> int:
         from leanvit.bench.data import bench_data
 
         report = bench_data(config)
+    elif isinstance(config, BenchForwardConfig):
+        from leanvit.bench.forward import bench_forward
+
+        report = bench_forward(config)
     else:
         from leanvit.bench.loss import bench_loss
 

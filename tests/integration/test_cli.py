@@ -61,6 +61,7 @@ HELP = [
     ("backbones", "--help"),
     ("bench", "--help"),
     ("bench", "loss", "--help"),
+    ("bench", "forward", "--help"),
 ]
 
 

@@ -3,16 +3,12 @@
 Letters: B images, N student regions, M teacher regions, K prototypes, D bottleneck width.
 """
 
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.bench.baselines import materialized, official
-from leanvit.bench.machine import device_named, machine
+from leanvit.bench.machine import device_named, extra_bytes, in_own_process, machine
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.core import random
@@ -229,9 +225,7 @@ def _measure_growth(report: "LossReport", quiet: bool) -> None:
 
 def _extra_memory(batch: int, contender: Contender, config: BenchLossConfig) -> int:
     """Return the bytes that a process of its own takes for the loss beyond what it is given."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as pool:
-        return pool.submit(_peak, batch, contender, config).result()
+    return in_own_process(_peak, batch, contender, config)
 
 
 def _peak(batch: int, contender: Contender, config: BenchLossConfig) -> int:
@@ -241,21 +235,7 @@ def _peak(batch: int, contender: Contender, config: BenchLossConfig) -> int:
     dtype = DTYPES[contender.precision]
     Problem(1, small).step(contender.loss, dtype)  # libraries have their own beginnings
     problem = Problem(batch, config)
-    if config.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        problem.step(contender.loss, dtype)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
-    before = _most_memory()
-    problem.step(contender.loss, dtype)
-    return max(_most_memory() - before, resource.getpagesize())  # it is counted in pages
-
-
-def _most_memory() -> int:
-    """Return the most bytes that this process held at a time, on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return extra_bytes(lambda: problem.step(contender.loss, dtype), config.device)
 
 
 RATIOS = {

@@ -1,10 +1,16 @@
-"""Where something is measured."""
+"""Where something is measured, and how much memory it takes there."""
 
+import multiprocessing
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 def device_named(name: str) -> str:
@@ -32,3 +38,29 @@ def machine(device: str) -> dict[str, Any]:
         "units": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
     }
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function gives in a fresh process, where nothing else has taken memory."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def extra_bytes(step: Callable[[], object], device: str) -> int:
+    """Return the most bytes that a step takes beyond what there is before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = _most_memory()
+    step()
+    return max(_most_memory() - before, resource.getpagesize())  # it is counted in pages
+
+
+def _most_memory() -> int:
+    """Return the most bytes that this process held at a time, on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, require
+from leanvit.config.names import unknown_name
 from leanvit.config.run import Auto
 
 
@@ -57,9 +58,59 @@ class BenchDataConfig:
             raise ValueError(f"A batch of {self.batch} needs as many images, not {self.images}.")
 
 
-BenchConfig = BenchLossConfig | BenchDataConfig
+PASSES = ("image", "views")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchForwardConfig:
+    """Time and memory of backbones, forward and backward, beside timm's same networks."""
+
+    backbones: tuple[str, ...] = ("swin_tiny", "vit_small")
+    """Names from `leanvit backbones`; those that timm does not have are measured alone."""
+    batch: int = 4
+    """Images at a time."""
+    passes: tuple[str, ...] = PASSES
+    """What is measured: image, at the backbone's own size, and views, the ten of multi-crop."""
+    global_size: int = 224
+    """Side in pixels of the two large views of an image."""
+    local_size: int = 96
+    """Side in pixels of the eight small views."""
+    precisions: tuple[str, ...] = PRECISIONS
+    """Any of fp32 and bf16, which is autocast."""
+    compiled: bool = False
+    """Also both by torch.compile."""
+    rounds: int = 5
+    """How often everything is measured in turn, after a first time that does not count."""
+    threads: int | Auto = "auto"
+    """Threads on the CPU; auto: torch's own, a core each or OMP_NUM_THREADS."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it is measured."""
+    growth: bool = False
+    """Also ours as the batch, the window and the image grow."""
+    throughput: bool = False
+    """Also images a second as the EsViT paper counts them, beside its figures."""
+    throughput_batch: int = 128
+    """Images at a time for that."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batch", "global_size", "local_size", "rounds", "threads")
+        require(self, AT_LEAST_ONE, "throughput_batch")
+        for name, such in (("backbones", "swin_tiny"), ("passes", "image"), ("precisions", "fp32")):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty; name one at least, such as {such}.")
+        for what, given, known in (
+            ("pass", self.passes, PASSES),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            for word in given:
+                if word not in known:
+                    raise unknown_name(what, word, known)
+
+
+BenchConfig = BenchLossConfig | BenchDataConfig | BenchForwardConfig
 
 BENCH_CONFIGS: Mapping[str, type[BenchConfig]] = MappingProxyType(
-    {"loss": BenchLossConfig, "data": BenchDataConfig}
+    {"loss": BenchLossConfig, "data": BenchDataConfig, "forward": BenchForwardConfig}
 )
 """Benches by name."""

@@ -1,0 +1,270 @@
+"""`leanvit bench forward`: backbones beside timm's same networks, in one run.
+
+Letters: B images.
+"""
+
+import ctypes
+import gc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
+
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.bench.forward_report import (
+    OURS,
+    TIMM,
+    Case,
+    Failure,
+    Form,
+    ForwardReport,
+    Grown,
+    Measured,
+    Throughput,
+)
+from leanvit.bench.machine import device_named, extra_bytes, in_own_process
+from leanvit.bench.twins import Compiler, Ours, Twin, has_twin, require_equal
+from leanvit.config import BACKBONES, BackboneConfig, look_up, replace_options
+from leanvit.config.bench import BenchForwardConfig
+from leanvit.core.console import say, track
+from leanvit.core.distributed import require_alone
+from leanvit.core.precision import autocast
+from leanvit.core.random import generator, seeded
+
+BACKEND: str | Compiler = "inductor"
+"""What `torch.compile` compiles with."""
+VARIANTS = 64
+"""Kinds of blocks, times precisions, that a network may be compiled for. torch's 8 are too few for
+a Swin, and beyond them it would run what is not compiled."""
+NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What torch raises where it cannot compile."""
+BASE, SIDE = "vit_small", 224
+"""Throughput is a ratio to that of this backbone, on images of so many pixels a side."""
+GROWING: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {"batch": (1, 2, 4, 8, 16), "window": (7, 14), "image": (96, 160, 224, 320, 448)}
+)
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A network and what it is given."""
+
+    config: BackboneConfig
+    sizes: tuple[tuple[int, int], ...]
+    """Images of each size and their side in pixels."""
+    training: bool = False
+    """Also gradients of all parameters; else evaluation mode without a graph."""
+
+    def build(self, form: Form, device: str) -> Ours | Twin:
+        """Return the network; its weights are the same in every form and process."""
+        with seeded(0, "weights"):
+            ours = build_backbone(self.config)
+        flexible = any(side != self.config.image_size for _, side in self.sizes)
+        network = Twin(ours, flexible=flexible) if form.name == TIMM else Ours(ours)
+        if form.compiled:
+            network.use_compiler(BACKEND)
+        return network.to(device)
+
+
+class Task:
+    """A problem in one form, to be done again and again."""
+
+    def __init__(self, problem: Problem, form: Form, config: BenchForwardConfig) -> None:
+        self.training, self.precision = problem.training, form.precision
+        self.device = device_named(config.device)
+        self.network = problem.build(form, self.device).train(self.training)
+        self.views = [_noise(n, 3, side, side).to(self.device) for n, side in problem.sizes]
+        self.gradients: list[Tensor] = []
+
+    def step(self) -> float:
+        """Do it once; return the seconds that took."""
+        self._wait()
+        start = time.perf_counter()
+        with torch.set_grad_enabled(self.training), autocast(self.precision, self.device):
+            found = self.network(self.views)
+        if self.training:
+            # a sum alone would have none: the final norm undoes it
+            self.gradients = self.gradients or [_noise(*part.shape).to(part) for part in found]
+            torch.autograd.backward(found, self.gradients)
+        self._wait()
+        seconds = time.perf_counter() - start
+        self.network.zero_grad(set_to_none=True)
+        return seconds
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _noise(*shape: int) -> Tensor:
+    draw = generator(0, "bench forward", *shape)
+    return torch.from_numpy(draw.standard_normal(shape, dtype=np.float32))
+
+
+def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> ForwardReport:
+    """Measure times in turn, and the extra memory of each in a process of its own.
+
+    Raises ValueError for a name that no backbone has, RunError if timm's network is another one.
+    """
+    require_alone("bench")
+    named = {name: look_up("backbone", name, BACKBONES) for name in config.backbones}
+    device = device_named(config.device)
+    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
+    torch.set_num_threads(threads)
+    config = replace_options(config, {"device": device, "threads": threads})
+    report = ForwardReport(config, alone=[n for n, b in named.items() if not has_twin(b)])
+    with dynamo.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
+        for name, backbone in named.items():
+            for case, problem in _cases(name, backbone, config).items():
+                _measure(report, case, problem, quiet)
+    if config.growth:
+        for name, backbone in named.items():
+            _grow(report, name, backbone, quiet)
+    if config.throughput:
+        _throughput(report, quiet)
+    return report
+
+
+def _cases(name: str, backbone: BackboneConfig, config: BenchForwardConfig) -> dict[Case, Problem]:
+    """Return what one backbone is measured on."""
+    batch, side = config.batch, backbone.image_size
+    large, small = config.global_size, config.local_size
+    passes = {
+        "image": (str(side), ((batch, side),)),
+        "views": (f"2 x {large} + 8 x {small}", ((2 * batch, large), (8 * batch, small))),
+    }
+    return {
+        Case(name, passes[word][0], training): Problem(backbone, passes[word][1], training)
+        for word in config.passes
+        for training in (False, True)
+    }
+
+
+def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -> None:
+    """Measure all forms of a case."""
+    config = report.config
+    names = (TIMM, OURS) if has_twin(problem.config) else (OURS,)
+    forms = [
+        Form(name, precision, compiled)
+        for precision in config.precisions
+        for compiled in ((False, True) if config.compiled else (False,))
+        for name in names
+    ]
+    patch, cut = problem.config.patch, [s for _, s in problem.sizes if s % problem.config.patch]
+    if TIMM in names and cut:
+        why = "takes whole patches alone", f"{cut[0]} pixels are no multiple of a patch of {patch}"
+        report.failed.extend(Failure(case, form, *why) for form in forms if form.name == TIMM)
+        forms = [form for form in forms if form.name == OURS]
+    elif TIMM in names:
+        _require_equal(case.backbone, problem, config)
+    if not quiet:
+        say(f"{case}: {config.rounds + 1} rounds of {len(forms)} forms, then memory")
+    torch._dynamo.reset()  # what was compiled for other cases would be looked through at every call
+    tasks = {form: Task(problem, form, config) for form in forms}
+    seconds, failed = _in_turn(tasks, config.rounds, f"time of {case}", quiet)
+    report.failed.extend(Failure(case, form, *why) for form, why in failed.items())
+    for form in track(seconds, f"memory of {case}", len(seconds), quiet=quiet):
+        memory = in_own_process(_peak, problem, form, config)
+        report.measured.append(Measured(case, form, config.batch, seconds[form], memory))
+
+
+def _require_equal(name: str, problem: Problem, config: BenchForwardConfig) -> None:
+    device, side = device_named(config.device), problem.config.image_size
+    ours, twin = (problem.build(Form(who, "fp32"), device) for who in (OURS, TIMM))
+    require_equal(name, ours, twin, _noise(2, 3, side, side).to(device))
+
+
+def _in_turn(
+    tasks: Mapping[K, Task], rounds: int, text: str, quiet: bool
+) -> tuple[dict[K, list[float]], dict[K, tuple[str, str]]]:
+    """Return the seconds of each task in every round, of which the first does not count.
+
+    And of those that could not be done, what is to be said and why.
+    """
+    seconds: dict[K, list[float]] = {key: [] for key in tasks}
+    failed: dict[K, tuple[str, str]] = {}
+    turns = [key for _ in range(rounds + 1) for key in tasks]
+    for key in track(turns, text, len(turns), quiet=quiet):
+        if key in failed:
+            continue
+        try:
+            seconds[key].append(tasks[key].step())
+        except NOT_COMPILED as error:
+            failed[key] = "torch cannot compile it here", _reason(error)
+        except torch.OutOfMemoryError as error:
+            failed[key] = "finds too little memory", _reason(error)
+    return {key: found[1:] for key, found in seconds.items() if key not in failed}, failed
+
+
+def _reason(error: Exception) -> str:
+    """Return the kind of an error, its first line and, of a C++ compiler's, the first complaint."""
+    if isinstance(error, BackendCompilerFailed):
+        error = error.inner_exception
+    lines = str(error).splitlines() or [""]
+    complaints = [line for line in lines[1:] if " error: " in line]
+    return "; ".join([f"{type(error).__name__}: {lines[0]}", *complaints[:1]])
+
+
+def _peak(problem: Problem, form: Form, config: BenchForwardConfig) -> int:
+    """Return the bytes that a step takes beyond network and images."""
+    assert config.threads != "auto"
+    torch.set_num_threads(config.threads)
+    task = Task(problem, form, config)
+    with dynamo.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
+        task.step()  # compilers and libraries have their own beginnings
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept for later, would not count
+        return extra_bytes(task.step, task.device)
+
+
+def _grow(report: ForwardReport, name: str, backbone: BackboneConfig, quiet: bool) -> None:
+    """Measure ours, forward and backward, with one thing growing after the other."""
+    config, form = report.config, Form(OURS, report.config.precisions[0])
+    batch, side = config.batch, backbone.image_size
+    problems = {("batch", n): Problem(backbone, ((n, side),), True) for n in GROWING["batch"]}
+    if hasattr(backbone, "window"):
+        for window in GROWING["window"]:
+            wide = replace(backbone, window=window)  # type: ignore[call-arg]
+            problems["window", window] = Problem(wide, ((batch, side),), True)
+    for pixels in GROWING["image"]:
+        problems["image", pixels] = Problem(backbone, ((batch, pixels),), True)
+    if not quiet:
+        say(f"{name}: growth, {config.rounds + 1} rounds of {len(problems)}, then memory")
+    tasks = {key: Task(problem, form, config) for key, problem in problems.items()}
+    seconds, failed = _in_turn(tasks, config.rounds, f"growth of {name}", quiet)
+    for (what, value), why in failed.items():
+        report.failed.append(Failure(Case(name, f"{what} {value}", True), form, *why))
+    for (what, value), found in seconds.items():
+        ((images, _),) = problems[what, value].sizes
+        memory = in_own_process(_peak, problems[what, value], form, config)
+        report.grown.append(Grown(name, what, value, images, found, memory))
+
+
+def _throughput(report: ForwardReport, quiet: bool) -> None:
+    """Measure images a second as the EsViT paper counts them, in each precision."""
+    config = report.config
+    names = dict.fromkeys([BASE, *config.backbones])
+    for precision in config.precisions:
+        if not quiet:
+            say(
+                f"throughput {precision}: {config.rounds + 1} rounds of {len(names)} backbones "
+                f"with {config.throughput_batch} images of {SIDE} pixels"
+            )
+        form, sizes = Form(OURS, precision), ((config.throughput_batch, SIDE),)
+        tasks = {name: Task(Problem(BACKBONES[name], sizes), form, config) for name in names}
+        seconds, failed = _in_turn(tasks, config.rounds, f"throughput {precision}", quiet)
+        for name, why in failed.items():
+            report.failed.append(Failure(Case(name, "throughput", False), form, *why))
+        report.throughput.extend(
+            Throughput(name, precision, config.throughput_batch, found)
+            for name, found in seconds.items()
+        )

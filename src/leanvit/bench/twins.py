@@ -1,0 +1,138 @@
+"""timm's networks with our weights, which ours are measured against, and ours in the same form.
+
+Letters: B images, h and w rows and columns of the grid, D channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Backbone
+from leanvit.config import BackboneConfig, SwinConfig, ViTConfig
+from leanvit.core.errors import RunError
+from leanvit.core.random import seeded
+
+Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
+NEAR = 1e-3
+"""How far features may differ, by their norm: more than rounding, less than any other function."""
+
+
+def has_twin(config: BackboneConfig) -> bool:
+    """Return whether timm has this network: Swin, and plain ViT but for some of its additions."""
+    if isinstance(config, ViTConfig):
+        return not (config.registers or config.position_bias or config.positions == "sincos")
+    return isinstance(config, SwinConfig)
+
+
+class Ours(nn.Module):
+    """Our network; all sizes in one forward."""
+
+    def __init__(self, network: Backbone) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Return the grid [B, h, w, D] and the view feature [B, D] of each view in turn."""
+        return [part for found in self.network(views) for part in (found.grid, found.pooled)]
+
+    def use_compiler(self, backend: str | Compiler) -> None:
+        """Compile block by block, as blocks are made for, for the very sizes that come."""
+        for block in self.network.blocks():
+            block.compile(backend=backend, dynamic=False)
+
+
+class Twin(nn.Module):
+    """timm's network with the weights of ours; one forward for each size.
+
+    flexible: also for images of other sizes than the nominal one, which costs timm's Swin the masks
+    that it keeps otherwise.
+    """
+
+    def __init__(self, ours: Backbone, *, flexible: bool) -> None:
+        super().__init__()
+        self.config = ours.config
+        with seeded(0, "twin"):
+            self.network = _network(ours.config, flexible).eval()
+        self.network.load_state_dict(_renamed(ours.state_dict()), strict=True)
+
+    def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """Return the grid [B, h, w, D] and the view feature [B, D] of each view in turn."""
+        found = []
+        for view in views:
+            tokens: Tensor = self.network(view)
+            if isinstance(self.config, ViTConfig):
+                rows = view.shape[-2] // self.config.patch
+                grid = tokens[:, 1:].unflatten(1, (rows, -1))
+                mean = self.config.pool == "mean"
+                found += [grid, grid.mean((1, 2)) if mean else tokens[:, 0]]
+            else:
+                found += [tokens, tokens.mean((1, 2))]
+        return found
+
+    def use_compiler(self, backend: str | Compiler) -> None:
+        """Compile the whole network, as timm's own benchmark does."""
+        self.network.compile(backend=backend, dynamic=False)
+
+
+def require_equal(name: str, ours: nn.Module, twin: nn.Module, image: Tensor) -> None:
+    """Compare the features of images [B, 3, side, side] of the nominal size, in evaluation mode.
+
+    Raises RunError if they differ: a bench of different functions would say nothing.
+    """
+    with torch.no_grad():
+        pairs = zip(ours.eval()([image]), twin.eval()([image]), strict=True)
+    for found, other in pairs:
+        apart = float((found - other).norm() / found.norm())
+        if not apart < NEAR:
+            raise RunError(
+                f"timm's network gives other features than our {name} with the same weights (they "
+                f"differ by {apart:.1e} of their norm), so nothing was measured."
+            )
+
+
+def _network(config: BackboneConfig, flexible: bool) -> nn.Module:
+    shared: dict[str, Any] = {
+        "img_size": config.image_size,
+        "patch_size": config.patch,
+        "num_classes": 0,
+        "global_pool": "",
+        "drop_path_rate": 0.0,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+    }
+    if isinstance(config, SwinConfig):
+        return timm.create_model(
+            "swin_tiny_patch4_window7_224",
+            embed_dim=config.dim,
+            depths=config.depths,
+            num_heads=config.heads,
+            window_size=config.window,
+            mlp_ratio=config.mlp_ratio,
+            strict_img_size=not flexible,
+            **shared,
+        )
+    assert isinstance(config, ViTConfig)
+    return timm.create_model(
+        "vit_small_patch16_224",
+        embed_dim=config.dim,
+        depth=config.depth,
+        num_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        init_values=config.layer_scale or None,
+        dynamic_img_size=flexible,
+        **shared,
+    )
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state under timm's names: blocks of a ViT, merging where the next stage begins."""
+    if "cls_token" in state:
+        return {name.replace("layers.", "blocks."): value for name, value in state.items()}
+    renamed = {}
+    for name, value in state.items():
+        stage, _, rest = name.removeprefix("layers.").partition(".downsample.")
+        renamed[f"layers.{int(stage) + 1}.downsample.{rest}" if rest else name] = value
+    return renamed
