@@ -17,6 +17,7 @@ from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import ViLConfig
+from leanvit.core.precision import unrounded
 from leanvit.core.tracing import once_per_size
 from leanvit.kernels.attention import attend
 from leanvit.kernels.chunk_attention import (
@@ -170,7 +171,7 @@ class FullAttention(RelativeAttention):
     def _bias(self, bias: Tensor, resize: Tensor | None) -> Tensor:
         """Return [H, T, T] from the bias [H, side^2, side^2] of the nominal grid."""
         if resize is not None:
-            with torch.autocast(bias.device.type, enabled=False):
+            with unrounded(bias):
                 bias = resize @ bias @ resize.mT
         if not self.prefix:
             return bias

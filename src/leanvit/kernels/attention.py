@@ -1,10 +1,9 @@
 """Attention whose logits can be asked for."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 
 
 def attend(
@@ -24,7 +23,7 @@ def attend(
     if not with_logits:
         bias = None if bias is None else bias.to(q.dtype)
         return functional.scaled_dot_product_attention(q, k, v, bias, scale=scale), None
-    with torch.autocast(q.device.type, enabled=False):
+    with unrounded(q):
         logits = full(q) @ full(k).mT * (q.shape[-1] ** -0.5 if scale is None else scale)
         logits = logits if bias is None else logits + bias
     return logits.softmax(-1).to(v.dtype) @ v, logits

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.config import look_up
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 from leanvit.kernels.prototype_attention import prototype_cross_entropy
 from leanvit.kernels.prototypes import Pairs, Projection
 from leanvit.losses.view import Mixing, different_views
@@ -130,7 +130,7 @@ def match_regions(student: Tensor, teacher: Tensor, matching: str = "argmax") ->
     student [V_g, B, T_g, d], teacher [2, B, T, d] -> [2, V_g, B, T_g], numbers below T.
     """
     choose = look_up("matching", matching, MATCHINGS)
-    with torch.autocast(student.device.type, enabled=False):
+    with unrounded(student):
         student = functional.normalize(full(student), dim=-1)
         teacher = functional.normalize(full(teacher), dim=-1)
         return choose(torch.einsum("vbid,tbjd->tvbij", student, teacher))

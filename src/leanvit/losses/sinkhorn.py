@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leanvit.core.distributed import all_max, all_sum
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 from leanvit.kernels.prototype_sweeps import log_sum_exp
 from leanvit.kernels.prototypes import Projection
 
@@ -23,7 +23,7 @@ def sinkhorn_bias(teacher: Projection, temperature: float, iterations: int) -> T
     In the log domain and in fp32 or wider, with the rows of all processes; only vectors are kept.
     Each iteration shares the rows equally among the prototypes, then makes them distributions.
     """
-    with torch.autocast(teacher.rows.device.type, enabled=False):
+    with unrounded(teacher.rows):
         rows, prototypes = full(teacher.rows), full(teacher.prototypes)
         row_bias, key_bias = rows.new_zeros(len(rows)), rows.new_zeros(len(prototypes))
         for number in range(iterations):

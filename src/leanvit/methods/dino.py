@@ -14,7 +14,7 @@ from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
 from leanvit.core.ema import ema_update
-from leanvit.core.precision import to_device
+from leanvit.core.precision import to_device, unrounded
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototypes import Projection
@@ -135,7 +135,7 @@ def teacher_entropy(teacher: Projection, key_bias: Tensor, temperature: float) -
     1 for a teacher that says nothing, 0 for one that is certain.
     """
     rows = teacher.rows[:ENTROPY_ROWS]
-    with torch.autocast(rows.device.type, enabled=False):
+    with unrounded(rows):
         logits = rows @ teacher.prototypes.to(rows.dtype).T / temperature + key_bias
     entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
     return entropy / max(math.log(logits.shape[1]), 1e-9)

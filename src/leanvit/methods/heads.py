@@ -13,7 +13,7 @@ from torch.nn import functional
 from leanvit.backbones.layers import init_linear
 from leanvit.config import HeadConfig
 from leanvit.core.distributed import all_sum
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.prototypes import Projection
@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Projection:
         """Features [N, d] -> unit rows [N, D] and prototypes [K, D], both fp32 or wider."""
-        with torch.autocast(x.device.type, enabled=False):
+        with unrounded(x):
             prototypes = self.last_layer()
         rows = functional.normalize(full(self.mlp(x)), dim=-1)
         return Projection(rows, prototypes)
