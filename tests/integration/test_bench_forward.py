@@ -14,6 +14,7 @@ from leanvit.bench import forward as bench
 from leanvit.bench.forward import Problem, Task, bench_forward
 from leanvit.bench.forward_report import (
     OURS,
+    SKIPPING,
     TIMM,
     Case,
     Failure,
@@ -124,7 +125,10 @@ def test_every_pass_is_measured_beside_timm() -> None:
         *(("swin_tiny", f"{name} {precision}") for name in (OURS, TIMM) for precision in
           ("fp32", "bf16")),
         *(("cvt_tiny", f"ours {precision}") for precision in ("fp32", "bf16")),
+        *(("swin_tiny", f"{SKIPPING} {precision}") for precision in ("fp32", "bf16")),
     }  # fmt: skip
+    skipping = {m.case.what for m in found.measured if m.form.name == SKIPPING}
+    assert skipping == {views}, "where nothing is padded there is nothing to skip"
     assert {len(m.seconds) for m in found.measured} == {2}
     assert found.alone == ["cvt_tiny"] and not found.failed
     plain = found.to_dict()
@@ -154,7 +158,7 @@ def test_passes_and_sizes_are_what_was_asked(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_timm_refuses_is_in_the_table() -> None:
     found = bench_forward(replace(SMALL, passes=("views",), local_size=15), quiet=True)
-    assert {str(m.form) for m in found.measured} == {"ours fp32"}
+    assert {str(m.form) for m in found.measured} == {"ours fp32", f"{SKIPPING} fp32"}
     assert "| timm fp32 | takes whole patches alone |" in str(found)
     assert found.failed[0].reason == "15 pixels are no multiple of a patch of 2"
 
@@ -199,10 +203,9 @@ def test_what_torch_cannot_compile_is_in_the_table(monkeypatch: pytest.MonkeyPat
 def test_growth_and_throughput_are_measured_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "GROWING", {"batch": (1, 2), "window": (2, 4), "image": (16, 32)})
     monkeypatch.setattr(bench, "SIDE", 32)
-    config = replace(
-        SMALL, passes=("image",), growth=True, throughput=True, throughput_batch=3, rounds=1
-    )
+    config = replace(SMALL, growth=True, throughput=True, throughput_batch=3, rounds=1)
     found = bench_forward(config, quiet=True)
+    assert not found.measured, "they come instead of the comparison"
     points = [("batch", 1), ("batch", 2), ("window", 2), ("window", 4), ("image", 16)]
     assert [(g.what, g.value) for g in found.grown] == [*points, ("image", 32)]
     assert [g.images for g in found.grown] == [1, 2, 1, 1, 1, 1]

@@ -20,6 +20,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.bench.forward_report import (
     OURS,
+    SKIPPING,
     TIMM,
     Case,
     Failure,
@@ -31,7 +32,7 @@ from leanvit.bench.forward_report import (
 )
 from leanvit.bench.machine import device_named, extra_bytes, in_own_process
 from leanvit.bench.twins import Compiler, Ours, Twin, has_twin, require_equal
-from leanvit.config import BACKBONES, BackboneConfig, look_up, replace_options
+from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, look_up, replace_options
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
@@ -66,8 +67,11 @@ class Problem:
 
     def build(self, form: Form, device: str) -> Ours | Twin:
         """Return the network; its weights are the same in every form and process."""
+        config = self.config
+        if form.name == SKIPPING and isinstance(config, SwinConfig):
+            config = replace(config, skip_padding=True)
         with seeded(0, "weights"):
-            ours = build_backbone(self.config)
+            ours = build_backbone(config)
         flexible = any(side != self.config.image_size for _, side in self.sizes)
         network = Twin(ours, flexible=flexible) if form.name == TIMM else Ours(ours)
         if form.compiled:
@@ -122,8 +126,9 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     torch.set_num_threads(threads)
     config = replace_options(config, {"device": device, "threads": threads})
     report = ForwardReport(config, alone=[n for n, b in named.items() if not has_twin(b)])
+    compared = {} if config.growth or config.throughput else named
     with dynamo.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
-        for name, backbone in named.items():
+        for name, backbone in compared.items():
             for case, problem in _cases(name, backbone, config).items():
                 _measure(report, case, problem, quiet)
     if config.growth:
@@ -152,7 +157,9 @@ def _cases(name: str, backbone: BackboneConfig, config: BenchForwardConfig) -> d
 def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -> None:
     """Measure all forms of a case."""
     config = report.config
-    names = (TIMM, OURS) if has_twin(problem.config) else (OURS,)
+    names = [TIMM, OURS] if has_twin(problem.config) else [OURS]
+    if isinstance(problem.config, SwinConfig) and len(problem.sizes) > 1:
+        names.append(SKIPPING)
     forms = [
         Form(name, precision, compiled)
         for precision in config.precisions
@@ -163,7 +170,7 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
     if TIMM in names and cut:
         why = "takes whole patches alone", f"{cut[0]} pixels are no multiple of a patch of {patch}"
         report.failed.extend(Failure(case, form, *why) for form in forms if form.name == TIMM)
-        forms = [form for form in forms if form.name == OURS]
+        forms = [form for form in forms if form.name != TIMM]
     elif TIMM in names:
         _require_equal(case.backbone, problem, config)
     if not quiet:

@@ -87,9 +87,9 @@ class BenchForwardConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it is measured."""
     growth: bool = False
-    """Also ours as the batch, the window and the image grow."""
+    """Instead ours alone, as the batch, the window and the image grow."""
     throughput: bool = False
-    """Also images a second as the EsViT paper counts them, beside its figures."""
+    """Instead images a second as the EsViT paper counts them, beside its figures."""
     throughput_batch: int = 128
     """Images at a time for that."""
 
