@@ -25,6 +25,7 @@ PAPER: Mapping[str, int] = MappingProxyType(
         "swin_base_w14": 254,
         "cvt_tiny": 848,
         "vil_2262": 386,
+        "resnet50": 1237,
     }
 )
 """Images a second on one V100, 128 at a time (EsViT, arXiv 2106.09785, tables 1 and 4)."""
@@ -124,7 +125,7 @@ class ForwardReport:
     grown: list[Grown] = field(default_factory=list)
     throughput: list[Throughput] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
-    """Backbones that timm does not have."""
+    """Backbones that timm does not have too."""
 
     def against_timm(self, found: Measured) -> dict[str, float]:
         """Return how many times faster ours is, and its share of timm's extra memory.
@@ -194,7 +195,9 @@ class ForwardReport:
         """Return what a reader must know of the opponent."""
         notes = list(NOTES) if any(m.form.name == TIMM for m in self.measured) else []
         if self.alone:
-            notes.append(f"Measured alone, since timm does not have them: {', '.join(self.alone)}.")
+            notes.append(
+                f"Measured alone, without the same network of timm: {', '.join(self.alone)}."
+            )
         every = [
             found.seconds
             for group in (self.measured, self.grown, self.throughput)
