@@ -27,7 +27,7 @@ from leanvit.bench.forward_report import (
 from leanvit.bench.machine import in_own_process
 from leanvit.bench.twins import Ours, Twin, has_twin, require_equal
 from leanvit.cli import main
-from leanvit.config import BACKBONES, BackboneConfig, SwinConfig
+from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, named_backbone
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.errors import RunError
 from tests.integration.command import Says, refused
@@ -48,8 +48,8 @@ SMALL = BenchForwardConfig(
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let names mean small networks, and every process find the same memory."""
-    names = {"swin_tiny": SWIN, "vit_small": VIT, "cvt_tiny": CVT}
-    monkeypatch.setattr(bench, "BACKBONES", names)
+    names: dict[str, BackboneConfig] = {"swin_tiny": SWIN, "vit_small": VIT, "cvt_tiny": CVT}
+    monkeypatch.setattr(bench, "named_backbone", lambda n: names.get(n) or named_backbone(n))
     monkeypatch.setattr(bench, "in_own_process", lambda *_: 7)
     threads = torch.get_num_threads()
     yield
@@ -78,7 +78,7 @@ def test_timm_gives_the_same_features(config: BackboneConfig, flexible: bool) ->
 
 def test_who_has_an_opponent() -> None:
     alone = {name for name, config in BACKBONES.items() if not has_twin(config)}
-    assert {"cvt_tiny", "vil_2262", "vit_tiny_h12_rpe"} <= alone
+    assert {"cvt_tiny", "resnet50", "vil_2262", "vit_tiny_h12_rpe"} <= alone
     assert not {"swin_tiny", "swin_base_w14", "vit_small", "vit_base_p14"} & alone
     assert not has_twin(VIT_FULL)
 
@@ -138,6 +138,13 @@ def test_every_pass_is_measured_beside_timm() -> None:
         compared = entry["backbone"] == "swin_tiny" and entry["form"] == OURS
         assert ("speedup" in entry) == compared
         assert entry.get("memory_ratio", 1) == 1
+
+
+def test_networks_of_timm_are_measured_alone() -> None:
+    config = replace(SMALL, backbones=("timm:test_resnet",), passes=("image",), rounds=1)
+    found = bench_forward(config, quiet=True)
+    assert [m.case.training for m in found.measured] == [False, True]
+    assert "without the same network of timm: timm:test_resnet." in str(found)
 
 
 def test_passes_and_sizes_are_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from leanvit.bench.forward_report import (
 )
 from leanvit.bench.machine import device_named, extra_bytes, in_own_process
 from leanvit.bench.twins import Compiler, Ours, Twin, has_twin, require_equal
-from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, look_up, replace_options
+from leanvit.config import BackboneConfig, SwinConfig, named_backbone, replace_options
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
@@ -120,7 +120,7 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     Raises ValueError for a name that no backbone has, RunError if timm's network is another one.
     """
     require_alone("bench")
-    named = {name: look_up("backbone", name, BACKBONES) for name in config.backbones}
+    named = {name: named_backbone(name) for name in config.backbones}
     device = device_named(config.device)
     threads = torch.get_num_threads() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
@@ -267,7 +267,7 @@ def _throughput(report: ForwardReport, quiet: bool) -> None:
                 f"with {config.throughput_batch} images of {SIDE} pixels"
             )
         form, sizes = Form(OURS, precision), ((config.throughput_batch, SIDE),)
-        tasks = {name: Task(Problem(BACKBONES[name], sizes), form, config) for name in names}
+        tasks = {name: Task(Problem(named_backbone(name), sizes), form, config) for name in names}
         seconds, failed = _in_turn(tasks, config.rounds, f"throughput {precision}", quiet)
         for name, why in failed.items():
             report.failed.append(Failure(Case(name, "throughput", False), form, *why))

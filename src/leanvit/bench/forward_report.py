@@ -127,7 +127,7 @@ class ForwardReport:
     grown: list[Grown] = field(default_factory=list)
     throughput: list[Throughput] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
-    """Backbones that timm does not have."""
+    """Backbones that timm does not have too."""
 
     def against_timm(self, found: Measured) -> dict[str, float]:
         """Return how many times faster ours is, and its share of timm's extra memory.
@@ -197,7 +197,9 @@ class ForwardReport:
         """Return what a reader must know of the opponent."""
         notes = list(NOTES) if any(m.form.name == TIMM for m in self.measured) else []
         if self.alone:
-            notes.append(f"Measured alone, since timm does not have them: {', '.join(self.alone)}.")
+            notes.append(
+                f"Measured alone, without the same network of timm: {', '.join(self.alone)}."
+            )
         every = [
             found.seconds
             for group in (self.measured, self.grown, self.throughput)

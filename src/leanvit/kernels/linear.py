@@ -1,8 +1,8 @@
 """Linear layers on the CPU, by the faster of the two libraries that torch has.
 
 torch asks MKL for fp32, which takes its slow path on CPUs of other makers, and spreads the bias
-over the output before a product in bf16. oneDNN needed less than half of the time for fp32 on an
-AMD CPU, forward and backward (benchmarks/forward.md); its fp32 is exact too.
+over the output before a product in bf16. oneDNN's fp32 is exact too; whole networks became about
+twice as fast on an AMD CPU (benchmarks/forward.md).
 
 Letters: N tokens, C and D channels.
 """
