@@ -93,6 +93,8 @@ def both() -> tuple[Any, list[Any]]:
     return one, in_processes(2, train_all)
 
 
+ROUNDING = {"sinkhorn": 5.0}
+"""How much more fp32 may differ: its gradients are of the order of a thousand here."""
 LOCAL = ("feature_std", "teacher_entropy")
 """Numbers of a process's own images: their mean is not that of the whole batch."""
 
@@ -102,15 +104,14 @@ LOCAL = ("feature_std", "teacher_entropy")
 def test_two_processes_train_as_one(name: str, precision: str, both: tuple[Any, list[Any]]) -> None:
     one, two = both
     weights, rows = one[name, precision]
-    tolerance = DTYPES[precision][1]
+    tolerance = DTYPES[precision][1] * (ROUNDING.get(name, 1.0) if precision == "fp32" else 1.0)
     for found, shown in (process[name, precision] for process in two):
         assert found.keys() == weights.keys()
         for key, value in weights.items():
             error = (found[key] - value).abs()
             if "attn.qkv.bias" in key and error.ndim and precision == "fp32":
                 error = torch.cat(error.chunk(3)[::2])  # the keys' bias has no gradient but noise
-            moment = key.startswith("optimizer")  # gradients, whose fp32 rounding Sinkhorn spreads
-            assert float(error.max()) < tolerance * (2 if moment else 1), key
+            assert float(error.max()) < tolerance, key
         for ours, theirs in zip(shown, rows, strict=True):
             expected = {k: v for k, v in theirs.items() if k not in LOCAL}
             assert {k: ours[k] for k in expected} == pytest.approx(
