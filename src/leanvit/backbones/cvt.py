@@ -147,12 +147,12 @@ class WindowAttention(nn.Module):
         return grid[:, :h, :w].flatten(0, 2), logits
 
     def bias(self, side: int) -> Tensor | None:
-        """Return the position bias [H, T, T] of windows of `side` tokens, if there is one."""
+        """Return the position bias [1, H, T, T] of windows of `side` tokens, if there is one."""
         if self.relative_position_bias_table is None:
             return None
         index = self.relative_position_index.view([self.window] * 4)[:side, :side, :side, :side]
         table = self.relative_position_bias_table.index_select(0, index.flatten())
-        return table.view(side**2, side**2, -1).permute(2, 0, 1)
+        return table.view(1, side**2, side**2, -1).permute(0, 3, 1, 2)
 
 
 class CvTBlock(Block):

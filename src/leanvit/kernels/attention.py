@@ -1,9 +1,12 @@
 """Attention whose logits can be asked for."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from leanvit.core.precision import full, unrounded
+from leanvit.core.tracing import exporting
+from leanvit.kernels.biased_attention import biased_attention
 
 
 def attend(
@@ -17,13 +20,19 @@ def attend(
 ) -> tuple[Tensor, Tensor | None]:
     """Return softmax(scale * q k' + bias) v and, if asked, the logits before the softmax.
 
-    q, k, v [B, H, rows, d]; bias [1 or B, H, rows of q, rows of k]; scale: d^-0.5 by default.
-    Logits are fp32 or wider.
+    q, k, v [B, H, rows, d]; bias [b, H, rows of q, rows of k], for b items after another again and
+    again: B is a multiple of b; scale: d^-0.5 by default. Logits are fp32 or wider.
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if bias is not None and trained and q.device.type == "cpu" and not with_logits | exporting():
+        return biased_attention(q, k, v, full(bias), scale), None
+    if bias is not None and 1 < len(bias) < len(q):
+        bias = bias.expand(len(q) // len(bias), *bias.shape).flatten(0, 1)
     if not with_logits:
         bias = None if bias is None else bias.to(q.dtype)
         return functional.scaled_dot_product_attention(q, k, v, bias, scale=scale), None
     with unrounded(q):
-        logits = full(q) @ full(k).mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+        logits = full(q) @ full(k).mT * scale
         logits = logits if bias is None else logits + bias
     return logits.softmax(-1).to(v.dtype) @ v, logits

@@ -182,9 +182,6 @@ def chunk_attention(
     sizes = [part.split(layout.chunks()) for part in (queries, k, v)]
     for own_, k_, v_, mask in zip(*sizes, layout.masks, strict=True):
         near = bias + mask[:, None, None]
-        if len(mask) > 1:
-            images = len(own_) // len(mask)
-            near = near.expand(images, *near.shape).flatten(0, 1)
         out, logits = attend(own_, k_, v_, near, with_logits=with_logits)
         attended.append(out.transpose(1, 2).reshape(-1, q.shape[1]))
         found += [] if logits is None else [logits]
