@@ -104,3 +104,40 @@ def test_a_frozen_network_passes_gradients_on(monkeypatch: pytest.MonkeyPatch) -
     (mine,) = torch.autograd.grad(two_layers.mlp(x, first, second).sum(), x)
     plain = second(functional.gelu(first(x)))
     torch.testing.assert_close(mine, torch.autograd.grad(plain.sum(), x)[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_second_derivative_is_refused(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_onednn", lambda: True)
+    first, second = ours.Linear(6, 8), ours.Linear(8, 6)
+    x = noise(3, 6).requires_grad_()
+    out = first(x) if layers == 1 else two_layers.mlp(x, first, second)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
+def test_what_stands_in_place_of_a_layer_is_called() -> None:
+    class Doubled(ours.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    first, second, x = ours.Linear(6, 8), ours.Linear(8, 6), noise(3, 6)
+    plain = two_layers.mlp(x, first, second)
+    doubled = Doubled(8, 6)
+    doubled.load_state_dict(second.state_dict())
+    torch.testing.assert_close(two_layers.mlp(x, first, doubled), 2 * plain)
+    seen: list[Any] = []
+    second.register_forward_hook(lambda *given: seen.append(given))
+    torch.testing.assert_close(two_layers.mlp(x, first, second), plain)
+    assert len(seen) == 1
+    bare = [ours.Linear(6, 8, bias=False), ours.Linear(8, 6, bias=False)]
+    assert two_layers.mlp(x, *bare).shape == (3, 6)
+
+
+def test_wide_numbers_stay_wide_and_mixed_ones_are_refused() -> None:
+    layer = ours.Linear(6, 4).double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(noise(2, 6).double()).dtype == torch.float64
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer(noise(2, 6))

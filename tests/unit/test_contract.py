@@ -152,6 +152,7 @@ def test_a_packed_step_with_stochastic_depth(config: object) -> None:
 def test_what_a_backbone_cannot_give_is_an_error() -> None:
     swin, vit, vil, image = build(SWIN), build(VIT), build(VIL), noise(1, 3, 32, 32)
     keep = torch.zeros(1, 4, dtype=torch.long)
+    hidden = torch.zeros(1, 8, 16, dtype=torch.bool)
     for ask, backbone, views, message in [
         (Ask(keep=keep), swin, [image], "cannot serve 'keep'"),
         (Ask(keep=keep), vit, [image, image], "belong to one view; 2"),
@@ -161,6 +162,11 @@ def test_what_a_backbone_cannot_give_is_an_error() -> None:
         (Ask(neighbors=torch.zeros(4)), swin, [image], "cannot serve 'neighbors'"),
         (Ask(neighbors=torch.zeros(3)), vil, [image], r"expected \(4,\): one for each block"),
         (Ask(), vit, [noise(1, 3, 3, 32)], "smaller than one patch of 4"),
+        (Ask(), vit, [], "There is no view"),
+        (Ask(), swin, [noise(0, 3, 32, 32)], "has no images"),
+        (Ask(keep=keep.repeat(2, 1)), vit, [image], r"keep has shape \(2, 4\); expected \[1, n\]"),
+        (Ask(fill=(hidden, noise(8))), swin, [image], r"is \(1, 8, 16\); expected \(1, 16, 16\)"),
+        (Ask(fill=(hidden, noise(16))), vit, [image], r"is \(1, 8, 16\); expected \(1, 8, 8\)"),
         (Ask(), vit, [noise(3, 32, 32)], "floating-point tensor .B, 3, height, width."),
         (Ask(), swin, [noise(1, 1, 32, 32)], "floating-point tensor"),
         (Ask(), swin, [image.byte()], "not torch.uint8"),

@@ -1,14 +1,15 @@
 """What holds for every family of backbones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from leanvit.backbones.base import Ask, Features
+from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.config import BackboneConfig, TimmConfig
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
@@ -111,23 +112,31 @@ COMPILED = {
 @pytest.mark.parametrize(("config", "blocks"), COMPILED.values(), ids=COMPILED)
 def test_compilation_breaks_no_graph(config: BackboneConfig, blocks: bool) -> None:
     """And changes neither features nor gradients, with stochastic depth."""
-    backbone = build(replace(config, drop_path=0.5), torch.float64)
-    views = [noise(b, 3, h, w, dtype=torch.float64) for b, h, w in ((2, 32, 32), (1, 16, 24))]
+    plain, backbone = (build(replace(config, drop_path=0.5), torch.float64) for _ in range(2))
     ask = Ask(drop=noise(len(backbone.drop_rates()), 2, 3, seed=9) > -0.5)
-
-    def run() -> list[Tensor]:
-        found = backbone(views, ask)
-        total = sum((f.grid.square().sum() + f.pooled.sum() for f in found), torch.zeros(()))
-        gradients = torch.autograd.grad(total, list(backbone.parameters()))
-        return [f.grid for f in found] + list(gradients)
-
-    expected = run()
     torch.compiler.reset()
     for part in backbone.blocks() if blocks else [backbone]:
         # torch 2.11 traces the gradient of timm's antialiased resizing for fixed sizes alone
         part.compile(backend="aot_eager", fullgraph=True, dynamic=False if config is TIMM else None)
-    for _ in range(2):
-        torch.testing.assert_close(run(), expected)
+
+    def run(network: Backbone, sizes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+        found = network([noise(b, 3, h, w, dtype=torch.float64) for b, h, w in sizes], ask)
+        total = sum((f.grid.square().sum() + f.pooled.sum() for f in found), torch.zeros(()))
+        gradients = torch.autograd.grad(total, list(network.parameters()))
+        return [f.grid for f in found] + list(gradients)
+
+    for sizes in [((2, 32, 32), (1, 16, 24)), ((1, 48, 32), (2, 16, 24))]:  # then other ones
+        torch.testing.assert_close(run(backbone, sizes), run(plain, sizes))
+
+
+@pytest.mark.parametrize("config", OURS.values(), ids=OURS)
+def test_stand_ins_for_tensors_do_not_stay(config: BackboneConfig) -> None:
+    """What is worked out from sizes is kept, but never from a pass that computes nothing."""
+    backbone = build(config).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone.features(torch.empty(1, 3, 36, 28))
+    found = backbone.features(noise(1, 3, 36, 28))
+    assert type(found.grid) is Tensor and found.grid.isfinite().all()
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)

@@ -10,6 +10,7 @@ from torch import nn
 
 import leanvit
 from leanvit.backbones.base import Ask
+from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.timm_adapter import DropPath, TimmNetwork
 from leanvit.config import TimmConfig, compose, replace_options, resolve
 from leanvit.config.resolve import Facts
@@ -192,3 +193,10 @@ def test_running_statistics_resume_exactly() -> None:
     assert isinstance(encoder, TimmNetwork)
     moved = encoder.network.model.get_buffer("bn1.running_mean")
     assert moved.any(), "the teacher keeps its own statistics"
+
+
+def test_a_grid_that_does_not_follow_the_image_is_refused() -> None:
+    """Hiera adds its positions to a single patch as if it were all of them."""
+    hiera = build_backbone(TimmConfig(name="hiera_tiny_224"))
+    with pytest.raises(ValueError, match="7 regions a side do not lie on 1 pixels"):
+        hiera.features(torch.zeros(1, 3, 1, 1))

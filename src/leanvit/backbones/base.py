@@ -27,7 +27,7 @@ class Ask:
     logits: tuple[int, ...] = ()
     """Attention logits of these blocks and where their tokens lie."""
     keep: Tensor | None = None
-    """[B, n] visible patches, row-major; the others are dropped before the first block."""
+    """[B, n] visible patches, row-major from 0; the others are dropped before the first block."""
     fill: tuple[Tensor, Tensor] | None = None
     """Mask [B, h, w] (true: hidden) and the token [D] put in its place after patch embedding."""
     drop: Tensor | None = None
@@ -102,6 +102,10 @@ class Packed:
         """Return the same packing of other token values [N, D']."""
         return replace(self, x=x)
 
+    def filled(self, fill: tuple[Tensor, Tensor] | None) -> "Packed":
+        """Return the tokens of one view, without a prefix, with `Ask.fill` put in."""
+        return self if fill is None else self.with_(hide(self.x, fill, self.shapes[0]))
+
     def views(self, x: Tensor | None = None) -> list[Tensor]:
         """Return one [B, P + h * w, D] for each view, of `x` [N, D] or of the tokens."""
         x = self.x if x is None else x
@@ -127,6 +131,17 @@ class Packed:
             for part, (_, h, w) in zip(parts, self.shapes, strict=True)
         ]
         return torch.cat(spread)[:, None]
+
+
+def hide(x: Tensor, fill: tuple[Tensor, Tensor], shape: tuple[int, int, int]) -> Tensor:
+    """Put the token of `Ask.fill` where its mask is true; x [..., D] of B * h * w tokens.
+
+    Raises ValueError if the mask is not [B, h, w].
+    """
+    mask, token = fill
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"The mask of fill is {tuple(mask.shape)}; expected {shape}: [B, h, w].")
+    return torch.where(mask.reshape(*x.shape[:-1], 1), token.to(x.dtype), x)
 
 
 for _dataclass in (Ask, Tokens, Logits, Features):
@@ -290,13 +305,22 @@ class Backbone(nn.Module):
         for index in (*ask.hidden, *ask.logits):
             if not -self.depth <= index < self.depth:
                 raise ValueError(f"{name} has {self.depth} blocks; there is no block {index}.")
+        if not views:
+            raise ValueError("There is no view; expected at least one.")
         for view in views:
+            if view.ndim == 4 and not view.shape[0]:
+                raise ValueError("A view has no images; expected at least one.")
             if view.ndim != 4 or view.shape[1] != 3 or not view.is_floating_point():
                 raise ValueError(
                     f"A view is a floating-point tensor [B, 3, height, width], normalised, not "
                     f"{view.dtype} {tuple(view.shape)}."
                 )
             self.require_size(*view.shape[-2:])
+        if ask.keep is not None and (ask.keep.ndim != 2 or len(ask.keep) != len(views[0])):
+            raise ValueError(
+                f"keep has shape {tuple(ask.keep.shape)}; expected [{len(views[0])}, n]: the "
+                f"visible patches of each image."
+            )
         samples = sum(len(view) for view in views)
         expected = (len(self.drop_rates()), 2, samples)
         if ask.drop is not None and tuple(ask.drop.shape) != expected:

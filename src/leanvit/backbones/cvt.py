@@ -204,11 +204,7 @@ class CvT(Backbone):
 
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
         """Embed the pixels; hidden tokens are replaced by the given one."""
-        packed = self._begin(0, views)
-        if ask.fill is None:
-            return packed
-        mask, token = ask.fill
-        return packed.with_(torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x))
+        return self._begin(0, views).filled(ask.fill)
 
     def _begin(self, stage: int, maps: Sequence[Tensor]) -> Packed:
         """Return what enters a stage, and how its maps are cut into windows.

@@ -175,11 +175,7 @@ class Swin(Backbone):
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
         """Embed patches; hidden ones are replaced by the given token."""
         packed: Packed = self.patch_embed(views)
-        if ask.fill is not None:
-            mask, token = ask.fill
-            x = torch.where(mask.reshape(-1, 1), token.to(packed.x.dtype), packed.x)
-            packed = packed.with_(x)
-        return self._laid_out(packed, 0)
+        return self._laid_out(packed.filled(ask.fill), 0)
 
     def _laid_out(self, packed: Packed, stage: int) -> Packed:
         """Add the stage's window layouts, outside the blocks, so that these compile cleanly."""

@@ -267,7 +267,11 @@ def _trial(config: TimmConfig, height: int, width: int) -> _Trial:
                 module.register_forward_hook(_require_places)
             image, rows = torch.empty(2, 3, height, width), len(network.rates)
             drop = torch.empty(rows, 2, 2, dtype=torch.bool) if rows else None
-            network(image, drop, range(len(network.model.feature_info)))
+            final, _ = network(image, drop, range(len(network.model.feature_info)))
+            stride = network.model.feature_info[-1]["reduction"]
+            for side, cells in zip((height, width), final.grid.shape[1:3], strict=True):
+                if (cells - 1) * stride >= side:
+                    return _Trial(refusal=f"{cells} regions a side do not lie on {side} pixels")
             return _Trial(flat=network.model.forward_features(image).ndim == 3)
         except (RuntimeError, AssertionError) as error:
             return _Trial(refusal=str(error).partition("\n")[0] or "it does not say why")

@@ -47,10 +47,7 @@ class PatchEmbed(nn.Module):
         """[B, channels, height, width] maps -> packed tokens; `fill` as in `Ask`."""
         maps = [self.proj(m) for m in maps]
         x = self.norm(torch.cat([m.flatten(2).mT.flatten(0, 1) for m in maps]))
-        packed = Packed(x, tuple((len(m), *m.shape[2:]) for m in maps))
-        if fill is not None:
-            mask, token = fill
-            packed = packed.with_(torch.where(mask.reshape(-1, 1), token.to(x.dtype), x))
+        packed = Packed(x, tuple((len(m), *m.shape[2:]) for m in maps)).filled(fill)
         if not self.prefix:
             return packed
         images = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
+from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens, hide
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
 from leanvit.config import ViTConfig
 from leanvit.core.precision import full
@@ -185,8 +185,7 @@ class ViT(Backbone):
             x: Tensor = self.patch_embed(view)
             numbers = torch.arange(x[0, ..., 0].numel() + prefix, device=x.device)[None]
             if ask.fill is not None:
-                mask, token = ask.fill
-                x = torch.where(mask[..., None], token.to(x.dtype), x)
+                x = hide(x, ask.fill, (x.shape[0], x.shape[1], x.shape[2]))
             x = x + self.positions(*x.shape[1:3])
             b, h, w, d = x.shape
             if self.config.position_bias:

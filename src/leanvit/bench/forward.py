@@ -7,6 +7,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeVar
@@ -19,6 +20,7 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, To
 
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.bench.forward_report import (
+    BASE,
     OURS,
     SKIPPING,
     TIMM,
@@ -46,8 +48,8 @@ VARIANTS = 64
 a Swin, and beyond them it would run what is not compiled."""
 NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
 """What torch raises where it cannot compile."""
-BASE, SIDE = "vit_small", 224
-"""Throughput is a ratio to that of this backbone, on images of so many pixels a side."""
+SIDE = 224
+"""Throughput is measured on images of so many pixels a side."""
 GROWING: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"batch": (1, 2, 4, 8, 16), "window": (7, 14), "image": (96, 160, 224, 320, 448)}
 )
@@ -180,7 +182,13 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
     seconds, failed = _in_turn(tasks, config.rounds, f"time of {case}", quiet)
     report.failed.extend(Failure(case, form, *why) for form, why in failed.items())
     for form in track(seconds, f"memory of {case}", len(seconds), quiet=quiet):
-        memory = in_own_process(_peak, problem, form, config)
+        try:
+            memory = in_own_process(_peak, problem, form, config)
+        except (*NOT_COMPILED, BrokenProcessPool) as error:
+            report.failed.append(
+                Failure(case, form, "its memory could not be measured", _reason(error))
+            )
+            continue
         report.measured.append(Measured(case, form, config.batch, seconds[form], memory))
 
 

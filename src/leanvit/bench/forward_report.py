@@ -12,6 +12,8 @@ from leanvit.bench.machine import machine
 from leanvit.config.bench import BenchForwardConfig
 
 OURS, TIMM = "ours", "timm"
+BASE = "vit_small"
+"""The backbone that throughput is a ratio to."""
 SKIPPING = "ours, padding skipped"
 """Swin where tokens do not see padding: another function, which stands beside for its speed."""
 PAPER: Mapping[str, int] = MappingProxyType(
@@ -145,8 +147,12 @@ class ForwardReport:
         return {}
 
     def times_base(self, found: Throughput) -> float:
-        """Return the throughput as a ratio to that of the first backbone in its precision."""
-        base = next(t for t in self.throughput if t.precision == found.precision)
+        """Return the throughput as a ratio to that of `BASE` in its precision, NaN without it."""
+        for base in self.throughput:
+            if (base.backbone, base.precision) == (BASE, found.precision):
+                break
+        else:
+            return float("nan")
         return (median(base.seconds) / base.images) / (median(found.seconds) / found.images)
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class SwinConfig(BackboneConfig):
     window: int = 7
     """Side of an attention window in tokens; clamped to the stage's map at `image_size`."""
     skip_padding: bool = False
-    """Tokens do not see padding: another function than EsViT's, faster on small crops."""
+    """Tokens do not see the padding of their windows: another function than EsViT's."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over its input width."""
 

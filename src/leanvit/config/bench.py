@@ -96,6 +96,13 @@ class BenchForwardConfig:
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "batch", "global_size", "local_size", "rounds", "threads")
         require(self, AT_LEAST_ONE, "throughput_batch")
+        for other in ("growth", "throughput"):
+            if getattr(self, other) and self.compiled:
+                raise ValueError(f"{other} is measured without compilation; leave compiled out.")
+            if getattr(self, other) and self.passes != PASSES:
+                raise ValueError(f"{other} has passes of its own; leave passes out.")
+        if self.growth and self.precisions != PRECISIONS and len(self.precisions) > 1:
+            raise ValueError("growth is measured in one precision; name one.")
         for name, such in (("backbones", "swin_tiny"), ("passes", "image"), ("precisions", "fp32")):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name one at least, such as {such}.")

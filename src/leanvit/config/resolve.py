@@ -172,7 +172,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
     if train.accumulate > 1 and config.backbone.batch_norm:
         raise ValueError(
             "Batch norm in the backbone couples the images of a batch, so a step cannot be split: "
-            "set train.accumulate to 1 or choose another backbone."
+            "set train.accumulate to 1, or choose another backbone and heads without batch norm."
         )
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
@@ -203,7 +203,8 @@ def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
     if accumulate > 1 and method.head.batch_norm:
         raise ValueError(
             "Batch norm in the heads couples the images of a batch, so a step cannot be split: "
-            "set train.accumulate to 1 or method.head.batch_norm to false."
+            "set train.accumulate to 1 or, where the backbone has no batch norm either, "
+            "method.head.batch_norm to false."
         )
     if accumulate > 1 and method.targets == "sinkhorn":
         raise ValueError(

@@ -41,10 +41,16 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _track(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics; the variance is unbiased there, as in torch."""
-        if self.running_mean is None or self.running_var is None or self.momentum is None:
+        if self.running_mean is None or self.running_var is None:
             return
-        unbiased = variance * rows / (rows - 1).clamp_min(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+        if self.momentum is not None:
+            weight = torch.full_like(rows, self.momentum)
+        else:  # a mean of all batches so far
+            assert self.num_batches_tracked is not None
+            weight = 1 / self.num_batches_tracked
+        unbiased = variance * rows / (rows - 1).clamp_min(1)
+        weight = weight.to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), weight)

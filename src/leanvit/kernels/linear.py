@@ -1,8 +1,9 @@
 """Linear layers on the CPU, by the faster of the two libraries that torch has.
 
 torch asks MKL for fp32, which takes its slow path on CPUs of other makers, and spreads the bias
-over the output before a product in bf16. oneDNN's fp32 is exact too; whole networks became about
-twice as fast on an AMD CPU (benchmarks/forward.md).
+over the output before a product in bf16. oneDNN's fp32 is exact too. With it, and with the chunks
+of mlp.py and window_chunks.py, whole steps took 0.5 to 0.7 of the time on an AMD CPU
+(benchmarks/step_memory.md).
 
 Letters: N tokens, C and D channels.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from leanvit.core.precision import operands
@@ -40,10 +42,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "n
     return fused
 
 
-def product_dtype(x: Tensor) -> torch.dtype | None:
+def product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
     """Return the type of the operands of `product` for a layer on x; None: it is torch's own."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype == torch.float64:
         return None
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
+        return None  # torch says what is wrong
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     return dtype if dtype in (torch.float32, torch.bfloat16) else None
 
@@ -61,6 +65,7 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, None if bias is None else bias.to(dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias, _ = ctx.needs_input_grad
@@ -76,7 +81,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `functional.linear` of x [..., C], weight [D, C] and bias [D]: [..., D]."""
-    dtype = product_dtype(x)
+    dtype = product_dtype(x, weight)
     if dtype is None or not _onednn():
         return functional.linear(x, weight, bias)
     out: Tensor = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, dtype)

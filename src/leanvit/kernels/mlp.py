@@ -1,8 +1,8 @@
 """Two linear layers with GELU between them, on the CPU some tokens at a time.
 
-The hidden rows are four times as wide as the tokens: for all tokens at once they leave the cache,
-and their memory is new every time. Here a chunk's hidden rows are made, used and forgotten; the
-backward pass keeps them before GELU alone, and computes GELU again.
+The hidden rows are four times as wide as the tokens, and for all tokens at once their memory is new
+every time. Here a chunk's hidden rows are made, used and forgotten; the backward pass keeps them
+before GELU alone, and computes GELU again.
 
 Letters: N tokens, C channels, D hidden channels.
 """
@@ -10,7 +10,8 @@ Letters: N tokens, C channels, D hidden channels.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from leanvit.core.precision import operands
@@ -20,13 +21,19 @@ CHUNK = 4096
 """Tokens of a chunk for every thread."""
 
 
-def mlp(x: Tensor, first: Linear, second: Linear) -> Tensor:
-    """Return second(gelu(first(x))) of x [N, C]: [N, C]."""
+def mlp(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    """Return second(gelu(first(x))) of x [N, C]: [N, C].
+
+    In chunks if both layers are plain; what stands in their place, or has hooks, is called.
+    """
+    if not (isinstance(first, Linear) and isinstance(second, Linear)) or _changed(first, second):
+        out: Tensor = second(functional.gelu(first(x)))
+        return out
     weights = first.weight, first.bias, second.weight, second.bias
-    dtype = product_dtype(x)
+    dtype = product_dtype(x, first.weight)
     if dtype is None:
         return linear(functional.gelu(linear(x, *weights[:2])), *weights[2:])
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (x, *weights)):
         trained: Tensor = _Mlp.apply(x, *weights, dtype)
         return trained
     x, enter, shift, leave, offset = (each.to(dtype) for each in (x, *weights))
@@ -34,6 +41,17 @@ def mlp(x: Tensor, first: Linear, second: Linear) -> Tensor:
     for part in _chunks(len(x)):
         out[part] = product(product(x[part], enter, shift, "gelu"), leave, offset)
     return out
+
+
+def _changed(*layers: Linear) -> bool:
+    """Whether a layer is not ours alone, has no bias, or something listens to it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(
+        type(layer) is not Linear
+        or layer.bias is None
+        or any(getattr(layer, name) for name in hooks)
+        for layer in layers
+    )
 
 
 def _chunks(tokens: int) -> list[slice]:
@@ -64,6 +82,7 @@ class _Mlp(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, enter, leave = ctx.saved_tensors
         of_x, of_weight = ctx.dtypes

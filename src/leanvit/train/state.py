@@ -32,7 +32,7 @@ class TrainState:
         if coupled and config.train.accumulate > 1:  # what timm's networks hold shows only now
             raise ValueError(
                 "Batch norm couples the images of a batch, so a step cannot be split: set "
-                "train.accumulate to 1 or choose another backbone."
+                "train.accumulate to 1 or choose another backbone, and heads without batch norm."
             )
         self.method, self.config, self.epoch_steps = method, config, epoch_steps
         self.device = torch.device(config.train.device)
