@@ -27,12 +27,21 @@ def attend(
     trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
     if bias is not None and trained and q.device.type == "cpu" and not with_logits | exporting():
         return biased_attention(q, k, v, full(bias), scale), None
-    if bias is not None and 1 < len(bias) < len(q):
-        bias = bias.expand(len(q) // len(bias), *bias.shape).flatten(0, 1)
     if not with_logits:
-        bias = None if bias is None else bias.to(q.dtype)
-        return functional.scaled_dot_product_attention(q, k, v, bias, scale=scale), None
+        return _fused(q, k, v, bias, scale), None
+    if bias is not None and 1 < len(bias) < len(q):
+        bias = bias.repeat(len(q) // len(bias), 1, 1, 1)
     with unrounded(q):
         logits = full(q) @ full(k).mT * scale
         logits = logits if bias is None else logits + bias
     return logits.softmax(-1).to(v.dtype) @ v, logits
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Return the attention by torch's operator; biases of several items become those of heads."""
+    if bias is None or len(bias) in (1, len(q)):
+        bias = None if bias is None else bias.to(q.dtype)
+        return functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    q_, k_, v_ = (x.unflatten(0, (-1, len(bias))).flatten(1, 2) for x in (q, k, v))
+    out = _fused(q_, k_, v_, bias.flatten(0, 1)[None], scale)
+    return out.reshape(q.shape)
