@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from leanvit.kernels import biased_attention as ours
-from leanvit.kernels.attention import attend
+from leanvit.kernels.attention import _fused, attend
 from tests.tiny import noise
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 6, 2, 5, 9, 4
@@ -57,10 +57,12 @@ def test_other_layouts_in_memory_and_autocast_change_nothing() -> None:
         assert one.equal(other)
 
 
-def test_without_a_gradient_torchs_own_attention_gives_the_same() -> None:
-    q, k, v, bias, _ = (x.float() for x in inputs(3))
-    trained = attend(q, k, v, bias.requires_grad_())[0]
-    torch.testing.assert_close(attend(q, k, v, bias.detach())[0], trained.detach())
+@pytest.mark.parametrize("biases", [1, 3, BATCH])
+def test_torchs_own_attention_gives_the_same(biases: int) -> None:
+    q, k, v, bias, _ = (x.float() for x in inputs(biases))
+    trained = attend(q, k, v, bias.requires_grad_())[0].detach()
+    torch.testing.assert_close(attend(q, k, v, bias.detach())[0], trained)
+    torch.testing.assert_close(_fused(q, k, v, bias.detach(), WIDTH**-0.5), trained)
 
 
 def test_huge_logits_choose_one_key() -> None:

@@ -24,9 +24,10 @@ def attend(
     again: B is a multiple of b; scale: d^-0.5 by default. Logits are fp32 or wider.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    trained = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    if bias is not None and trained and q.device.type == "cpu" and not with_logits | exporting():
-        return biased_attention(q, k, v, full(bias), scale), None
+    if bias is not None and q.device.type == "cpu" and not with_logits | exporting():
+        trained = bias.requires_grad and torch.is_grad_enabled()
+        if trained or len(bias) > 1:  # torch's own would keep logits, or repeat the bias
+            return biased_attention(q, k, v, full(bias), scale), None
     if not with_logits:
         return _fused(q, k, v, bias, scale), None
     if bias is not None and 1 < len(bias) < len(q):
