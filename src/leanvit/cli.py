@@ -193,7 +193,9 @@ def backbones(arguments: list[str]) -> int:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="any of " + ", ".join(BACKBONES))
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="timm:NAME, or any of " + ", ".join(BACKBONES)
+    )
     _add_common(parser)
     names = parser.parse_args(arguments)
     if names.help:

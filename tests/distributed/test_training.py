@@ -94,7 +94,7 @@ def both() -> tuple[Any, list[Any]]:
 
 
 ROUNDING = {"sinkhorn": 5.0}
-"""How much more fp32 may differ: its gradients are of the order of a thousand here."""
+"""How much more gradients, their norms and moments may differ in fp32; weights may not."""
 LOCAL = ("feature_std", "teacher_entropy")
 """Numbers of a process's own images: their mean is not that of the whole batch."""
 
@@ -104,19 +104,18 @@ LOCAL = ("feature_std", "teacher_entropy")
 def test_two_processes_train_as_one(name: str, precision: str, both: tuple[Any, list[Any]]) -> None:
     one, two = both
     weights, rows = one[name, precision]
-    tolerance = DTYPES[precision][1] * (ROUNDING.get(name, 1.0) if precision == "fp32" else 1.0)
+    tolerance = DTYPES[precision][1]
+    loose = tolerance * (ROUNDING.get(name, 1.0) if precision == "fp32" else 1.0)
     for found, shown in (process[name, precision] for process in two):
         assert found.keys() == weights.keys()
         for key, value in weights.items():
             error = (found[key] - value).abs()
             if "attn.qkv.bias" in key and error.ndim and precision == "fp32":
                 error = torch.cat(error.chunk(3)[::2])  # the keys' bias has no gradient but noise
-            assert float(error.max()) < tolerance, key
+            assert float(error.max()) < (loose if key.startswith("optimizer") else tolerance), key
         for ours, theirs in zip(shown, rows, strict=True):
             expected = {k: v for k, v in theirs.items() if k not in LOCAL}
-            assert {k: ours[k] for k in expected} == pytest.approx(
-                expected, rel=tolerance, abs=tolerance
-            )
+            assert {k: ours[k] for k in expected} == pytest.approx(expected, rel=loose, abs=loose)
     first, second = (process[name, precision][0] for process in two)
     assert all(first[key].equal(second[key]) for key in first), "the processes drift apart"
 

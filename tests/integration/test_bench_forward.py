@@ -291,7 +291,7 @@ def test_json_comes_from_the_command(capsys: Says) -> None:
     found = json.loads(out)
     assert [entry["form"] for entry in found["cases"]] == [TIMM, OURS] * 2
     assert [entry["extra_bytes"] for entry in found["cases"]] == [7] * 4
-    assert "swin_tiny, 32, forward: 2 rounds of 2 forms" in error
+    assert "swin_tiny, 32, forward: 1 + 1 rounds of 2 forms" in error
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.kernels import biased_attention as ours
+from leanvit.kernels import chunk_products
 from leanvit.kernels.attention import _fused, attend
 from tests.tiny import noise
 
@@ -37,7 +37,7 @@ def results(given: list[Tensor], definition: bool) -> list[Tensor]:
 @pytest.mark.parametrize("chunk", [1, 2**18], ids=["an item at a time", "all at once"])
 @pytest.mark.parametrize("biases", [1, 2, 3, BATCH])
 def test_it_is_the_definition(biases: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "CHUNK", chunk)
+    monkeypatch.setattr(chunk_products, "_LOGITS", chunk)
     given = inputs(biases)
     torch.testing.assert_close(results(given, False), results(given, True))
     rounded = [x.bfloat16() for x in given]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.kernels import window_chunks
+from leanvit.kernels import chunk_products
 from leanvit.kernels.window_attention import _attend, window_attention
 from leanvit.kernels.windows import Shapes, WindowLayout, window_layout
 from tests.tiny import noise
@@ -42,7 +42,7 @@ def test_chunks_equal_the_operators_of_torch(
     case: tuple[Shapes, int, int, bool], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding is one key there, and many here."""
-    monkeypatch.setattr(window_chunks, "CHUNK", chunk)
+    monkeypatch.setattr(chunk_products, "_LOGITS", chunk)
     shapes, window, shift, skip = case
     layout = window_layout(shapes, window, shift, CPU, skip)
     exact = inputs(shapes, window)

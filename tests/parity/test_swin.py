@@ -64,7 +64,7 @@ def test_swin_equals_timm_at_224(window: int) -> None:
 
 def plain_window_attention(block: SwinBlock, x: Tensor, skip_padding: bool) -> Tensor:
     """The published order of operations for one image grid [B, h, w, C] after the first norm."""
-    window, shift = block.window, block.shift
+    window, shift = block.attn.window, block.attn.shift
     _, h, w, c = x.shape
     real = functional.pad(torch.ones(h, w), (0, -w % window, 0, -h % window))
     x = functional.pad(x, (0, 0, 0, -w % window, 0, -h % window))
@@ -168,4 +168,4 @@ def test_stochastic_depth_grows_over_the_blocks() -> None:
 def test_a_window_covers_a_map_that_fits_into_it() -> None:
     swin = build(SwinConfig(image_size=144, dim=8, depths=(1,) * 4, heads=(1,) * 4, window=5))
     last = list(swin.blocks())[-1]
-    assert isinstance(last, SwinBlock) and (last.window, last.shift) == (5, 0)
+    assert isinstance(last, SwinBlock) and (last.attn.window, last.attn.shift) == (5, 0)

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.layers import PreNormBlock
 from leanvit.backbones.layouts import from_esvit, to_esvit, vil_config
-from leanvit.backbones.vil import ChunkAttention, FullAttention, ViL, ViLBlock, resize_matrix
+from leanvit.backbones.vil import ChunkAttention, FullAttention, ViL, resize_matrix
 from leanvit.config import BACKBONES
 from leanvit.kernels.chunk_attention import chunk_attention, chunk_layout
 from leanvit.methods.base import Moment, neighbor_draw
@@ -118,7 +119,12 @@ def plain_full(attn: FullAttention, first: Tensor | None, grid: Tensor, side: in
 
 
 def plain_block(
-    block: ViLBlock, first: Tensor | None, grid: Tensor, vil: ViL, stage: int, steps: list[Place]
+    block: PreNormBlock,
+    first: Tensor | None,
+    grid: Tensor,
+    vil: ViL,
+    stage: int,
+    steps: list[Place],
 ) -> tuple[Tensor | None, Tensor]:
     """One block with loops."""
     normed = None if first is None else block.norm1(first)
@@ -128,6 +134,7 @@ def plain_block(
         of_first, of_grid = plain_chunks(block.attn, normed, block.norm1(grid), window, steps)
         first = first + of_first
     else:
+        assert isinstance(block.attn, FullAttention)
         side = vil.config.image_size // vil.stage_strides[stage]
         attended = plain_full(block.attn, normed, block.norm1(grid), side)
         g = 0 if first is None else first.shape[1]

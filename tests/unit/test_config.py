@@ -542,7 +542,7 @@ def test_what_just_fits_is_not_refused() -> None:
             r"depths is \(\); expected the number",
         ),
         (CvTConfig, {"heads": (1, 3, 6, 7)}, "Stage 4 has 768 channels, which 7 heads do not"),
-        (MultiCropConfig, {"local_sizes": (96, 64)}, "so they have the same length"),
+        (MultiCropConfig, {"local_sizes": (96, 64)}, "give a number of local crops for each size"),
         (MultiCropConfig, {"global_scale": (0.0, 1.0)}, r"global_scale is a range within \(0, 1\]"),
         (MultiCropConfig, {"local_scale": (0.5, 0.4)}, r"local_scale is a range within \(0, 1\]"),
         (MultiCropConfig, {"local_scale": (0.5, 1.1)}, r"not \(0.5, 1.1\)"),

@@ -91,3 +91,10 @@ def test_the_seed_decides_the_weights() -> None:
     with seeded(3, "weights"):
         second = Head(10, HEAD)
     assert all(a.equal(b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_batch_norm_of_a_single_value_says_what_to_do() -> None:
+    norm = SyncBatchNorm(4)
+    with pytest.raises(ValueError, match="the size or number of views"):
+        norm(torch.ones(1, 4, 1, 1))
+    assert norm.eval()(torch.ones(1, 4, 1, 1)).shape == (1, 4, 1, 1)

@@ -190,7 +190,10 @@ REFUSED = [
     ("--optim.betas 0.9", "optim.betas is [0.9]; expected 2 values."),
     ("--optim.betas 0.9 much", "optim.betas is 'much'; expected a number."),
     ("--method.views.local-sizes 16.5", "method.views.local_sizes is '16.5'; expected a whole"),
-    ("--method.views.local-sizes", "local_sizes () and local_counts (8,) name the same groups"),
+    (
+        "--method.views.local-sizes",
+        "local_sizes () and local_counts (8,) differ in length",
+    ),
     ("--train.batch", "--train.batch: expected one argument."),
     ("--train.batch --optim.clip 1", "--train.batch: expected one argument."),
     ("--train.batch 4 5", "'5' belongs to no option; every value follows its option's name."),

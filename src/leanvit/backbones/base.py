@@ -335,6 +335,27 @@ class Backbone(nn.Module):
             )
 
 
+class StagedBackbone(Backbone):
+    """A backbone of `stages`, each an `embed` and `blocks`."""
+
+    stages: nn.ModuleList
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks of all stages in order."""
+        for stage in self.stages:
+            yield from stage.blocks  # type: ignore[misc]
+
+    def param_layers(self) -> Iterator[tuple[str, int]]:
+        """Yield names and depths; a later embedding belongs to the last block before it."""
+        starts = [0, *(end + 1 for end in self.stage_ends)]
+        for name, _ in self.named_parameters():
+            first, stage, part, block, *_ = (*name.split("."), "", "")
+            if first == "norm":
+                yield name, self.depth + 1
+            else:
+                yield name, starts[int(stage)] + (int(block) + 1 if part == "blocks" else 0)
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Let a network see as it does in use: batch norm takes its running statistics, moves none."""

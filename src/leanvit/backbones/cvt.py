@@ -3,7 +3,7 @@
 Letters as in base.py; S slots of a view: the places of its maps, zero-padded to whole windows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import ClassVar, NamedTuple
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
-from leanvit.backbones.layers import LayerNorm, init_linear, residual
+from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone
+from leanvit.backbones.layers import LayerNorm, PreNormBlock, init_linear
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import CvTConfig
 from leanvit.core.syncbn import SyncBatchNorm
@@ -155,25 +155,10 @@ class WindowAttention(nn.Module):
         return table.view(1, side**2, side**2, -1).permute(0, 3, 1, 2)
 
 
-class CvTBlock(Block):
-    """Window attention and an MLP, each after a norm and beside a residual."""
-
-    def __init__(self, config: CvTConfig, stage: int) -> None:
-        super().__init__()
-        dim, heads = config.dims[stage], config.heads[stage]
-        self.norm1 = LayerNorm(dim, EPS)
-        self.attn = WindowAttention(dim, heads, config.window, position_bias=config.position_bias)
-        self.norm2 = LayerNorm(dim, EPS)
-        self.mlp = Mlp(dim, config.mlp_ratio)
-
-    def forward(
-        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
-    ) -> tuple[Packed, list[Logits]]:
-        """Run the block on the tokens of all views at once."""
-        attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
-        x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
-        return packed.with_(x), logits
+def _block(config: CvTConfig, stage: int) -> PreNormBlock:
+    dim, heads, bias = config.dims[stage], config.heads[stage], config.position_bias
+    attn = WindowAttention(dim, heads, config.window, position_bias=bias)
+    return PreNormBlock(dim, attn, Mlp(dim, config.mlp_ratio), EPS)
 
 
 class CvTStage(nn.Module):
@@ -183,10 +168,10 @@ class CvTStage(nn.Module):
         super().__init__()
         channels, stride = (config.dims[stage - 1], 2) if stage else (3, config.patch)
         self.embed = ConvEmbed(channels, config.dims[stage], stride)
-        self.blocks = nn.ModuleList(CvTBlock(config, stage) for _ in range(config.depths[stage]))
+        self.blocks = nn.ModuleList(_block(config, stage) for _ in range(config.depths[stage]))
 
 
-class CvT(Backbone):
+class CvT(StagedBackbone):
     """CvT; view feature: mean of the final tokens, region features: those tokens."""
 
     can: ClassVar[frozenset[str]] = frozenset({"fill", "logits"})
@@ -220,25 +205,9 @@ class CvT(Backbone):
             places.append(window_layout(((1, h, w),), side, 0, packed.x.device).places[0])
         return replace(packed, plan=Plan(tuple(windows), tuple(places)))
 
-    def blocks(self) -> Iterator[CvTBlock]:
-        """Yield the blocks of all stages in order."""
-        for stage in self.stages:
-            yield from stage.blocks  # type: ignore[misc]
-
     def after_block(self, index: int, packed: Packed) -> Packed:
         """Embed anew at the end of every stage but the last."""
         if index not in self.stage_ends[:-1]:
             return packed
         maps = [tokens.grid.permute(0, 3, 1, 2) for tokens in packed.tokens()]
         return self._begin(self.stage_ends.index(index) + 1, maps)
-
-    def param_layers(self) -> Iterator[tuple[str, int]]:
-        """Yield names and depths; a later embedding belongs to the last block before it."""
-        starts = [0, *(end + 1 for end in self.stage_ends)]
-        for name, _ in self.named_parameters():
-            parts = name.split(".")
-            if parts[0] == "norm":
-                yield name, self.depth + 1
-            else:
-                block = int(parts[3]) + 1 if parts[2] == "blocks" else 0
-                yield name, starts[int(parts[1])] + block

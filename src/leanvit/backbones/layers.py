@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leanvit.backbones.base import Block, Logits, Packed
 from leanvit.core.precision import full, unrounded
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.mlp import mlp
@@ -34,6 +35,30 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""
         return mlp(x, self.fc1, self.fc2)
+
+
+class PreNormBlock(Block):
+    """Attention and an MLP, each after a norm and beside a residual.
+
+    attn: takes the normed tokens packed, and whether logits are wanted; gives [N, dim] and those of
+    each view.
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = attn
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = mlp
+
+    def forward(
+        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
+    ) -> tuple[Packed, list[Logits]]:
+        """Run the block on the tokens of all views at once."""
+        attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
+        x = residual(packed.x, attended, scales and scales[0])
+        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
+        return packed.with_(x), logits
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed
-from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
+from leanvit.backbones.base import Ask, Backbone, Logits, Packed
+from leanvit.backbones.layers import LayerNorm, Mlp, PreNormBlock, init_linear
 from leanvit.config import SwinConfig
 from leanvit.core.precision import full
 from leanvit.kernels.linear import Linear
@@ -63,9 +63,9 @@ class WindowAttention(nn.Module):
     undecayed: ClassVar[frozenset[str]] = frozenset({"relative_position_bias_table"})
     relative_position_index: Tensor
 
-    def __init__(self, dim: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
-        self.window = window
+        self.window, self.shift = window, shift
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(
@@ -81,14 +81,23 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table.index_select(0, index)
         return table.view(side, side, -1).permute(2, 0, 1)
 
-    def forward(
-        self, x: Tensor, layout: WindowLayout, with_logits: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """[N, dim] -> [N, dim] and, if asked, logits [windows, H, T, T]."""
+    def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
+        """[N, dim] -> [N, dim] and, if asked, each view's logits."""
+        layout: WindowLayout = packed.plan[1 if self.shift else 0]
         x, logits = window_attention(
-            self.qkv(x), self.qkv.bias, self.bias(), layout, with_logits=with_logits
+            self.qkv(packed.x), self.qkv.bias, self.bias(), layout, with_logits=with_logits
         )
-        return self.proj(x), logits
+        return self.proj(x), [] if logits is None else _by_view(logits, packed, layout)
+
+
+def _by_view(logits: Tensor, packed: Packed, layout: WindowLayout) -> list[Logits]:
+    """Split logits [windows, H, T, T] into those of each view."""
+    places = [place[None] for place in layout.places]
+    counts = [b * place.shape[1] for (b, _, _), place in zip(packed.shapes, places, strict=True)]
+    return [
+        Logits(part.unflatten(0, (-1, place.shape[1])), place)
+        for part, place in zip(logits.split(counts), places, strict=True)
+    ]
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -98,40 +107,13 @@ def relative_position_index(window: int) -> Tensor:
     return offset[0] * (2 * window - 1) + offset[1]
 
 
-class SwinBlock(Block):
-    """Window attention and an MLP, each after a norm and beside a residual."""
+class SwinBlock(PreNormBlock):
+    """Window attention and an MLP."""
+
+    attn: WindowAttention
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float) -> None:
-        super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1 = LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, window)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, ratio)
-
-    def forward(
-        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
-    ) -> tuple[Packed, list[Logits]]:
-        """Run the block on the tokens of all views at once."""
-        layout: WindowLayout = packed.plan[1 if self.shift else 0]
-        attended, logits = self.attn(self.norm1(packed.x), layout, with_logits)
-        x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
-        return packed.with_(x), self._by_view(packed, layout, logits)
-
-    @staticmethod
-    def _by_view(packed: Packed, layout: WindowLayout, logits: Tensor | None) -> list[Logits]:
-        if logits is None:
-            return []
-        counts = [
-            b * len(place) for (b, _, _), place in zip(packed.shapes, layout.places, strict=True)
-        ]
-        return [
-            Logits(part.view(b, -1, *part.shape[1:]), place[None])
-            for part, (b, _, _), place in zip(
-                logits.split(counts), packed.shapes, layout.places, strict=True
-            )
-        ]
+        super().__init__(dim, WindowAttention(dim, heads, window, shift), Mlp(dim, ratio))
 
 
 class SwinStage(nn.Module):

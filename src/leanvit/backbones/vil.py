@@ -4,7 +4,7 @@ Names within attention are the official ones. Letters as in base.py, and in each
 tokens an image, n = h * w tokens of a grid.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import ClassVar
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens
-from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
+from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone, Tokens
+from leanvit.backbones.layers import LayerNorm, Mlp, PreNormBlock, init_linear
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import ViLConfig
 from leanvit.core.precision import unrounded
@@ -99,6 +99,11 @@ class RelativeAttention(nn.Module):
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
+def _logits(values: Tensor) -> Logits:
+    """Return logits [B, H, T, T] of all tokens of a view as those of one window."""
+    return Logits(values[:, None], torch.arange(values.shape[-1], device=values.device)[None, None])
+
+
 class ChunkAttention(RelativeAttention):
     """Grid tokens see the chunks around them and the global tokens; these see everything.
 
@@ -111,8 +116,8 @@ class ChunkAttention(RelativeAttention):
         self.kv = Linear(dim, 2 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Tensor]]:
-        """[N, dim] -> [N, dim] and, if asked, each view's logits [B, H, T, T]."""
+    def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
+        """[N, dim] -> [N, dim] and, if asked, each view's logits."""
         layout: ChunkLayout = packed.plan
         if packed.neighbor is not None:
             layout = one_neighbor(layout, packed.neighbor)
@@ -124,7 +129,7 @@ class ChunkAttention(RelativeAttention):
         if not with_logits:
             return out, []
         pairs = logits_of_pairs(logits, layout, packed.shapes, packed.prefix)
-        return out, [torch.cat(both, 2) for both in zip(rows, pairs, strict=True)]
+        return out, [_logits(torch.cat(both, 2)) for both in zip(rows, pairs, strict=True)]
 
     def _of_global(
         self, packed: Packed, q: Tensor, kv: Tensor, with_logits: bool
@@ -152,8 +157,8 @@ class FullAttention(RelativeAttention):
         self.proj = Linear(dim, dim)
         self.register_buffer("index", relative_position_index(side), persistent=False)
 
-    def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Tensor]]:
-        """[N, dim] -> [N, dim] and, if asked, each view's logits [B, H, T, T]."""
+    def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
+        """[N, dim] -> [N, dim] and, if asked, each view's logits."""
         nominal = self.local(self.index)
         attended, found = [], []
         for qkv, resize in zip(packed.views(self.qkv(packed.x)), packed.plan, strict=True):
@@ -162,7 +167,7 @@ class FullAttention(RelativeAttention):
                 q, k, v, self._bias(nominal, resize)[None], with_logits=with_logits
             )
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
-            found += [] if logits is None else [logits]
+            found += [] if logits is None else [_logits(logits)]
         return self.proj(torch.cat(attended)), found
 
     def _bias(self, bias: Tensor, resize: Tensor | None) -> Tensor:
@@ -195,29 +200,6 @@ def resize_matrix(
     return square.view(longer, longer, -1)[:rows, :columns].flatten(0, 1).to(device, dtype)
 
 
-class ViLBlock(Block):
-    """Attention, over chunks or full, and an MLP, each after a norm and beside a residual."""
-
-    def __init__(self, dim: int, attn: ChunkAttention | FullAttention, ratio: float) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = attn
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, ratio)
-
-    def forward(
-        self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
-    ) -> tuple[Packed, list[Logits]]:
-        """Run the block on the tokens of all views at once."""
-        attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
-        x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
-        return packed.with_(x), [
-            Logits(values[:, None], torch.arange(values.shape[-1], device=x.device)[None, None])
-            for values in logits
-        ]
-
-
 class ViLStage(nn.Module):
     """Patch embedding and blocks at one resolution."""
 
@@ -231,12 +213,12 @@ class ViLStage(nn.Module):
             config.dims[stage - 1] if stage else 3, dim, 2 if stage else config.patch, prefix
         )
         self.blocks = nn.ModuleList(
-            ViLBlock(
+            PreNormBlock(
                 dim,
                 ChunkAttention(dim, heads, config.window, prefix)
                 if self.sparse
                 else FullAttention(dim, heads, self.side, prefix),
-                config.mlp_ratio,
+                Mlp(dim, config.mlp_ratio),
             )
             for _ in range(config.depths[stage])
         )
@@ -252,7 +234,7 @@ class ViLStage(nn.Module):
         return replace(packed, plan=tuple(resizes))
 
 
-class ViL(Backbone):
+class ViL(StagedBackbone):
     """Vision Longformer; region features: the final grid.
 
     View feature: the first global token, or the mean of the grid where a stage has none, as the
@@ -281,11 +263,6 @@ class ViL(Backbone):
         packed: Packed = self.stages[0](views, ask.fill)
         return packed
 
-    def blocks(self) -> Iterator[ViLBlock]:
-        """Yield the blocks of all stages in order."""
-        for stage in self.stages:
-            yield from stage.blocks  # type: ignore[misc]
-
     def after_block(self, index: int, packed: Packed) -> Packed:
         """Embed 2 x 2 neighbours at the end of every stage but the last; odd sides are padded.
 
@@ -301,13 +278,3 @@ class ViL(Backbone):
     def pool(self, tokens: Tokens) -> Tensor:
         """Return the first global token; the mean of the grid where there is none."""
         return super().pool(tokens) if tokens.prefix is None else tokens.prefix[:, 0]
-
-    def param_layers(self) -> Iterator[tuple[str, int]]:
-        """Yield names and depths; an embedding belongs to the last block before it."""
-        starts = [0, *(end + 1 for end in self.stage_ends)]
-        for name, _ in self.named_parameters():
-            first, stage, part, block, *_ = (*name.split("."), "", "")
-            if first == "norm":
-                yield name, self.depth + 1
-            else:
-                yield name, starts[int(stage)] + (int(block) + 1 if part == "blocks" else 0)

@@ -176,7 +176,7 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
     elif TIMM in names:
         _require_equal(case.backbone, problem, config)
     if not quiet:
-        say(f"{case}: {config.rounds + 1} rounds of {len(forms)} forms, then memory")
+        say(f"{case}: 1 + {config.rounds} rounds of {len(forms)} forms, then memory")
     torch._dynamo.reset()  # what was compiled for other cases would be looked through at every call
     tasks = {form: Task(problem, form, config) for form in forms}
     seconds, failed = _in_turn(tasks, config.rounds, f"time of {case}", quiet)
@@ -253,7 +253,7 @@ def _grow(report: ForwardReport, name: str, backbone: BackboneConfig, quiet: boo
     for pixels in GROWING["image"]:
         problems["image", pixels] = Problem(backbone, ((batch, pixels),), True)
     if not quiet:
-        say(f"{name}: growth, {config.rounds + 1} rounds of {len(problems)}, then memory")
+        say(f"{name}: growth, 1 + {config.rounds} rounds of {len(problems)}, then memory")
     tasks = {key: Task(problem, form, config) for key, problem in problems.items()}
     seconds, failed = _in_turn(tasks, config.rounds, f"growth of {name}", quiet)
     for (what, value), why in failed.items():
@@ -271,7 +271,7 @@ def _throughput(report: ForwardReport, quiet: bool) -> None:
     for precision in config.precisions:
         if not quiet:
             say(
-                f"throughput {precision}: {config.rounds + 1} rounds of {len(names)} backbones "
+                f"throughput {precision}: 1 + {config.rounds} rounds of {len(names)} backbones "
                 f"with {config.throughput_batch} images of {SIDE} pixels"
             )
         form, sizes = Form(OURS, precision), ((config.throughput_batch, SIDE),)

@@ -1,6 +1,6 @@
 """The backbones' options and their catalogue of named sizes (torch-free)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -33,6 +33,15 @@ class BackboneConfig:
             )
 
 
+def _require_heads(dims: Sequence[int], heads: Sequence[int]) -> None:
+    """Check that the heads of every stage divide its channels."""
+    for stage, (dim, count) in enumerate(zip(dims, heads, strict=True), start=1):
+        if dim % count:
+            raise ValueError(
+                f"Stage {stage} has {dim} channels, which {count} heads do not divide."
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwinConfig(BackboneConfig):
     """Swin transformer as in EsViT: pads, then rolls; mean of the final tokens as view feature."""
@@ -62,12 +71,7 @@ class SwinConfig(BackboneConfig):
             raise ValueError("depths is (); expected the number of blocks of at least one stage.")
         if len(self.depths) != len(self.heads):
             raise ValueError(f"depths {self.depths} and heads {self.heads} differ in length.")
-        for stage, heads in enumerate(self.heads):
-            if self.dim * 2**stage % heads:
-                raise ValueError(
-                    f"Stage {stage + 1} has {self.dim * 2**stage} channels, which {heads} heads "
-                    f"do not divide."
-                )
+        _require_heads([self.dim * 2**stage for stage in range(len(self.heads))], self.heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +106,7 @@ class CvTConfig(BackboneConfig):
             raise ValueError(
                 f"dims {self.dims}, depths {self.depths} and heads {self.heads} differ in length."
             )
-        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True)):
-            if dim % heads:
-                raise ValueError(
-                    f"Stage {stage + 1} has {dim} channels, which {heads} heads do not divide."
-                )
+        _require_heads(self.dims, self.heads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,11 +191,7 @@ class ViLConfig(BackboneConfig):
                 )
         if self.sparse_stages > stages:
             raise ValueError(f"sparse_stages is {self.sparse_stages}; there are {stages} stages.")
-        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True), start=1):
-            if dim % heads:
-                raise ValueError(
-                    f"Stage {stage} has {dim} channels, which {heads} heads do not divide."
-                )
+        _require_heads(self.dims, self.heads)
         if 0 in self.global_tokens[: self.sparse_stages]:
             raise ValueError(
                 f"global_tokens {self.global_tokens} leaves a sparse stage without one; expected "

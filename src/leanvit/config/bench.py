@@ -87,7 +87,7 @@ class BenchForwardConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it is measured."""
     growth: bool = False
-    """Instead ours alone, as the batch, the window and the image grow."""
+    """Instead ours alone in the first precision, as the batch, the window and the image grow."""
     throughput: bool = False
     """Instead images a second as the EsViT paper counts them, beside its figures."""
     throughput_batch: int = 128

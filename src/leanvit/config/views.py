@@ -56,8 +56,8 @@ class MultiCropConfig:
     def __post_init__(self) -> None:
         if len(self.local_sizes) != len(self.local_counts):
             raise ValueError(
-                f"local_sizes {self.local_sizes} and local_counts {self.local_counts} name the "
-                f"same groups of local crops, so they have the same length."
+                f"local_sizes {self.local_sizes} and local_counts {self.local_counts} differ in "
+                f"length; give a number of local crops for each size."
             )
         require(self, AT_LEAST_ONE, "global_size", "local_sizes")
         require(self, NOT_NEGATIVE, "local_counts")

@@ -17,6 +17,11 @@ class SyncBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every channel by its statistics in training, or by the running ones."""
+        if self.training and world_size() == 1 and input.numel() == self.num_features:
+            raise ValueError(
+                "Batch norm cannot learn from a single value a channel: raise train.batch, or the "
+                "size or number of views."
+            )
         if not self.training or world_size() == 1:
             return super().forward(input)
         x = full(input)

@@ -14,27 +14,22 @@ from torch import Tensor
 from torch.library import custom_op
 
 from leanvit.core.precision import full, operands
-
-CHUNK = 2**18
-"""Logits of a chunk for every thread: 1 MiB in fp32."""
+from leanvit.kernels.chunk_products import (
+    attention_gradients,
+    attention_weights,
+    chunk_length,
+)
 
 
 def _chunks(items: int, bias: Tensor) -> Iterator[tuple[slice, slice]]:
     """Yield the items of each chunk and their biases."""
     own = len(bias)
-    step = max(1, CHUNK * torch.get_num_threads() // bias[0].numel())
+    step = chunk_length(bias[0].numel())
     length = items if own == 1 else own
     for first in range(0, items, length):
         for start in range(0, length, step):
             end = min(start + step, length)
             yield slice(first + start, first + end), slice(0, 1) if own == 1 else slice(start, end)
-
-
-def _attention(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Return softmax(scale * q k' + bias) [items * H, n, m] of q [items * H, n, d]."""
-    logits = torch.bmm(q, k.mT).view(-1, *bias.shape[1:])
-    torch.add(bias, logits, alpha=scale, out=logits)
-    return logits.softmax(-1).flatten(0, 1)
 
 
 @custom_op("leanvit::biased_attention", mutates_args=(), device_types="cpu")
@@ -48,7 +43,7 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float
     with operands(q.dtype), torch.autocast("cpu", enabled=False):
         for items, own in _chunks(len(q), bias):
             queries, keys, values = (full(x[items]).flatten(0, 1) for x in (q, k, v))
-            attended = torch.bmm(_attention(queries, keys, bias[own], scale), values)
+            attended = torch.bmm(attention_weights(queries, keys, bias[own], scale), values)
             out[items] = attended.view(-1, *q.shape[1:])
     return out
 
@@ -64,15 +59,11 @@ def _backward(
     with operands(q.dtype), torch.autocast("cpu", enabled=False):
         for items, own in _chunks(len(q), bias):
             queries, keys, values, out = (full(x[items]).flatten(0, 1) for x in (q, k, v, gradient))
-            attention = _attention(queries, keys, bias[own], scale)
-            to_logits = torch.ops.aten._softmax_backward_data(
-                torch.bmm(out, values.mT), attention, -1, attention.dtype
-            )
-            to_bias[own] += to_logits.view(-1, own.stop - own.start, *bias.shape[1:]).sum(0)
-            to_logits *= scale
-            to_q[items] = torch.bmm(to_logits, keys).view(-1, *q.shape[1:])
-            to_k[items] = torch.bmm(to_logits.mT, queries).view(-1, *k.shape[1:])
-            to_v[items] = torch.bmm(attention.mT, out).view(-1, *v.shape[1:])
+            weights = attention_weights(queries, keys, bias[own], scale)
+            to_logits, *found = attention_gradients(out, queries, keys, values, weights, scale)
+            to_bias[own] += to_logits.view(-1, *bias[own].shape).sum(0)
+            for target, part in zip((to_q, to_k, to_v), found, strict=True):
+                target[items] = part.view(-1, *target.shape[1:])
     return to_q, to_k, to_v, to_bias
 
 

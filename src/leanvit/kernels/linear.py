@@ -1,9 +1,8 @@
 """Linear layers on the CPU, by the faster of the two libraries that torch has.
 
 torch asks MKL for fp32, which takes its slow path on CPUs of other makers, and spreads the bias
-over the output before a product in bf16. oneDNN's fp32 is exact too. With it, and with the chunks
-of mlp.py and window_chunks.py, whole steps took 0.5 to 0.7 of the time on an AMD CPU
-(benchmarks/step_memory.md).
+over the output before a product in bf16. oneDNN's fp32 is exact too.
+benchmarks/forward.md has whole networks beside timm's, which ask MKL.
 
 Letters: N tokens, C and D channels.
 """

@@ -1,4 +1,4 @@
-"""Window attention on the CPU, a few windows at a time, which stay in the cache.
+"""Window attention on the CPU, a few windows at a time.
 
 torch's own attention asks MKL for one small product after another and, where the bias is trained,
 stores the logits of all windows. Here a chunk's products are one batch, by the faster library,
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.library import custom_op
 
 from leanvit.core.precision import full, operands
+from leanvit.kernels.chunk_products import (
+    attention_gradients,
+    attention_weights,
+    chunk_length,
+)
 from leanvit.kernels.windows import WindowLayout
-
-CHUNK = 2**18
-"""Logits of a chunk for every thread: 1 MiB in fp32."""
 
 
 def attend_chunks(qkv: Tensor, fill: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
@@ -44,7 +46,7 @@ def _chunks(
     first, start = 0, 0
     for windows, n, m in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
         own = [part[start : start + heads * n * m].view(heads, n, m) for part in flat]
-        step = max(1, CHUNK * torch.get_num_threads() // (heads * n * m))
+        step = chunk_length(heads * n * m)
         for begin in range(0, windows, step):
             end = min(begin + step, windows)
             yield slice(first + begin * n, first + end * n), own
@@ -65,13 +67,6 @@ def _queries(rows: Tensor, fill: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, 
         _, key, value = full(fill).view(3, heads, 1, -1).repeat(1, len(q) // heads, 1, 1)
         k, v = torch.cat([k, key], 1), torch.cat([v, value], 1)
     return q, k, v
-
-
-def _attention(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    """Return softmax(q k' / sqrt(d) + bias) [w * H, n, m]."""
-    logits = torch.bmm(q, k.mT).view(-1, *bias.shape)
-    torch.add(bias, logits, alpha=q.shape[-1] ** -0.5, out=logits)
-    return logits.softmax(-1).flatten(0, 1)
 
 
 def _write(target: Tensor, found: Sequence[Tensor], heads: int, n: int) -> None:
@@ -96,7 +91,8 @@ def _attend(
     with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
         for part, (bias,) in _chunks(sizes, heads, biases):
             q, k, v = _queries(qkv.index_select(0, tokens[part]), fill, bias)
-            _write(out[part], [torch.bmm(_attention(q, k, bias), v)], heads, q.shape[1])
+            weights = attention_weights(q, k, bias, q.shape[-1] ** -0.5)
+            _write(out[part], [torch.bmm(weights, v)], heads, q.shape[1])
     return out.index_select(0, places)
 
 
@@ -119,16 +115,13 @@ def _backward(
             n, padded = bias.shape[1], bias.shape[2] > bias.shape[1]
             q, k, v = _queries(qkv.index_select(0, tokens[part]), fill, bias)
             (out,) = _by_head(gradient.index_select(0, tokens[part]), heads, n, 1)
-            attention = _attention(q, k, bias)
-            to_logits = torch.ops.aten._softmax_backward_data(
-                torch.bmm(out, v.mT), attention, -1, attention.dtype
-            )
+            scale = q.shape[-1] ** -0.5
+            weights = attention_weights(q, k, bias, scale)
+            to_logits, *found = attention_gradients(out, q, k, v, weights, scale)
             to_bias += to_logits.view(-1, *bias.shape).sum(0)
-            to_logits *= q.shape[-1] ** -0.5
-            to_k, to_v = torch.bmm(to_logits.mT, q), torch.bmm(attention.mT, out)
-            _write(to_qkv[part], [torch.bmm(to_logits, k), to_k, to_v], heads, n)
+            _write(to_qkv[part], found, heads, n)
             if padded:
-                last = torch.stack([to_k[:, n], to_v[:, n]])
+                last = torch.stack([each[:, n] for each in found[1:]])
                 to_fill[1:] += last.unflatten(1, (-1, heads)).sum(1)
     return to_qkv.index_select(0, places), to_fill.flatten().to(fill.dtype), to_biases
 

@@ -1,8 +1,8 @@
 """Which tokens lie in which (shifted) window, for images of several sizes.
 
 A `WindowLayout` says for every window slot which token lies there. It is built once for a set of
-image sizes by padding, rolling and partitioning a map of token numbers; after that, moving tokens
-into windows and back is one gather each way, and so are the gradients.
+image sizes by padding, rolling and partitioning a map of token numbers; after that, tokens are
+moved into windows and back by their numbers.
 
 Letters: N tokens of all images, S = windows * T slots, T = window side squared, H heads,
 G = window patterns (a window's place in an image of one size), n tokens of a window.
