@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import leanvit
 from leanvit.backbones.base import Backbone
-from leanvit.backbones.weights import FILE, STUDENT, header
+from leanvit.core.files import save_tensors
 from leanvit.data.decode import to_pixels
 from leanvit.data.images import PAPER_CROP, middle
 from leanvit.data.sources import Source
 from leanvit.evaluation.features import standardize
 from leanvit.evaluation.result import Result
-from leanvit.train.checkpoint import save_tensors
+from leanvit.weights.file import FILE, STUDENT, header
 from tests.tiny import SWIN, build
 
 SEED = 5

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leanvit.backbones.catalogue import list_backbones
     from leanvit.backbones.sizes import describe_backbones
-    from leanvit.backbones.weights import load_backbone
     from leanvit.evaluation.embedding import embed
     from leanvit.evaluation.evaluate import evaluate
     from leanvit.preflight import check
     from leanvit.run import pretrain
+    from leanvit.weights.file import load_backbone
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _PUBLIC = {
     "embed": "leanvit.evaluation.embedding",
     "evaluate": "leanvit.evaluation.evaluate",
     "list_backbones": "leanvit.backbones.catalogue",
-    "load_backbone": "leanvit.backbones.weights",
+    "load_backbone": "leanvit.weights.file",
     "pretrain": "leanvit.run",
 }
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 import leanvit
-from leanvit.backbones.weights import FILE, STUDENT
 from leanvit.config import (
     Resolved,
     RunConfig,
@@ -20,6 +19,7 @@ from leanvit.config import (
 )
 from leanvit.config.convert import leaves
 from leanvit.data.sources import SAMPLE, Source, is_folder
+from leanvit.weights.file import FILE, STUDENT
 
 ASKED, RESOLVED, SUMMARY = "config.json", "resolved.json", "summary.json"
 METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"

@@ -21,7 +21,8 @@ from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source, open_source
 from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
-from leanvit.run import Run, compose_request, gather_facts
+from leanvit.request import compose_request, gather_facts
+from leanvit.run import Run
 from leanvit.train.terminal import spoken
 
 STEPS = 3

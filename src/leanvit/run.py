@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,23 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import leanvit
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
 from leanvit.analysis.watch import Watch
-from leanvit.backbones.weights import FILE, STUDENT, header, load_backbone, read_header
 from leanvit.config import (
-    BackboneConfig,
-    Facts,
     Resolved,
     RunConfig,
-    compose,
-    from_dict,
-    load_config,
-    replace_options,
     resolve,
     to_dict,
 )
@@ -35,20 +26,17 @@ from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     first_alone,
     joined,
-    launched,
-    neighbours,
     rank,
     wait_for_all,
     world_size,
 )
-from leanvit.core.precision import PRECISIONS
+from leanvit.core.files import Replacing, refusals_named, save_tensors
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source, open_source
 from leanvit.folder import (
-    ASKED,
     CHECKPOINTS,
     CURVES,
     LOSSES,
@@ -61,22 +49,15 @@ from leanvit.folder import (
     resumed,
     start_folder,
 )
-from leanvit.kernels import multicrop
-from leanvit.kernels.prototype_attention import best_form
 from leanvit.methods.catalogue import build_method
-from leanvit.recipes import recipe as recipe_named
+from leanvit.request import compose_request, gather_facts, weights_file
 from leanvit.train.alarm import CollapseAlarm
-from leanvit.train.checkpoint import (
-    Replacing,
-    newest_checkpoint,
-    refusals_named,
-    save_checkpoint,
-    save_tensors,
-)
+from leanvit.train.checkpoint import newest_checkpoint, save_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.weights.file import FILE, STUDENT, header, load_backbone
 
 
 def pretrain(
@@ -135,82 +116,6 @@ def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
         )
 
 
-def compose_request(
-    recipe: str | RunConfig,
-    resumed: Path | None,
-    data: str,
-    backbone: str,
-    optimizer: str,
-    options: Mapping[str, Any],
-) -> RunConfig:
-    """Return the whole configuration that was asked for.
-
-    resumed: the folder of a run that continues, whose configuration stands for no recipe. Raises
-    ValueError for unknown names and values, and if nothing says what to run.
-    """
-    if resumed is not None and not recipe:
-        if not (resumed / ASKED).exists():
-            raise ValueError(f"There is no run to resume in {str(resumed)!r}.")
-        config = load_config(resumed / ASKED)  # what it took from initial weights is in it
-        return compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
-    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
-    asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
-    return _as_initialized(asked, backbone, options) if asked.init else asked
-
-
-def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any]) -> RunConfig:
-    """Take over sizes, mean and std from the file of initial weights, where none were given.
-
-    Raises ValueError if the file holds another network than the one that was asked for.
-    """
-    facts = read_header(_weights_file(asked.init))
-    found = from_dict(BackboneConfig, facts["backbone"], "backbone")
-    mean, std = tuple(facts["mean"]), tuple(facts["std"])
-    asked = replace(asked, data=replace(asked.data, mean=mean, std=std))
-    if not backbone:
-        asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
-    fixed = ("backbone.", "data.mean", "data.std")
-    asked = replace_options(asked, {n: v for n, v in options.items() if n.startswith(fixed)})
-    there, here = (
-        {"kind": config.kind, **dict(leaves(to_dict(config)))} for config in (found, asked.backbone)
-    )
-    differ = [n for n in there if n not in ("drop_path", "positions") and there[n] != here.get(n)]
-    differ = ["kind"] if "kind" in differ else differ
-    if differ:
-        named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
-        raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
-    return asked
-
-
-def _weights_file(name: str) -> Path:
-    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
-    if not path.is_file():
-        raise ValueError(f"There is no backbone file {str(path)!r} to start from (init).")
-    return path
-
-
-def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know."""
-    cuda = torch.cuda.is_available()
-    return Facts(
-        images=len(source),
-        cores=len(os.sched_getaffinity(0)),
-        device="cuda" if cuda else "cpu",
-        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        attention={
-            (device, precision): best_form(device, dtype)
-            for device in ("cpu", "cuda")
-            for precision, dtype in PRECISIONS.items()
-        },
-        rendering={
-            device: "device" if multicrop.best_form(device) == "triton" else "host"
-            for device in ("cpu", "cuda")
-        },
-        world=launched(),
-        neighbours=neighbours(),
-    )
-
-
 @dataclass
 class Run:
     """A resolved run and the folder it lives in."""
@@ -249,7 +154,7 @@ class Run:
         """Give the networks the weights that the run starts from, if it names any."""
         if not self.config.init:
             return
-        weights = load_backbone(_weights_file(self.config.init)).state_dict()
+        weights = load_backbone(weights_file(self.config.init)).state_dict()
         for network in self.networks.values():
             network.load_state_dict(weights)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leanvit.backbones.layouts import cvt_config, from_esvit, strip, swin_config, vil_config
 from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViLConfig
+from leanvit.weights.layouts import cvt_config, from_esvit, strip, swin_config, vil_config
 
 Golden = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]

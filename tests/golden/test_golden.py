@@ -18,7 +18,6 @@ from torch import Tensor
 
 from leanvit.backbones.base import Ask, Backbone
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.layouts import from_esvit, head_config, strip
 from leanvit.config import (
     AdamWConfig,
     DinoConfig,
@@ -41,6 +40,7 @@ from leanvit.methods.dino import DINO
 from leanvit.methods.esvit import EsViT
 from leanvit.methods.heads import Center
 from leanvit.train.state import TrainState
+from leanvit.weights.layouts import from_esvit, head_config, strip
 from tests.golden.fill import fill
 from tests.golden.published import PUBLISHED, published, shapes_of, sizes_of
 

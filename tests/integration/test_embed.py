@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import leanvit
-from leanvit.backbones.weights import FILE, STUDENT, load_backbone
 from leanvit.config.evaluation import EmbedConfig
 from leanvit.data.sources import FolderSource
 from leanvit.evaluation.features import last_block_features
+from leanvit.weights.file import FILE, STUDENT, load_backbone
 from tests.tables import (
     CLASSES,
     seen_by,

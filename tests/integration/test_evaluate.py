@@ -13,7 +13,6 @@ from torch import Tensor
 
 import leanvit
 from leanvit.backbones.base import Backbone
-from leanvit.backbones.weights import FILE, STUDENT, load_backbone
 from leanvit.config import compose
 from leanvit.config.evaluation import KnnConfig, LinearConfig
 from leanvit.data.images import PAPER_CROP
@@ -23,6 +22,7 @@ from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.models import before_training
 from leanvit.evaluation.result import Result
 from leanvit.methods.catalogue import build_method
+from leanvit.weights.file import FILE, STUDENT, load_backbone
 from tests.tables import (
     SEED,
     knn,

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanvit.backbones.base import Backbone
-from leanvit.backbones.weights import STUDENT, load_backbone
 from leanvit.config.evaluation import LinearConfig
 from leanvit.core import random
 from leanvit.data.decode import to_pixels
@@ -19,6 +18,7 @@ from leanvit.data.sources import FolderSource, Source, hold_out
 from leanvit.evaluation.evaluate import _augmented_batches
 from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.inputs import Seen
+from leanvit.weights.file import STUDENT, load_backbone
 from tests.tables import (
     CLASSES,
     linear,

@@ -15,7 +15,6 @@ from torch import Tensor
 import leanvit
 from leanvit.analysis import pictures
 from leanvit.analysis.matches import match_views
-from leanvit.backbones.weights import FILE, STUDENT, header, read_header
 from leanvit.cli import main
 from leanvit.config import RunConfig, load_config, replace_options
 from leanvit.data.decode import to_pixels
@@ -23,7 +22,8 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order, replacement
 from leanvit.data.sources import open_source
 from leanvit.data.views import multi_crop
-from leanvit.run import compose_request
+from leanvit.request import compose_request
+from leanvit.weights.file import FILE, STUDENT, header, read_header
 from tests.integration.command import REST, TINY, Finished, Says, contents, leanvit_process, refused
 from tests.tiny import VIT, build, write_images
 

@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.layouts import cvt_config, from_esvit, strip, to_esvit
 from leanvit.config import BACKBONES, CvTConfig
 from leanvit.core.precision import autocast
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
+from leanvit.weights.layouts import cvt_config, from_esvit, strip, to_esvit
 from tests.tiny import CVT, build, dino, noise, view_batch
 
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.layouts import from_esvit, swin_config, to_esvit
 from leanvit.backbones.swin import Swin, SwinBlock
 from leanvit.config import BACKBONES, SwinConfig
+from leanvit.weights.layouts import from_esvit, swin_config, to_esvit
 from tests.tiny import SWIN, SWIN_SKIP, build, noise
 
 PUBLISHED_PARAMETERS = {

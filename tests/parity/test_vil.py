@@ -11,13 +11,13 @@ from torch.nn import functional
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.layers import PreNormBlock
-from leanvit.backbones.layouts import from_esvit, to_esvit, vil_config
 from leanvit.backbones.vil import ChunkAttention, FullAttention, ViL, resize_matrix
 from leanvit.config import BACKBONES
 from leanvit.kernels.chunk_attention import chunk_attention, chunk_layout
 from leanvit.methods.base import Moment, neighbor_draw
 from leanvit.methods.catalogue import build_method
 from leanvit.train.optim import parameter_groups
+from leanvit.weights.layouts import from_esvit, to_esvit, vil_config
 from tests.tiny import SWIN, VIL, build, esvit, noise, view_batch
 
 Place = tuple[int, int]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from leanvit.backbones.layouts import head_config
 from leanvit.core.random import seeded
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.heads import Center, Head, Prototypes
+from leanvit.weights.layouts import head_config
 from tests.tiny import HEAD, noise
 
 

@@ -34,12 +34,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("kernels",),
     ("backbones", "losses", "data"),
+    ("weights",),
     ("methods",),
     ("train",),
     ("evaluation",),
     ("analysis",),
     ("bench",),
     ("folder",),
+    ("request",),
     ("run",),
     ("preflight",),
     ("cli",),
@@ -47,7 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "run", "preflight", "cli")
+TOP = ("folder", "request", "run", "preflight", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone."""
 
 WITHOUT_TORCH = ("leanvit", "config", "recipes", "cli", "__main__")
@@ -122,7 +124,7 @@ def test_imports_point_one_way(file: str) -> None:
 
 
 def test_the_floors_are_those_of_the_design() -> None:
-    below = {"config", "core", "kernels", "backbones", "losses", "data", "methods"}
+    below = {"config", "core", "kernels", "backbones", "losses", "data", "weights", "methods"}
     assert may_import("train") == {"train", *below}
     assert "data" not in may_import("losses") and "losses" not in may_import("backbones")
     assert "run" in may_import("cli") and "cli" not in may_import("run")

@@ -15,13 +15,15 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-from leanvit.backbones.weights import header
 from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
+from leanvit.core.files import save_tensors
 from leanvit.data.sources import About, Sample, Source, open_source
 from leanvit.recipes import recipe
-from leanvit.run import Run, gather_facts
-from leanvit.train.checkpoint import TENSORS, save_tensors
+from leanvit.request import gather_facts
+from leanvit.run import Run
+from leanvit.train.checkpoint import TENSORS
+from leanvit.weights.file import header
 from tests.tiny import build, write_classes, write_images
 
 Options = Mapping[str, Any]

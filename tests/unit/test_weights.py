@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 import leanvit
-from leanvit.backbones.weights import FILE, header, read_header
 from leanvit.config import BackboneConfig
-from leanvit.train.checkpoint import save_tensors
+from leanvit.core.files import save_tensors
+from leanvit.weights.file import FILE, header, read_header
 from tests.tiny import FAMILIES, SWIN, build, noise
 
 

@@ -7,8 +7,8 @@ import torch
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.weights import FILE, STUDENT, load_backbone, read_header
 from leanvit.core.random import seeded
+from leanvit.weights.file import FILE, STUDENT, load_backbone, read_header
 
 
 def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backbone]:

@@ -6,20 +6,17 @@ configuration, versions, checksums). The newest complete one is found by looking
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from leanvit.core.errors import CheckpointError
+from leanvit.core.files import Replacing, refusals_named, save_tensors, sync, write_synced
 
 TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 1
@@ -63,7 +60,7 @@ def save_checkpoint(
                 "files": {TENSORS: _fingerprint(beside / TENSORS)},
             }
             write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
-            _sync(beside)
+            sync(beside)
         _prune(folder, path, keep)
     return path
 
@@ -74,18 +71,6 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     place = found.index(newest)
     for path in found[: max(place + 1 - keep, 0)] + found[place + 1 :]:
         shutil.rmtree(path)
-
-
-@contextmanager
-def refusals_named(path: Path) -> Iterator[None]:
-    """Turn a disk's refusal into a CheckpointError that says what is safe."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"Could not write {path}: {error.strerror or error}. What was saved before is "
-            f"untouched; make room and continue with --resume."
-        ) from error
 
 
 def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
@@ -115,63 +100,6 @@ def _open(path: Path) -> Checkpoint:
         if _fingerprint(path / name) != expected:
             raise ValueError(f"{name} is not what was written")
     return Checkpoint(path, int(record["step"]), record)
-
-
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write tensors as one synced safetensors file. Raises OSError if the disk refuses."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(plain, path, metadata)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)  # safetensors keeps its files from everybody else
-    _sync(path)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    path.write_bytes(data)
-    _sync(path)
-
-
-class Replacing:
-    """Write a file or directory beside its place; it takes the place at the end, or vanishes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._beside = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> Path:
-        _remove(self._beside)
-        return self._beside
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None:
-            _remove(self._beside)
-            return
-        if self._beside.is_dir():
-            _remove(self.path)
-        self._beside.replace(self.path)
-        _sync(self.path.parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

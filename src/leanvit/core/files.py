@@ -1,0 +1,83 @@
+"""Files that are whole or not there: written beside, synced, renamed."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leanvit.core.errors import CheckpointError
+
+
+@contextmanager
+def refusals_named(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal into a CheckpointError that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Could not write {path}: {error.strerror or error}. What was saved before is "
+            f"untouched; make room and continue with --resume."
+        ) from error
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as one synced safetensors file. Raises OSError if the disk refuses."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata)
+    except SafetensorError as error:
+        raise OSError(None, str(error)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors keeps its files from everybody else
+    sync(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on disk."""
+    path.write_bytes(data)
+    sync(path)
+
+
+class Replacing:
+    """Write a file or directory beside its place; it takes the place at the end, or vanishes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._beside = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> Path:
+        _remove(self._beside)
+        return self._beside
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            _remove(self._beside)
+            return
+        if self._beside.is_dir():
+            _remove(self.path)
+        self._beside.replace(self.path)
+        sync(self.path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or the entries of a directory are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

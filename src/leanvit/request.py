@@ -1,0 +1,106 @@
+"""From the words of a request to the whole configuration, and the facts that resolve it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanvit.config import (
+    BackboneConfig,
+    Facts,
+    RunConfig,
+    compose,
+    from_dict,
+    load_config,
+    replace_options,
+    to_dict,
+)
+from leanvit.config.convert import leaves
+from leanvit.core.distributed import launched, neighbours
+from leanvit.core.precision import PRECISIONS
+from leanvit.data.sources import Source
+from leanvit.folder import ASKED
+from leanvit.kernels import multicrop
+from leanvit.kernels.prototype_attention import best_form
+from leanvit.recipes import recipe as recipe_named
+from leanvit.weights.file import FILE, read_header
+
+
+def compose_request(
+    recipe: str | RunConfig,
+    resumed: Path | None,
+    data: str,
+    backbone: str,
+    optimizer: str,
+    options: Mapping[str, Any],
+) -> RunConfig:
+    """Return the whole configuration that was asked for.
+
+    resumed: the folder of a run that continues, whose configuration stands for no recipe. Raises
+    ValueError for unknown names and values, and if nothing says what to run.
+    """
+    if resumed is not None and not recipe:
+        if not (resumed / ASKED).exists():
+            raise ValueError(f"There is no run to resume in {str(resumed)!r}.")
+        config = load_config(resumed / ASKED)  # what it took from initial weights is in it
+        return compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    config = recipe_named(recipe) if isinstance(recipe, str) else recipe
+    asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
+    return _as_initialized(asked, backbone, options) if asked.init else asked
+
+
+def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any]) -> RunConfig:
+    """Take over sizes, mean and std from the file of initial weights, where none were given.
+
+    Raises ValueError if the file holds another network than the one that was asked for.
+    """
+    facts = read_header(weights_file(asked.init))
+    found = from_dict(BackboneConfig, facts["backbone"], "backbone")
+    mean, std = tuple(facts["mean"]), tuple(facts["std"])
+    asked = replace(asked, data=replace(asked.data, mean=mean, std=std))
+    if not backbone:
+        asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
+    fixed = ("backbone.", "data.mean", "data.std")
+    asked = replace_options(asked, {n: v for n, v in options.items() if n.startswith(fixed)})
+    there, here = (
+        {"kind": config.kind, **dict(leaves(to_dict(config)))} for config in (found, asked.backbone)
+    )
+    differ = [n for n in there if n not in ("drop_path", "positions") and there[n] != here.get(n)]
+    differ = ["kind"] if "kind" in differ else differ
+    if differ:
+        named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
+        raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
+    return asked
+
+
+def weights_file(name: str) -> Path:
+    """Return the file of initial weights that a name means. Raises ValueError if there is none."""
+    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"There is no backbone file {str(path)!r} to start from (init).")
+    return path
+
+
+def gather_facts(source: Source) -> Facts:
+    """Find out once what the rules of `resolve` need to know."""
+    cuda = torch.cuda.is_available()
+    return Facts(
+        images=len(source),
+        cores=len(os.sched_getaffinity(0)),
+        device="cuda" if cuda else "cpu",
+        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        attention={
+            (device, precision): best_form(device, dtype)
+            for device in ("cpu", "cuda")
+            for precision, dtype in PRECISIONS.items()
+        },
+        rendering={
+            device: "device" if multicrop.best_form(device) == "triton" else "host"
+            for device in ("cpu", "cuda")
+        },
+        world=launched(),
+        neighbours=neighbours(),
+    )

@@ -1,0 +1,1 @@
+"""Weights in and out: our file, the layouts of other codes, the formats of other libraries."""
