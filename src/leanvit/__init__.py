@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from leanvit.evaluation.evaluate import evaluate
     from leanvit.preflight import check
     from leanvit.run import pretrain
-    from leanvit.weights.file import load_backbone
+    from leanvit.weights.loading import load_backbone
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _PUBLIC = {
     "embed": "leanvit.evaluation.embedding",
     "evaluate": "leanvit.evaluation.evaluate",
     "list_backbones": "leanvit.backbones.catalogue",
-    "load_backbone": "leanvit.weights.file",
+    "load_backbone": "leanvit.weights.loading",
     "pretrain": "leanvit.run",
 }
 

@@ -57,7 +57,8 @@ from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
-from leanvit.weights.file import FILE, STUDENT, header, load_backbone
+from leanvit.weights.file import FILE, STUDENT, header
+from leanvit.weights.loading import load_backbone
 
 
 def pretrain(

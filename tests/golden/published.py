@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leanvit.config import BACKBONES, BackboneConfig, CvTConfig, SwinConfig, ViLConfig
-from leanvit.weights.layouts import cvt_config, from_esvit, strip, swin_config, vil_config
+from leanvit.weights.shapes import cvt_config, swin_config, vil_config
+from leanvit.weights.whole import from_official, strip
 
 Golden = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -123,7 +124,7 @@ def sizes_of(golden: Golden) -> BackboneConfig:
     """Return the configuration that the file's shapes imply."""
     family = PUBLISHED[golden["arch"].split("_")[0]]
     known = {name: getattr(published(golden), name) for name in family.untraced}
-    return family.sizes(strip(from_esvit(shapes_of(golden)), "backbone."), **known)
+    return family.sizes(strip(from_official(shapes_of(golden)), "backbone."), **known)
 
 
 def shapes_of(golden: Golden) -> dict[str, tuple[int, ...]]:

@@ -40,7 +40,8 @@ from leanvit.methods.dino import DINO
 from leanvit.methods.esvit import EsViT
 from leanvit.methods.heads import Center
 from leanvit.train.state import TrainState
-from leanvit.weights.layouts import from_esvit, head_config, strip
+from leanvit.weights.shapes import head_config
+from leanvit.weights.whole import from_official, strip
 from tests.golden.fill import fill
 from tests.golden.published import PUBLISHED, published, shapes_of, sizes_of
 
@@ -104,7 +105,7 @@ def check_backbone(golden: Golden, figures: dict[str, Tensor]) -> None:
     config = published(golden)
     assert replace(sizes_of(golden), drop_path=config.drop_path) == config
     backbone: Backbone = build_backbone(config).eval()
-    backbone.load_state_dict(strip(from_esvit(weights_of(golden)), "backbone."), strict=True)
+    backbone.load_state_dict(strip(from_official(weights_of(golden)), "backbone."), strict=True)
     groups = crops(golden, globals_=golden["globals"])
     found = backbone([group.flatten(0, 1) for group in groups])
     close(torch.cat([f.pooled for f in found]), figures["pooled"], 1e-4)
@@ -177,8 +178,8 @@ def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
 
 def training(golden: Golden) -> TrainState:
     """Return the official run at its start."""
-    weights = from_esvit(weights_of(golden))
-    shapes = from_esvit(shapes_of(golden))
+    weights = from_official(weights_of(golden))
+    shapes = from_official(shapes_of(golden))
     regions = any(name.startswith("region_head.") for name in shapes)
     view_only = DinoConfig(
         views=MultiCropConfig(
@@ -255,7 +256,7 @@ def check_digests(network: torch.nn.Module, digests: dict[str, list[float]], rea
     The key part of a qkv or kv bias has no gradient but rounding noise, which Adam turns into
     steps of up to `reach` in all; the digests cover it, so it is granted that much.
     """
-    ours, theirs = network.state_dict(), from_esvit(digests)
+    ours, theirs = network.state_dict(), from_official(digests)
     assert dict(network.named_parameters()).keys() <= theirs.keys() <= ours.keys()
     for name, (total, size, first) in theirs.items():
         value = ours[name].detach().double().flatten()

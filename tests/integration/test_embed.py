@@ -14,7 +14,8 @@ import leanvit
 from leanvit.config.evaluation import EmbedConfig
 from leanvit.data.sources import FolderSource
 from leanvit.evaluation.features import last_block_features
-from leanvit.weights.file import FILE, STUDENT, load_backbone
+from leanvit.weights.file import FILE, STUDENT
+from leanvit.weights.loading import load_backbone
 from tests.tables import (
     CLASSES,
     seen_by,

@@ -22,7 +22,8 @@ from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.models import before_training
 from leanvit.evaluation.result import Result
 from leanvit.methods.catalogue import build_method
-from leanvit.weights.file import FILE, STUDENT, load_backbone
+from leanvit.weights.file import FILE, STUDENT
+from leanvit.weights.loading import load_backbone
 from tests.tables import (
     SEED,
     knn,

@@ -18,7 +18,8 @@ from leanvit.data.sources import FolderSource, Source, hold_out
 from leanvit.evaluation.evaluate import _augmented_batches
 from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.inputs import Seen
-from leanvit.weights.file import STUDENT, load_backbone
+from leanvit.weights.file import STUDENT
+from leanvit.weights.loading import load_backbone
 from tests.tables import (
     CLASSES,
     linear,

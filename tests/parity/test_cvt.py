@@ -16,7 +16,8 @@ from leanvit.core.precision import autocast
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
-from leanvit.weights.layouts import cvt_config, from_esvit, strip, to_esvit
+from leanvit.weights.shapes import cvt_config
+from leanvit.weights.whole import from_official, strip, to_official
 from tests.tiny import CVT, build, dino, noise, view_batch
 
 
@@ -175,13 +176,15 @@ def test_bf16_stays_near_fp32_while_it_trains() -> None:
 def test_official_names_go_both_ways() -> None:
     """Files of before torch counted batches load too."""
     cvt = build(CVT).eval()
-    official = to_esvit({f"backbone.{name}": value for name, value in cvt.state_dict().items()})
+    official = to_official(
+        {f"backbone.{name}": value for name, value in cvt.state_dict().items()}, "cvt"
+    )
     assert {"stage1.1.layers.1.0.fn.qkv.bn.running_var", "norm.weight"} <= official.keys()
     assert not any(name.startswith("stages.") for name in official)
     old = {n: v for n, v in official.items() if not n.endswith("num_batches_tracked")}
     for state in (official, old):
         loaded = build_backbone(CVT).eval()
-        loaded.load_state_dict(strip(from_esvit(state), "backbone."), strict=True)
+        loaded.load_state_dict(strip(from_official(state), "backbone."), strict=True)
         image = noise(1, 3, 32, 32)
         assert loaded.features(image).grid.equal(cvt.features(image).grid)
 

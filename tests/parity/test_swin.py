@@ -13,7 +13,8 @@ from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.swin import Swin, SwinBlock
 from leanvit.config import BACKBONES, SwinConfig
-from leanvit.weights.layouts import from_esvit, swin_config, to_esvit
+from leanvit.weights.shapes import swin_config
+from leanvit.weights.whole import from_official, to_official
 from tests.tiny import SWIN, SWIN_SKIP, build, noise
 
 PUBLISHED_PARAMETERS = {
@@ -136,12 +137,12 @@ def test_official_names_go_both_ways() -> None:
     backbone = build(SWIN)
     ours = {f"backbone.{k}": v for k, v in backbone.state_dict().items()}
     ours |= {"head.mlp.0.weight": noise(3, 3), "region_head.mlp.0.weight": noise(2, 2)}
-    official = to_esvit(ours)
+    official = to_official(ours, "swin")
     assert {"head.mlp.0.weight", "head_dense.mlp.0.weight", "norm.weight"} <= official.keys()
     student = {f"module.{name}": value for name, value in official.items()}
     student["module.layers.0.blocks.0.attn.relative_position_index"] = noise(1)
     student["module.layers.0.blocks.1.attn_mask"] = noise(1)
-    back = from_esvit(student)
+    back = from_official(student)
     assert back.keys() == ours.keys()
     assert all(back[name] is ours[name] for name in ours)
 

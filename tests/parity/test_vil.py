@@ -17,7 +17,8 @@ from leanvit.kernels.chunk_attention import chunk_attention, chunk_layout
 from leanvit.methods.base import Moment, neighbor_draw
 from leanvit.methods.catalogue import build_method
 from leanvit.train.optim import parameter_groups
-from leanvit.weights.layouts import from_esvit, to_esvit, vil_config
+from leanvit.weights.shapes import vil_config
+from leanvit.weights.whole import from_official, to_official
 from tests.tiny import SWIN, VIL, build, esvit, noise, view_batch
 
 Place = tuple[int, int]
@@ -267,7 +268,7 @@ def test_the_bias_of_other_grids() -> None:
 
 def test_official_names_go_both_ways() -> None:
     ours = {f"backbone.{k}": v for k, v in build(VIL).state_dict().items()}
-    official = to_esvit(ours)
+    official = to_official(ours, "vil")
     assert {"layer1.0.cls_token", "layer1.0.norm_embed.bias", "layer1.4.mlp.fc1.bias"} <= set(
         official
     )
@@ -276,7 +277,7 @@ def test_official_names_go_both_ways() -> None:
         shared = official[f"layer1.3.attn.{name}_global.weight"]
         assert shared is official[f"layer1.3.attn.{name}.weight"]
     assert "layer2.1.attn.proj_global.weight" not in official, "full attention has one name"
-    back = from_esvit({f"module.{name}": value for name, value in official.items()})
+    back = from_official({f"module.{name}": value for name, value in official.items()})
     assert back.keys() == ours.keys() and all(back[name] is ours[name] for name in ours)
 
 

@@ -72,6 +72,34 @@ def test_vit_equals_timm(pool: Literal["class", "mean"]) -> None:
     torch.testing.assert_close(found.pooled, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_after_the_mean_equals_timm() -> None:
+    ours = vit_of(replace(VIT, pool="mean_norm", norm_eps=1e-3))
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=VIT.image_size,
+        patch_size=VIT.patch,
+        embed_dim=VIT.dim,
+        depth=VIT.depth,
+        num_heads=VIT.heads,
+        num_classes=0,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-3),
+        global_pool="avg",
+    ).eval()
+    renamed = {name.replace("layers.", "blocks."): v for name, v in ours.state_dict().items()}
+    theirs.load_state_dict(renamed, strict=True)
+    image = noise(2, 3, 32, 32)
+    with torch.no_grad():
+        (found,) = ours([image])
+        tokens = theirs.forward_features(image)  # type: ignore[operator]
+        pooled = theirs(image)
+    same(found, tokens)
+    torch.testing.assert_close(found.pooled, pooled, rtol=1e-4, atol=1e-5)
+    assert [n for n, depth in ours.param_layers() if depth > VIT.depth] == [
+        "fc_norm.weight",
+        "fc_norm.bias",
+    ]
+
+
 @pytest.mark.parametrize("pool", ["class", "mean"])
 def test_registers_and_layer_scale_equal_timm(pool: Literal["class", "mean"]) -> None:
     """timm's networks with registers keep the class token's position within the class token."""

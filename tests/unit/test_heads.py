@@ -9,7 +9,7 @@ from torch import nn
 from leanvit.core.random import seeded
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.heads import Center, Head, Prototypes
-from leanvit.weights.layouts import head_config
+from leanvit.weights.shapes import head_config
 from tests.tiny import HEAD, noise
 
 

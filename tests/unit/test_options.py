@@ -186,6 +186,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.skip_padding": (True, {"backbone.window": 3}),
     "backbone.neighbors": ("one", {}),
     "backbone.mlp_ratio": (2.0, {}),
+    "backbone.norm_eps": (1e-3, {}),
     "backbone.pool": ("mean", {}),
     "backbone.registers": (1, {}),
     "backbone.layer_scale": (0.1, {}),

@@ -23,10 +23,10 @@ from leanvit.kernels.windows import WindowLayout, window_layout
 class PatchEmbed(nn.Module):
     """Cut a view into patches and embed them; pixels beyond the last whole patch are left out."""
 
-    def __init__(self, patch: int, dim: int) -> None:
+    def __init__(self, patch: int, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch, patch)
-        self.norm = LayerNorm(dim)
+        self.norm = LayerNorm(dim, eps)
 
     def forward(self, views: Sequence[Tensor]) -> Packed:
         """[B, 3, height, width] views -> packed [N, dim]."""
@@ -38,10 +38,10 @@ class PatchEmbed(nn.Module):
 class PatchMerging(nn.Module):
     """Join 2 x 2 neighbours and halve the result's channels; odd sides are zero-padded."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim, eps)
 
     def forward(self, packed: Packed) -> Packed:
         """[N, dim] -> about [N / 4, 2 dim]."""
@@ -112,8 +112,10 @@ class SwinBlock(PreNormBlock):
 
     attn: WindowAttention
 
-    def __init__(self, dim: int, heads: int, window: int, shift: int, ratio: float) -> None:
-        super().__init__(dim, WindowAttention(dim, heads, window, shift), Mlp(dim, ratio))
+    def __init__(self, config: SwinConfig, stage: int, window: int, shift: int) -> None:
+        dim = config.dim * 2**stage
+        attn = WindowAttention(dim, config.heads[stage], window, shift)
+        super().__init__(dim, attn, Mlp(dim, config.mlp_ratio), config.norm_eps)
 
 
 class SwinStage(nn.Module):
@@ -124,17 +126,20 @@ class SwinStage(nn.Module):
 
     def __init__(self, config: SwinConfig, stage: int) -> None:
         super().__init__()
-        dim = config.dim * 2**stage
         side = -(-(config.image_size // config.patch) // 2**stage)  # merging rounds up
         window, shift = config.window, config.window // 2
         if side <= window:  # one window covers the nominal map: nothing to shift (official rule)
             window, shift = side, 0
         self.window, self.shift = window, shift
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, config.heads[stage], window, shift * (index % 2), config.mlp_ratio)
+            SwinBlock(config, stage, window, shift * (index % 2))
             for index in range(config.depths[stage])
         )
-        self.downsample = PatchMerging(dim) if stage < len(config.depths) - 1 else None
+        self.downsample = (
+            PatchMerging(config.dim * 2**stage, config.norm_eps)
+            if stage < len(config.depths) - 1
+            else None
+        )
 
 
 class Swin(Backbone):
@@ -149,9 +154,9 @@ class Swin(Backbone):
         self.stage_dims = tuple(config.dim * 2**stage for stage in range(stages))
         self.stage_strides = tuple(config.patch * 2**stage for stage in range(stages))
         self.stage_ends = tuple(blocks - 1 for blocks in accumulate(config.depths))
-        self.patch_embed = PatchEmbed(config.patch, config.dim)
+        self.patch_embed = PatchEmbed(config.patch, config.dim, config.norm_eps)
         self.layers = nn.ModuleList(SwinStage(config, stage) for stage in range(stages))
-        self.norm = LayerNorm(self.feature_dim)
+        self.norm = LayerNorm(self.feature_dim, config.norm_eps)
         init_linear(self)
 
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:

@@ -96,19 +96,18 @@ class Attention(nn.Module):
 class ViTBlock(Block):
     """Attention and an MLP, each after a norm and beside a residual.
 
-    layer_scale: first value of the branches' factors, 0 for none; side: see Attention.
+    side: see Attention.
     """
 
-    def __init__(
-        self, dim: int, heads: int, ratio: float, layer_scale: float = 0.0, side: int = 0
-    ) -> None:
+    def __init__(self, config: ViTConfig, side: int) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, heads, side)
-        self.ls1 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, ratio)
-        self.ls2 = LayerScale(dim, layer_scale) if layer_scale else nn.Identity()
+        dim, scale, eps = config.dim, config.layer_scale, config.norm_eps
+        self.norm1 = LayerNorm(dim, eps)
+        self.attn = Attention(dim, config.heads, side)
+        self.ls1 = LayerScale(dim, scale) if scale else nn.Identity()
+        self.norm2 = LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, config.mlp_ratio)
+        self.ls2 = LayerScale(dim, scale) if scale else nn.Identity()
 
     def forward(
         self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
@@ -126,7 +125,9 @@ class ViTBlock(Block):
 class ViT(Backbone):
     """Plain ViT; view feature: class token or mean of the patches, region features: the patches.
 
-    The prefix holds the class token, then the registers.
+    The prefix holds the class token, then the registers. With the norm after the mean (`fc_norm`
+    of fine-tuned networks) there is none before it: regions and prefix stay as the last block left
+    them.
     """
 
     can: ClassVar[frozenset[str]] = frozenset({"keep", "fill", "logits"})
@@ -155,11 +156,10 @@ class ViT(Backbone):
             nn.Parameter(nn.init.normal_(registers, std=1e-6)) if config.registers else None
         )
         side = self.grid_side if config.position_bias else 0
-        self.layers = nn.ModuleList(
-            ViTBlock(config.dim, config.heads, config.mlp_ratio, config.layer_scale, side)
-            for _ in range(config.depth)
-        )
-        self.norm = LayerNorm(config.dim)
+        self.layers = nn.ModuleList(ViTBlock(config, side) for _ in range(config.depth))
+        norm = LayerNorm(config.dim, config.norm_eps)
+        self.norm: nn.Module = nn.Identity() if config.pool == "mean_norm" else norm
+        self.fc_norm: nn.Module = norm if config.pool == "mean_norm" else nn.Identity()
         init_linear(self)
 
     def positions(self, rows: int, columns: int) -> Tensor:
@@ -217,13 +217,14 @@ class ViT(Backbone):
             if first == "layers":
                 yield name, int(second) + 1
             else:
-                yield name, self.depth + 1 if first == "norm" else 0
+                yield name, self.depth + 1 if first in ("norm", "fc_norm") else 0
 
     def pool(self, tokens: Tokens) -> Tensor:
-        """Return the class token or the mean of the patches."""
-        if self.config.pool == "mean" or tokens.prefix is None:
-            return super().pool(tokens)
-        return tokens.prefix[:, 0]
+        """Return the class token or the mean of the patches, as the configuration says."""
+        if self.config.pool == "class" and tokens.prefix is not None:
+            return tokens.prefix[:, 0]
+        pooled: Tensor = self.fc_norm(super().pool(tokens))
+        return pooled
 
 
 def sincos_positions(side: int, dim: int) -> Tensor:

@@ -62,11 +62,13 @@ class SwinConfig(BackboneConfig):
     """Tokens do not see the padding of their windows: another function than EsViT's."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over its input width."""
+    norm_eps: float = 1e-6
+    """What norms add to the variance: 1e-6 in EsViT, 1e-5 in other libraries' Swins."""
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "dim", "depths", "heads", "window")
-        require(self, POSITIVE, "mlp_ratio")
+        require(self, POSITIVE, "mlp_ratio", "norm_eps")
         if not self.depths:
             raise ValueError("depths is (); expected the number of blocks of at least one stage.")
         if len(self.depths) != len(self.heads):
@@ -123,8 +125,8 @@ class ViTConfig(BackboneConfig):
     """Attention heads."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over its input width."""
-    pool: Literal["class", "mean"] = "class"
-    """View feature: the class token or the mean of the patch tokens."""
+    pool: Literal["class", "mean", "mean_norm"] = "class"
+    """View feature: class token, mean of the normed patches, or norm of the mean (fine-tuned)."""
     registers: int = 0
     """Further tokens after the class token that lie nowhere, for what belongs to no patch."""
     layer_scale: float = 0.0
@@ -133,11 +135,13 @@ class ViTConfig(BackboneConfig):
     """What is added to tokens for where they lie: trained, or sines and cosines that stay."""
     position_bias: bool = False
     """Whether every block adds a trained bias to attention for each relative position."""
+    norm_eps: float = 1e-6
+    """What norms add to the variance."""
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "dim", "depth", "heads")
-        require(self, POSITIVE, "mlp_ratio")
+        require(self, POSITIVE, "mlp_ratio", "norm_eps")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide {self.dim} channels.")
         require(self, NOT_NEGATIVE, "registers", "layer_scale")

@@ -8,7 +8,8 @@ import torch
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.core.random import seeded
-from leanvit.weights.file import FILE, STUDENT, load_backbone, read_header
+from leanvit.weights.file import FILE, STUDENT, read_header
+from leanvit.weights.loading import load_backbone
 
 
 def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backbone]:

@@ -1,0 +1,86 @@
+"""What a file of weights turned out to hold, and what became of every tensor in it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from leanvit.config import BackboneConfig
+
+Fate = Literal["used", "renamed", "folded", "dropped"]
+FATES: tuple[Fate, ...] = ("used", "renamed", "folded", "dropped")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A tensor of a file."""
+
+    theirs: str
+    """Its name in the file, without wrappers of parallel training."""
+    fate: Fate
+    ours: str = ""
+    """The parameter that it became, or became a part of."""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a file was understood; prints as a table in which blocks of one kind share a line."""
+
+    layout: str
+    """Key of `LAYOUTS`, or `leanvit`."""
+    place: str
+    """What stands before the network's names."""
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
+    """What was assumed, and what a reader should know."""
+
+    def __str__(self) -> str:
+        counts: dict[tuple[str, ...], int] = {}
+        for row in sorted(self.rows, key=lambda row: FATES.index(row.fate)):
+            ours = "" if row.ours == row.theirs else f"-> {_general(row.ours)}" if row.ours else ""
+            kind = (row.fate, _general(row.theirs), ours, row.why)
+            counts[kind] = counts.get(kind, 0) + 1
+        cells = [[kind[0], f"{count:4} x", *kind[1:]] for kind, count in counts.items()]
+        widths = [max(len(line[column]) for line in cells) for column in range(4)] if cells else []
+        place = f" under {self.place.rstrip('.')!r}" if self.place else ""
+        lines = [f"layout {self.layout}{place}"]
+        for line in cells:
+            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=False))
+            lines.append("  ".join([*padded, line[4]]).rstrip())
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON: every tensor by itself."""
+        return {
+            "layout": self.layout,
+            "place": self.place,
+            "tensors": [
+                {"name": r.theirs, "fate": r.fate, "became": r.ours, "why": r.why}
+                for r in self.rows
+            ],
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A backbone as a configuration and its weights."""
+
+    config: BackboneConfig
+    state: Mapping[str, Tensor] | None
+    """Of exactly the network's parameters and buffers; None: fresh ones."""
+    mean: tuple[float, ...]
+    """Mean of the channels that the network was trained with."""
+    std: tuple[float, ...]
+    """Standard deviation of the channels."""
+    report: Report
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the file says of its making, if leanvit wrote it."""
+
+
+def _general(name: str) -> str:
+    """Return a name with a star for every number."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)

@@ -1,0 +1,313 @@
+"""Checkpoints of other codes, read strictly: every tensor is used, or known not to be needed.
+
+Letters: D channels.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.vit import sincos_positions
+from leanvit.config import BackboneConfig, TimmConfig, ViTConfig, named_backbone
+from leanvit.config.backbones import TIMM
+from leanvit.config.names import unknown_name
+from leanvit.config.weights import WeightsConfig
+from leanvit.core.random import seeded
+from leanvit.weights.contents import Fate, Report, Row, Weights
+from leanvit.weights.folds import fold_vit
+from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
+from leanvit.weights.names import NAMINGS, join_pieces
+from leanvit.weights.reading import Checkpoint
+from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
+
+SHOWN = 3
+"""Names that a message lists."""
+
+
+def understand(checkpoint: Checkpoint, asked: WeightsConfig) -> Weights:
+    """Return the backbone in a checkpoint of another code.
+
+    Raises ValueError if it holds none, or several of which none comes first, if a tensor is
+    missing, unknown or of another shape, and if what leaves no trace is not known.
+    """
+    reader = _Reader(checkpoint, asked)
+    config = reader.config()
+    state = reader.fitted(config)
+    report = Report(reader.layout, reader.part.place, tuple(reader.rows), tuple(reader.notes))
+    mean, std = reader.normalization()
+    return Weights(config, state, mean, std, report)
+
+
+class _Reader:
+    """One file on its way to a state of ours."""
+
+    def __init__(self, checkpoint: Checkpoint, asked: WeightsConfig) -> None:
+        self.checkpoint, self.asked = checkpoint, asked
+        if asked.layout != "auto" and asked.layout not in LAYOUTS:
+            raise unknown_name("layout", asked.layout, LAYOUTS)
+        self.names = list(checkpoint.tensors)
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.part = self._part()
+        self.naming = NAMINGS[self.part.naming]
+        self.layout = self._layout()
+        self.origin: dict[str, list[str]] = {}
+        self.state = self._renamed()
+
+    def refuse(self, text: str) -> ValueError:
+        """Return the error that says what is wrong with the file."""
+        return ValueError(f"{self.checkpoint.path}: {text}")
+
+    # Which network of the file
+
+    def _part(self) -> Part:
+        found = self._parts()
+        asked = self.asked.part
+        if asked != "auto":
+            chosen = [p for p in found if asked.rstrip(".") in (*p.place.split("."), p.place[:-1])]
+            if not chosen:
+                places = ", ".join(repr(p.place.rstrip(".")) for p in found) or "none"
+                raise self.refuse(f"there is no network under {asked!r}; there are: {places}.")
+            found = chosen
+        if not found:
+            some = ", ".join(map(repr, self.names[:SHOWN])) or "no tensor at all"
+            raise self.refuse(
+                f"none of the layouts that leanvit knows ({', '.join(LAYOUTS)}) has such names: "
+                f"{some}. If timm has the network, name it: --network {TIMM}NAME."
+            )
+        best = [part for part in found if part.rank == found[0].rank]
+        if len(best) > 1:
+            places = ", ".join(repr(part.place.rstrip(".")) for part in best)
+            raise self.refuse(f"it holds several networks: {places}; name one: --part.")
+        return best[0]
+
+    def _parts(self) -> list[Part]:
+        network = self._timm_name()
+        known = parts_of(self.names)
+        if not network or (known and not self.asked.network):
+            return known
+        first = next(iter(_skeleton(named_backbone(TIMM + network)))).removeprefix("network.model.")
+        places = [n.removesuffix(first) for n in self.names if f".{n}".endswith(f".{first}")]
+        return [Part(place, "timm") for place in places]
+
+    def _timm_name(self) -> str:
+        """Return timm's name of the network, if it was given or stands beside the file."""
+        if self.asked.network:
+            config = named_backbone(self.asked.network, "network")
+            return config.name if isinstance(config, TimmConfig) else ""
+        return str(self.checkpoint.config.get("architecture", ""))
+
+    def _layout(self) -> str:
+        fitting = layouts_of(self.part, self.names) or ["timm"]
+        asked = self.asked.layout
+        if asked == "auto":
+            return fitting[0]
+        if asked not in fitting:
+            raise self.refuse(
+                f"the names under {self.part.place!r} are not of the layout {asked!r}; they fit "
+                f"{' or '.join(fitting)}."
+            )
+        return asked
+
+    # From their names to ours
+
+    def _renamed(self) -> dict[str, Tensor]:
+        place, state = self.part.place, dict[str, Tensor]()
+        for name in self.names:
+            if not name.startswith(place):
+                why = f"beside the network, under {name.partition('.')[0]!r}"
+                self.rows.append(Row(name, "dropped", why=why))
+                continue
+            ours = self.naming.ours(name.removeprefix(place))
+            state[ours] = self.checkpoint.tensors[name]
+            self.origin.setdefault(re.sub(r"#\d", "", ours), []).append(name)
+        state = join_pieces(state)
+        if self.naming.kind == "vit":
+            notes, needless = fold_vit(state, self.origin)
+            self.notes += notes
+            self.rows += [Row(name, "dropped", why=why) for name, why in needless.items()]
+        return state
+
+    # Configuration
+
+    def config(self) -> BackboneConfig:
+        """Return the configuration that the tensors, and what lies beside them, imply."""
+        shapes = {name: tuple(value.shape) for name, value in self.state.items()}
+        heads, kind = self.asked.heads, self.naming.kind
+        try:
+            if kind == "vit":
+                found: BackboneConfig = self._vit(shapes)
+            elif kind == "swin":
+                found = swin_config(shapes, self._image_size(), self._norm_eps())
+            elif kind == "cvt":
+                found = cvt_config(shapes, heads)
+            elif kind == "vil":
+                found = vil_config(shapes)
+            else:
+                found = TimmConfig(
+                    name=self._timm_name() or "resnet50", image_size=self._image_size() or 224
+                )
+        except ValueError as error:
+            raise self.refuse(str(error)) from error
+        self._require_asked(found)
+        return found
+
+    def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
+        config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
+        config = replace(config, heads=self._heads(config))
+        fixed = sincos_positions(config.image_size // config.patch, config.dim)
+        same = torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-5)
+        return replace(config, positions="sincos") if same else config
+
+    def _heads(self, config: ViTConfig) -> int:
+        """Return the heads of a plain ViT: shown by other tensors, said, or as published."""
+        shown = self._heads_shown()
+        published = LAYOUTS[self.layout].heads.get(config.dim)
+        if self.layout == "timm" and config.dim in (192, 384) and self._positions_of_mae(config):
+            published = None  # a file of MAE-Lite or MoCo-v3 without its prefixes looks like this
+        said = self.asked.heads[0] if self.asked.heads else 0
+        for known, source in ((shown, "the file shows"), (self._guarded(published), "has")):
+            if said and known and said != known:
+                what = "" if known == shown else f" of {config.dim} channels in {self.layout}"
+                raise ValueError(
+                    f"the network{what} {source} {known} heads, not {said}: with {said} the same "
+                    f"tensors would fit and give other features."
+                )
+        heads = said or shown or published
+        if not heads:
+            raise ValueError(
+                f"the number of heads leaves no trace in weights, and networks of {config.dim} "
+                f"channels have 12 in MAE-Lite and MoCo-v3, 3 or 6 elsewhere: say it with --heads."
+            )
+        if config.dim % heads:
+            raise ValueError(f"{heads} heads do not divide {config.dim} channels.")
+        if not (said or shown):
+            self.notes.append(
+                f"{heads} heads, as networks of {config.dim} channels have in {self.layout}: "
+                f"weights do not show it (--heads)"
+            )
+        return heads
+
+    def _guarded(self, published: int | None) -> int | None:
+        return published if self.layout == "mae_lite" else None
+
+    def _heads_shown(self) -> int:
+        """Return the heads that something beside the projections shows; 0 if nothing does."""
+        table = self.state.get("layers.0.attn.relative_position_bias_table")
+        if table is not None:
+            return table.shape[1]
+        for name in self.names:  # D-MAE: from the student's heads to the teacher's
+            if "attn_adapter." in name:
+                shape = self.checkpoint.tensors[name].shape
+                return int(shape[0 if "tch_model" in self.part.place else 1])
+        beside = self.checkpoint.config
+        count = beside.get("num_attention_heads") or beside.get("model_args", {}).get("num_heads")
+        return count if isinstance(count, int) else 0
+
+    def _positions_of_mae(self, config: ViTConfig) -> bool:
+        fixed = sincos_positions(config.image_size // config.patch, config.dim)
+        return torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-3)
+
+    def _norm_eps(self) -> float:
+        beside = self.checkpoint.config
+        said = beside.get("layer_norm_eps")
+        if said is None and beside.get("model_args", {}).get("norm_layer") == "layernorm":
+            said = 1e-6  # timm's own layer norm
+        if said is None:
+            said = LAYOUTS[self.layout].norm_eps.get(self.naming.kind, 1e-6)
+        return float(said)
+
+    def _image_size(self) -> int:
+        """Return the image's side from what lies beside the file; 0 if nothing says it."""
+        beside = self.checkpoint.config
+        size = beside.get("image_size") or beside.get("model_args", {}).get("img_size")
+        size = size or beside.get("pretrained_cfg", {}).get("input_size", [0])[-1]
+        return size if isinstance(size, int) else 0
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation: said, beside the file, or ImageNet's."""
+        beside: dict[str, Any] = dict(self.checkpoint.config.get("pretrained_cfg", {}))
+        path = self.checkpoint.path
+        folder = path if path.is_dir() else path.parent
+        processor = folder / "preprocessor_config.json"
+        if self.layout == "huggingface" and processor.is_file():
+            found = json.loads(processor.read_text())
+            beside = {"mean": found.get("image_mean"), "std": found.get("image_std")}
+        mean, std = (
+            tuple(getattr(self.asked, name) or beside.get(name) or ()) for name in ("mean", "std")
+        )
+        if not (mean and std):
+            self.notes.append("mean and deviation of ImageNet: the file does not say (--mean)")
+        return mean or (0.485, 0.456, 0.406), std or (0.229, 0.224, 0.225)
+
+    def _require_asked(self, found: BackboneConfig) -> None:
+        """Refuse a file that holds another network than the one that was named."""
+        if not self.asked.network:
+            return
+        asked = named_backbone(self.asked.network, "network")
+        if asked.kind != found.kind:
+            raise self.refuse(f"it holds a {found.kind}, not {self.asked.network}.")
+        for name in ("dim", "dims", "depth", "depths", "heads", "patch", "window", "registers"):
+            there, here = (getattr(config, name, None) for config in (found, asked))
+            if there != here:
+                raise self.refuse(f"its {name} is {there}; {self.asked.network} has {here}.")
+
+    # Strictly
+
+    def fitted(self, config: BackboneConfig) -> dict[str, Tensor]:
+        """Return the state of exactly the network's parameters and buffers."""
+        expected = _skeleton(config)
+        for name in expected:
+            if name.endswith("num_batches_tracked") and name not in self.state:
+                self.state[name] = torch.zeros((), dtype=torch.long)  # counts nothing that matters
+        missing = [name for name in expected if name not in self.state]
+        if missing:
+            theirs = list(self.naming.theirs({n: torch.empty(3) for n in missing[:SHOWN]}))
+            raise self.refuse(
+                f"of {len(expected)} tensors {len(missing)} are missing under "
+                f"{self.part.place!r}, such as {', '.join(map(repr, theirs))}."
+            )
+        wrong = [n for n, shape in expected.items() if tuple(self.state[n].shape) != shape]
+        if wrong:
+            name = wrong[0]
+            raise self.refuse(
+                f"{' and '.join(self.origin.get(name, [name]))!r} is "
+                f"{tuple(self.state[name].shape)}; expected {expected[name]} "
+                f"({len(wrong)} such)."
+            )
+        self._sort(expected)
+        return {name: self.state[name] for name in expected}
+
+    def _sort(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Say what became of each tensor. Raises ValueError for one that nobody knows."""
+        unknown = []
+        for ours, origins in self.origin.items():
+            for name in origins:
+                inner = name.removeprefix(self.part.place)
+                if ours in expected:
+                    folded = self.state[ours] is not self.checkpoint.tensors[name]
+                    folded = folded and not self.naming.shared
+                    fate: Fate = "folded" if folded else "used" if inner == ours else "renamed"
+                    self.rows.append(Row(name, fate, ours))
+                    continue
+                why = reason_to_drop(inner) or reason_to_drop(ours)
+                self.rows.append(Row(name, "dropped", why=why))
+                unknown += [] if why else [name]
+        if unknown:
+            raise self.refuse(
+                f"{len(unknown)} tensors are no part of this network, as far as leanvit knows, "
+                f"such as {', '.join(map(repr, unknown[:SHOWN]))}."
+            )
+
+
+def _skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a network's parameters and buffers."""
+    with seeded(0, "skeleton"), torch.device("meta"):
+        state = build_backbone(config).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}
