@@ -5,7 +5,7 @@ parameter is made. Letters: D channels, N patches.
 """
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 import torch
 from torch import Tensor
@@ -81,3 +81,19 @@ def _make_registers_of_distillation(state: State, origin: Origin) -> list[str]:
     state["pos_embed"] = torch.cat([places[:, :1], places[:, 2:]], 1)
     origin["reg_token"] = origin.pop("dist_token") + origin["pos_embed"]
     return ["the distillation token is a register; the view feature is the class token alone"]
+
+
+def as_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state of ours with what every network of DINOv2 has.
+
+    Registers go by its name; a mask token, which only its pre-training uses, is 0; factors of
+    branches that have none are 1.
+    """
+    found = {name.replace("reg_token", "register_tokens"): v for name, v in state.items()}
+    width = state["cls_token"].shape[-1]
+    found["mask_token"] = torch.zeros(1, width)
+    for name in [n for n in state if n.endswith("norm1.weight")]:
+        block = name.removesuffix("norm1.weight")
+        for scale in ("ls1", "ls2"):
+            found.setdefault(f"{block}{scale}.gamma", torch.ones(width))
+    return found

@@ -41,7 +41,7 @@ class Layout:
     norm_eps: Mapping[str, float] = field(default_factory=dict)
     """Our family -> what its norms add to the variance, where it is not 1e-6."""
     writes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Our family -> the naming and the place of a file that we write in this layout."""
+    """Our family -> the naming and the place of a file that we write, with its wrappers."""
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -61,10 +61,10 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             writes={
                 "swin": ("swin", "teacher."),
-                "cvt": ("cvt", "teacher."),
+                "cvt": ("cvt", "teacher.module."),
                 "vil": ("vil", "teacher."),
                 "vit": ("vit", "teacher."),
-                "timm": ("resnet", "teacher.backbone.backbone."),
+                "timm": ("resnet", "teacher.module.backbone.backbone."),
             },
         ),
         "dinov2": Layout(
@@ -85,15 +85,15 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 Sign("vit", r"model\.(base|momentum)_encoder\."),
             ),
             heads=_TWELVE,
-            writes={"vit": ("vit", "model.model.")},
+            writes={"vit": ("vit", "model.module.model.")},
         ),
         "moco_v3": Layout(
             "MoCo-v3: ViT of 12 heads, ResNet-50",
             (Sign("vit|resnet", r"(.*\.)?(base|momentum)_encoder\."),),
             heads=_TWELVE,
             writes={
-                "vit": ("vit", "state_dict.base_encoder."),
-                "timm": ("resnet", "state_dict.base_encoder."),
+                "vit": ("vit", "state_dict.module.base_encoder."),
+                "timm": ("resnet", "state_dict.module.base_encoder."),
             },
         ),
         "mae": Layout(
