@@ -4,6 +4,7 @@ Letters: D channels.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -144,11 +145,11 @@ class _Reader:
             if kind == "vit":
                 found: BackboneConfig = self._vit(shapes)
             elif kind == "swin":
-                found = swin_config(shapes, self._image_size(), self._norm_eps())
+                found = swin_config(shapes, self._swin_size(shapes), self._norm_eps())
             elif kind == "cvt":
                 found = cvt_config(shapes, heads)
             elif kind == "vil":
-                found = vil_config(shapes)
+                found = vil_config(shapes, self._image_size() or 224)
             else:
                 found = TimmConfig(
                     name=self._timm_name() or "resnet50", image_size=self._image_size() or 224
@@ -224,11 +225,28 @@ class _Reader:
         return float(said)
 
     def _image_size(self) -> int:
-        """Return the image's side from what lies beside the file; 0 if nothing says it."""
+        """Return the image's side as it was said or stands beside the file; 0 if it is unknown."""
+        if self.asked.image_size:
+            return self.asked.image_size
         beside = self.checkpoint.config
         size = beside.get("image_size") or beside.get("model_args", {}).get("img_size")
         size = size or beside.get("pretrained_cfg", {}).get("input_size", [0])[-1]
         return size if isinstance(size, int) else 0
+
+    def _swin_size(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return the image's side, which decides whether the windows of a stage are shifted."""
+        size = self._image_size()
+        mask = self.state.get("layers.0.blocks.1.attn_mask")  # [windows, T, T]
+        if not size and mask is not None:
+            windows, tokens, _ = mask.shape
+            size = math.isqrt(windows * tokens) * shapes["patch_embed.proj.weight"][-1]
+        if not size:
+            size = swin_config(shapes).image_size
+            self.notes.append(
+                f"windows are laid out for images of {size} pixels, where the last stage is one "
+                f"window, as published: weights do not show it (--image-size)"
+            )
+        return size
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation: said, beside the file, or ImageNet's."""
@@ -253,10 +271,13 @@ class _Reader:
         asked = named_backbone(self.asked.network, "network")
         if asked.kind != found.kind:
             raise self.refuse(f"it holds a {found.kind}, not {self.asked.network}.")
-        for name in ("dim", "dims", "depth", "depths", "heads", "patch", "window", "registers"):
-            there, here = (getattr(config, name, None) for config in (found, asked))
-            if there != here:
-                raise self.refuse(f"its {name} is {there}; {self.asked.network} has {here}.")
+        names = ("heads", "dim", "dims", "depth", "depths", "patch", "window", "registers")
+        both = {name: (getattr(found, name, None), getattr(asked, name, None)) for name in names}
+        differ = [
+            f"{n} {there} (there: {here})" for n, (there, here) in both.items() if there != here
+        ]
+        if differ:
+            raise self.refuse(f"it is not {self.asked.network}: it has {', '.join(differ)}.")
 
     # Strictly
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from leanvit.backbones.base import Backbone
 from leanvit.config import SwinConfig, ViTConfig

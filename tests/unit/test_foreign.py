@@ -1,0 +1,313 @@
+"""Checkpoints of the official codes: what is in them, what is told, and what is refused."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+import leanvit
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.vit import sincos_positions
+from leanvit.config import SwinConfig, ViTConfig
+from leanvit.core.random import seeded
+from leanvit.weights.loading import open_weights
+from tests.tiny import SWIN, VIT, build, noise
+
+DIM, HEADS, SIDE, PATCH = 192, 12, 32, 8
+State = dict[str, Tensor]
+timm_vit = partial(
+    timm.create_model,
+    "vit_tiny_patch16_224",
+    img_size=SIDE,
+    patch_size=PATCH,
+    embed_dim=DIM,
+    depth=2,
+    num_classes=0,
+)
+
+
+def network(**options: Any) -> nn.Module:
+    """Return timm's plain ViT, an independent reference, with weights that say something."""
+    with seeded(0, "reference"):
+        model: nn.Module = timm_vit(**options).eval()
+        for value in model.parameters():
+            nn.init.normal_(value, std=0.1)
+    return model
+
+
+def saved(tree: Mapping[str, Any], path: Path) -> Path:
+    torch.save(tree, path)
+    return path
+
+
+def put(state: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    return {f"{place}{name}": value for name, value in state.items()}
+
+
+def images(count: int = 2) -> Tensor:
+    return noise(count, 3, SIDE, SIDE)
+
+
+def require_same(found: Backbone, model: nn.Module) -> None:
+    """Compare class token and regions with timm's."""
+    with torch.no_grad():
+        tokens = model.forward_features(images())  # type: ignore[operator]
+        (ours,) = found([images()])
+    assert ours.prefix is not None
+    sequence = torch.cat([ours.prefix, ours.grid.flatten(1, 2)], 1)
+    torch.testing.assert_close(sequence, tokens, rtol=1e-4, atol=1e-5)
+
+
+# Layouts
+
+
+def head(place: str) -> State:
+    return {
+        f"{place}mlp.0.weight": torch.ones(4, DIM),
+        f"{place}last_layer.weight_v": torch.ones(3),
+    }
+
+
+FILES: dict[str, tuple[int, Callable[[State], Mapping[str, Any]], str, dict[str, Any]]] = {
+    # layout: heads, file made of a state in timm's names, place that is found, options
+    "dino": (
+        3,
+        lambda s: {
+            "student": put(put(s, "backbone.") | head("head."), "module."),
+            "teacher": put(s, "backbone.") | head("head."),
+            "epoch": 100,
+        },
+        "teacher.backbone.",
+        {},
+    ),
+    "dino bare": (3, lambda s: s, "", {"layout": "timm"}),
+    "deit": (3, lambda s: {"model": s | {"head.weight": torch.ones(5, DIM)}}, "model.", {}),
+    "moco_v3": (
+        12,
+        lambda s: {
+            "arch": "vit_small",
+            "state_dict": put(
+                put(s | {"head.0.weight": torch.ones(4, DIM)}, "base_encoder.")
+                | put(s, "momentum_encoder.")
+                | {"predictor.0.weight": torch.ones(4, 4)},
+                "module.",
+            ),
+        },
+        "state_dict.base_encoder.",
+        {},
+    ),
+    "mae_lite": (12, lambda s: {"model": put(s, "module.model.")}, "model.model.", {}),
+    "mae_lite moco": (
+        12,
+        lambda s: {"model": put(s, "module.base_encoder.")},
+        "model.base_encoder.",
+        {},
+    ),
+    "esvit": (3, lambda s: {"teacher": s | head("head."), "student": {}}, "teacher.", {}),
+    "timm trainer": (3, lambda s: {"state_dict": s, "state_dict_ema": s}, "state_dict_ema.", {}),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_official_files(kind: str, tmp_path: Path) -> None:
+    heads, tree, place, options = FILES[kind]
+    model = network(num_heads=heads)
+    path = saved(tree(dict(model.state_dict())), tmp_path / "file")
+    found = open_weights(path, options=options)
+    assert found.report.place == place
+    assert found.report.layout == (
+        "timm" if " bare" in kind or kind[:4] == "timm" else kind.split()[0]
+    )
+    assert any(f"{heads} heads" in note for note in found.report.notes), "what was assumed is said"
+    require_same(leanvit.load_backbone(path, options=options), model)
+
+
+def test_dinov2_with_chunks_registers_and_a_mask_token(tmp_path: Path) -> None:
+    with seeded(0, "reference"):
+        model = timm.create_model(
+            "vit_small_patch14_reg4_dinov2",
+            img_size=SIDE,
+            patch_size=PATCH,
+            embed_dim=DIM,
+            depth=3,
+            num_heads=3,
+        ).eval()
+        for value in model.parameters():
+            nn.init.normal_(value, std=0.1)
+    official = {n.replace("reg_token", "register_tokens"): v for n, v in model.state_dict().items()}
+    token = torch.full((1, 1, DIM), 0.25)
+    official["pos_embed"] = torch.cat([token, official["pos_embed"]], 1)
+    official["mask_token"] = torch.zeros(1, DIM)
+    reference = checkpoint_filter_fn(dict(official), model)  # type: ignore[arg-type]
+    model.load_state_dict(reference)
+    chunked = {
+        n.replace("blocks.", f"blocks.{int(n.split('.')[1]) // 2}.") if "blocks." in n else n: v
+        for n, v in official.items()
+    }
+    for state in (official, chunked):
+        found = leanvit.load_backbone(saved({"teacher": put(state, "backbone.")}, tmp_path / "x"))
+        assert isinstance(found.config, ViTConfig) and found.config.registers == 4
+        require_same(found, model)
+        assert open_weights(tmp_path / "x").report.layout == "dinov2"
+
+
+def test_distilled_deit(tmp_path: Path) -> None:
+    with seeded(0, "reference"):
+        model = timm.create_model(
+            "deit_tiny_distilled_patch16_224", img_size=SIDE, patch_size=PATCH, depth=2
+        ).eval()
+        for value in model.parameters():
+            nn.init.normal_(value, std=0.1)
+    path = saved({"model": model.state_dict()}, tmp_path / "file")
+    found = open_weights(path)
+    assert found.report.layout == "deit" and "distillation token" in str(found.report)
+    require_same(leanvit.load_backbone(path), model)
+
+
+def test_fine_tuned_networks_norm_the_mean(tmp_path: Path) -> None:
+    model = network(num_heads=12, global_pool="avg")
+    state = put(model.state_dict(), "module.model.") | {"module.model.head.weight": torch.ones(5)}
+    found = leanvit.load_backbone(saved({"model": state}, tmp_path / "file"))
+    with torch.no_grad():
+        pooled = model(images())
+        torch.testing.assert_close(found.features(images()).pooled, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_the_position_bias_of_mae_lite(tmp_path: Path) -> None:
+    """Biases of queries and values are one of three with keys'; the table shows the heads."""
+    ours = build(replace(VIT, position_bias=True, layer_scale=0.5)).eval()
+    state: State = {}
+    for name, value in ours.state_dict().items():
+        name = name.replace("layers.", "blocks.")
+        if name.endswith("qkv.bias"):
+            value.view(3, -1)[1] = 0
+            q, _, v = value.chunk(3)
+            owner = name.removesuffix("qkv.bias")
+            state |= {f"{owner}q_bias": q, f"{owner}v_bias": v}
+        else:
+            state[name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = value
+    state["blocks.0.attn.relative_position_index"] = torch.zeros(2, 2)
+    found = leanvit.load_backbone(saved({"model": put(state, "model.")}, tmp_path / "file"))
+    assert isinstance(found.config, ViTConfig) and found.config.heads == VIT.heads
+    image = noise(1, 3, VIT.image_size, VIT.image_size)
+    assert found.features(image).grid.equal(ours.features(image).grid)
+
+
+def test_the_thirteenth_block_of_d2_mae_is_left_out(tmp_path: Path) -> None:
+    state = dict(network(num_heads=12).state_dict())
+    half = {n.replace("blocks.1.", "blocks.2."): v for n, v in state.items() if "blocks.1." in n}
+    kept = {n: v for n, v in half.items() if "norm1" in n or "qkv" in n}
+    path = saved({"model": put(state | kept, "model.")}, tmp_path / "file")
+    found = open_weights(path)
+    assert isinstance(found.config, ViTConfig) and found.config.depth == 2
+    assert "makes logits for distillation" in str(found.report)
+
+
+# Swin of its authors, and files of half precision
+
+
+def test_supervised_swin_has_masks_and_another_eps(tmp_path: Path) -> None:
+    swin = build(replace(SWIN, norm_eps=1e-5)).eval()
+    state = dict(swin.state_dict()) | {
+        "layers.0.blocks.1.attn_mask": torch.zeros(16, 16, 16),
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(2, 2),
+        "head.weight": torch.zeros(5, 5),
+    }
+    found = leanvit.load_backbone(saved({"model": state}, tmp_path / "file"))
+    assert isinstance(found.config, SwinConfig) and found.config.norm_eps == 1e-5
+    image = noise(1, 3, 32, 32)
+    assert found.features(image).grid.equal(swin.features(image).grid)
+    # without masks nothing shows that the second stage's windows are shifted, too
+    bare = saved({"model": swin.state_dict()}, tmp_path / "bare")
+    assert "weights do not show it (--image-size)" in str(open_weights(bare).report)
+    assert not leanvit.load_backbone(bare).features(image).grid.equal(swin.features(image).grid)
+    said = leanvit.load_backbone(bare, options={"image_size": 32})
+    assert said.features(image).grid.equal(swin.features(image).grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {name: value.to(dtype) for name, value in network().state_dict().items()}
+    found = leanvit.load_backbone(saved({"model": state}, tmp_path / "file"))
+    for name, value in found.state_dict().items():
+        assert value.dtype == torch.float32
+        assert value.equal(state[name.replace("layers.", "blocks.")].float())
+
+
+# What is refused
+
+
+def refused(path: Path, match: str, **options: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        leanvit.load_backbone(path, options=options)
+
+
+def test_three_heads_for_weights_of_twelve(tmp_path: Path) -> None:
+    """The same tensors fit a network of 3 heads, and mean something else."""
+    path = saved(FILES["mae_lite"][1](dict(network().state_dict())), tmp_path / "file")
+    refused(path, "has 12 heads, not 3: .* other features", heads=(3,))
+    refused(path, r"not vit_tiny: it has heads 12 \(there: 3\)", network="vit_tiny")
+    refused(path, "has 12 heads, not 5", heads=(5,))
+
+
+def test_bare_weights_with_maes_positions_need_their_heads_said(tmp_path: Path) -> None:
+    state = dict(network().state_dict()) | {"pos_embed": sincos_positions(SIDE // PATCH, DIM)}
+    path = saved(state, tmp_path / "file")
+    refused(path, "leaves no trace in weights.*say it with --heads")
+    assert open_weights(path, options={"heads": (12,)}).config.heads == 12  # type: ignore[attr-defined]
+    refused(path, "5 heads do not divide 192", heads=(5,))
+    decoder = saved({"model": state | {"decoder_embed.weight": torch.ones(2, 2)}}, tmp_path / "mae")
+    refused(decoder, "say it with --heads")
+
+
+def test_what_is_missing_unknown_or_of_another_shape(tmp_path: Path) -> None:
+    state = dict(timm_vit(depth=3).state_dict())
+    block = {n: v for n, v in state.items() if not n.startswith("blocks.1.")}
+    refused(
+        saved({"model": block}, tmp_path / "a"), r"12 are missing .* 'blocks\.1\.norm1\.weight'"
+    )
+    more = state | {"blocks.0.attn.gate": torch.ones(3)}
+    refused(
+        saved({"model": more}, tmp_path / "b"),
+        "no part of this network.*'model.blocks.0.attn.gate'",
+    )
+    odd = state | {"blocks.2.mlp.fc1.bias": torch.ones(3)}
+    refused(
+        saved({"model": odd}, tmp_path / "c"),
+        r"'model.blocks.2.mlp.fc1.bias' is \(3,\); expected \(768,\)",
+    )
+    cut = state | {"pos_embed": torch.ones(1, 12, DIM)}
+    refused(saved(cut, tmp_path / "d"), "pos_embed holds 12 positions")
+
+
+def test_wrong_words(tmp_path: Path) -> None:
+    state = dict(network().state_dict())
+    path = saved(FILES["dino"][1](state), tmp_path / "file")
+    refused(
+        path,
+        "no network under 'studnet'; there are: 'teacher.backbone', 'student.backbone'",
+        part="studnet",
+    )
+    refused(path, "Unknown layout 'dinno'.*did you mean 'dino'", layout="dinno")
+    refused(path, "not of the layout 'mae_lite'; they fit dino", layout="mae_lite")
+    refused(
+        path,
+        r"not vit_small: it has heads 3 \(there: 6\), dim 192 \(there: 384\)",
+        network="vit_small",
+    )
+    refused(path, "holds a vit, not swin_tiny", network="swin_tiny")
+    refused(
+        saved({"a": state, "b": state}, tmp_path / "two"), "several networks: 'a', 'b'; name one"
+    )
+    none = {f"x{n.replace('.', '-')}": v for n, v in state.items()}
+    refused(
+        saved(none, tmp_path / "none"), "none of the layouts that leanvit knows .* has such names"
+    )
+    refused(saved({"epoch": 3}, tmp_path / "empty"), "no tensor at all")
