@@ -40,8 +40,11 @@ class Report:
     def __str__(self) -> str:
         counts: dict[tuple[str, ...], int] = {}
         for row in sorted(self.rows, key=lambda row: FATES.index(row.fate)):
-            ours = "" if row.ours == row.theirs else f"-> {_general(row.ours)}" if row.ours else ""
-            kind = (row.fate, _general(row.theirs), ours, row.why)
+            inside = row.theirs.startswith(self.place)
+            name = row.theirs.removeprefix(self.place)
+            theirs = _general(name) if inside else f"{name.partition('.')[0]}.*"
+            ours = f"-> {_general(row.ours)}" if row.fate in ("renamed", "folded") else ""
+            kind = (row.fate, theirs, ours, row.why)
             counts[kind] = counts.get(kind, 0) + 1
         cells = [[kind[0], f"{count:4} x", *kind[1:]] for kind, count in counts.items()]
         widths = [max(len(line[column]) for line in cells) for column in range(4)] if cells else []

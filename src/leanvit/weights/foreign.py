@@ -122,8 +122,7 @@ class _Reader:
         place, state = self.part.place, dict[str, Tensor]()
         for name in self.names:
             if not name.startswith(place):
-                why = f"beside the network, under {name.partition('.')[0]!r}"
-                self.rows.append(Row(name, "dropped", why=why))
+                self.rows.append(Row(name, "dropped", why="beside the network"))
                 continue
             ours = self.naming.ours(name.removeprefix(place))
             state[ours] = self.checkpoint.tensors[name]
