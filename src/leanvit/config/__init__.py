@@ -20,9 +20,13 @@ from leanvit.config.convert import (
 )
 from leanvit.config.duration import Duration, Schedule, constant, steps
 from leanvit.config.methods import (
+    D2maeConfig,
+    DecoderConfig,
     DinoConfig,
+    DmaeConfig,
     EsViTConfig,
     HeadConfig,
+    MaeConfig,
     MethodConfig,
     MixConfig,
 )
@@ -51,14 +55,18 @@ __all__ = [
     "BackboneConfig",
     "CropConfig",
     "CvTConfig",
+    "D2maeConfig",
     "DataConfig",
+    "DecoderConfig",
     "DinoConfig",
+    "DmaeConfig",
     "Duration",
     "EsViTConfig",
     "Facts",
     "FineTuneViewsConfig",
     "HeadConfig",
     "LARSConfig",
+    "MaeConfig",
     "MethodConfig",
     "MixConfig",
     "MultiCropConfig",

@@ -12,7 +12,7 @@ from leanvit.config.checks import (
     require_schedule,
 )
 from leanvit.config.duration import Duration, Schedule
-from leanvit.config.views import MultiCropConfig
+from leanvit.config.views import CropConfig, MultiCropConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,3 +126,93 @@ class EsViTConfig(DinoConfig):
                 f"region_weight lies between 0 and 1, not {self.region_weight}; without a region "
                 f"loss the method is called dino."
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """The light transformer that predicts hidden patches."""
+
+    dim: int = 96
+    """Channels; the lightweight paper has half of the encoder's."""
+    depth: int = 1
+    """Blocks; the first MAE had 8 of 512 channels."""
+    heads: int = 3
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "dim", "depth", "heads")
+        if self.dim % 4 or self.dim % self.heads:
+            raise ValueError(
+                f"decoder.dim {self.dim} is to be divided by 4 (sine and cosine of row and column) "
+                f"and by its {self.heads} heads."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaeConfig(MethodConfig):
+    """Masked autoencoder (MAE, arXiv 2111.06377; light decoder of arXiv 2205.14443)."""
+
+    kind: ClassVar[str] = "mae"
+
+    views: CropConfig = field(default_factory=CropConfig)
+    """The crop."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """What predicts the hidden patches."""
+    normalize: bool = True
+    """Predict pixels with mean 0 and deviation 1 in every patch rather than as they are."""
+
+    def __post_init__(self) -> None:
+        require(self, SHARE, "mask_ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DmaeConfig(MaeConfig):
+    """MAE that also imitates the attention of a teacher (D-MAE, arXiv 2205.14443)."""
+
+    kind: ClassVar[str] = "dmae"
+
+    teacher: str = ""
+    """Whose attention is imitated: run, backbone file or official checkpoint; it stays as it is."""
+    attention_layers: tuple[int, ...] = (-1,)
+    """Blocks of the student, from 0, whose attention logits are compared; -1 is the last."""
+    teacher_attention_layers: tuple[int, ...] = ()
+    """The teacher's blocks they are compared with; (): the same numbers."""
+    attention_weight: float = 1.0
+    """Weight of the attention's distance."""
+    adapt_heads: bool = True
+    """Learn how the teacher's heads are made of the student's; needed if their numbers differ."""
+    hidden_layers: tuple[int, ...] = ()
+    """Blocks of the student, from 0, whose normed outputs are compared too; -1 is the last."""
+    teacher_hidden_layers: tuple[int, ...] = ()
+    """The teacher's blocks they are compared with; (): the same numbers."""
+    hidden_weight: float = 1.0
+    """Weight of the outputs' distance."""
+
+    def __post_init__(self) -> None:
+        MaeConfig.__post_init__(self)
+        require(self, NOT_NEGATIVE, "attention_weight", "hidden_weight")
+        for name in ("attention_layers", "hidden_layers"):
+            ours, theirs = getattr(self, name), getattr(self, f"teacher_{name}")
+            if theirs and len(ours) != len(theirs):
+                raise ValueError(
+                    f"{name} {ours} and teacher_{name} {theirs} differ in length; name a block of "
+                    f"the teacher for each of the student."
+                )
+        if not (self.attention_layers or self.hidden_layers):
+            raise ValueError("Nothing is distilled: name attention_layers or hidden_layers.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class D2maeConfig(DmaeConfig):
+    """D-MAE whose reconstruction trains the lower blocks alone (D2-MAE, arXiv 2404.12210)."""
+
+    kind: ClassVar[str] = "d2mae"
+
+    decode_from: int = 8
+    """Blocks, from the first, whose output the decoder reads."""
+
+    def __post_init__(self) -> None:
+        DmaeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "decode_from")

@@ -3,14 +3,25 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from leanvit.config import BackboneConfig, DinoConfig, EsViTConfig, MethodConfig
+from leanvit.config import (
+    BackboneConfig,
+    D2maeConfig,
+    DinoConfig,
+    DmaeConfig,
+    EsViTConfig,
+    MaeConfig,
+    MethodConfig,
+)
 from leanvit.core.random import seeded
 from leanvit.methods.base import Method
+from leanvit.methods.d2mae import D2MAE
 from leanvit.methods.dino import DINO
+from leanvit.methods.dmae import DMAE
 from leanvit.methods.esvit import EsViT
+from leanvit.methods.mae import MAE
 
 METHODS: Mapping[type[MethodConfig], Callable[..., Method]] = MappingProxyType(
-    {DinoConfig: DINO, EsViTConfig: EsViT}
+    {D2maeConfig: D2MAE, DinoConfig: DINO, DmaeConfig: DMAE, EsViTConfig: EsViT, MaeConfig: MAE}
 )
 
 

@@ -1,0 +1,28 @@
+"""Distillation of attention (D-MAE, arXiv 2205.14443, section 5).
+
+Letters: B images, H_s and H_t heads of student and teacher, T tokens, D channels.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def attention_distillation(student: Tensor, teacher: Tensor, adapter: Tensor | None) -> Tensor:
+    """Return the mean squared distance of attention logits, which are scaled and before softmax.
+
+    student: [B, H_s, T, T]; teacher: [B, H_t, T, T] of the same tokens in the same order; adapter:
+    [H_t, H_s], how the teacher's heads are made of the student's; None for the same heads.
+    """
+    student, teacher = student.float(), teacher.float()
+    if adapter is not None:
+        student = torch.einsum("gh,bhts->bgts", adapter.float(), student)
+    return functional.mse_loss(student, teacher)
+
+
+def hidden_distillation(student: Tensor, teacher: Tensor, adapter: Tensor) -> Tensor:
+    """Return the mean squared distance of normed tokens [B, T, D_s] and [B, T, D_t].
+
+    adapter: [D_t, D_s].
+    """
+    return functional.mse_loss(functional.linear(student.float(), adapter.float()), teacher.float())

@@ -1,0 +1,54 @@
+"""Reconstruction of hidden pixels (MAE, arXiv 2111.06377; SimMIM, arXiv 2111.09886).
+
+Letters: B images, h and w rows and columns of patches, N = h * w of them, p side of a patch.
+"""
+
+import torch
+from torch import Tensor
+
+PIXEL_EPS = 1e-6
+"""What is added to the variance of a patch's pixels."""
+
+
+def patches_of(images: Tensor, side: int) -> Tensor:
+    """Cut [B, 3, h p, w p] into patches [B, N, p * p * 3]: row, column, channel."""
+    b, c, height, width = images.shape
+    x = images.reshape(b, c, height // side, side, width // side, side)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, side * side * c)
+
+
+def images_of(patches: Tensor, side: int) -> Tensor:
+    """Put patches [B, N, p * p * 3] of a square together: [B, 3, h p, h p]."""
+    b, n, _ = patches.shape
+    rows = round(n**0.5)
+    x = patches.reshape(b, rows, rows, side, side, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(b, 3, rows * side, rows * side)
+
+
+def patch_moments(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation [B, N, 1] of each patch's values; the variance is unbiased."""
+    variance, mean = torch.var_mean(patches, -1, keepdim=True)
+    return mean, (variance + PIXEL_EPS).sqrt()
+
+
+def pixel_targets(images: Tensor, side: int, *, normalize: bool) -> Tensor:
+    """Return what is to be predicted of each patch [B, N, p * p * 3], in fp32.
+
+    normalize: every patch with mean 0 and deviation 1 (MAE's better target).
+    """
+    patches = patches_of(images.float(), side)
+    if not normalize:
+        return patches
+    mean, deviation = patch_moments(patches)
+    return (patches - mean) / deviation
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of errors [B, N, C] over the hidden patches; mask [B, N], true: hidden."""
+    weight = mask.to(error.dtype)
+    return (error.mean(-1) * weight).sum() / weight.sum()
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean squared error of the hidden patches: [B, N, C], [B, N, C], [B, N]."""
+    return masked_mean((prediction.float() - target).square(), mask)

@@ -1,0 +1,74 @@
+"""D2-MAE: reconstruction trains the lower blocks, distillation all of them.
+
+arXiv 2404.12210. The decoder reads an inner block; a further block, of which only the norm and the
+projection to queries and keys exist, makes the attention logits that the teacher is imitated with.
+
+Letters: B images, H heads, T visible tokens, D channels.
+"""
+
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Ask, Features, Tokens
+from leanvit.backbones.layers import LayerNorm, init_linear
+from leanvit.config import BackboneConfig, D2maeConfig
+from leanvit.kernels.linear import Linear
+from leanvit.methods.dmae import DMAE
+from leanvit.methods.mae import Seen
+
+
+class LogitBlock(nn.Module):
+    """The norm and the projection to queries and keys of a block that has nothing else."""
+
+    def __init__(self, dim: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = LayerNorm(dim, eps)
+        self.qk = Linear(dim, 2 * dim)
+        init_linear(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the scaled logits [B, H, T, T] of tokens [B, T, D]."""
+        b, t, d = tokens.shape
+        q, k = self.qk(self.norm1(tokens)).view(b, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        logits: Tensor = (q * (d // self.heads) ** -0.5) @ k.mT
+        return logits
+
+
+class D2MAE(DMAE):
+    """D-MAE with the two tasks apart."""
+
+    config: D2maeConfig
+
+    def __init__(self, config: D2maeConfig, backbone: BackboneConfig) -> None:
+        super().__init__(config, backbone)
+        if config.decode_from > self.backbone.depth:
+            raise ValueError(
+                f"The decoder cannot read block {config.decode_from} (method.decode_from); the "
+                f"backbone has {self.backbone.depth}."
+            )
+        vit = self.backbone.config
+        self.logit_block = LogitBlock(vit.dim, vit.heads, vit.norm_eps)
+
+    def student_depth(self) -> int:
+        """Return the backbone's blocks and the one that only makes logits."""
+        return self.backbone.depth + 1
+
+    def ask(self, seen: Seen, logits: tuple[int, ...], hidden: tuple[int, ...]) -> Ask:
+        """Ask for the decoder's block and the last, besides what is compared."""
+        inner = tuple(layer for layer in logits if layer < self.backbone.depth)
+        return super().ask(seen, inner, (*hidden, self.config.decode_from - 1, -1))
+
+    def decoded(self, found: Features, images: Tensor, seen: Seen) -> Tensor:
+        """Return the loss of the hidden pixels as the inner block shows them."""
+        tokens = found.hidden[-2]
+        grid, prefix = self.backbone.norm(tokens.grid), self.backbone.norm(tokens.prefix)
+        return self.reconstruction(Tokens(grid, prefix), images, seen)
+
+    def logits(self, found: Features) -> list[Tensor]:
+        """Return attention logits, those of the further block where it is compared."""
+        inner = iter(super().logits(found))
+        further = self.backbone.depth
+        return [
+            self.logit_block(found.hidden[-1].sequence()) if layer == further else next(inner)
+            for layer, _ in self.attention
+        ]

@@ -1,0 +1,152 @@
+"""MAE: a decoder predicts the pixels of patches that the encoder never sees.
+
+arXiv 2111.06377, with the light decoder of arXiv 2205.14443. Multi-stage backbones, whose windows
+need all tokens, see a learned token in place of hidden patches instead.
+
+Letters: B images, h and w rows and columns of patches, N of them, n visible ones, P prefix tokens,
+S side of the view, p pixels between regions, D channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.backbones.base import Ask, Backbone, Packed, Tokens
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.layers import LayerNorm, init_linear
+from leanvit.backbones.vit import Plan, ViTBlock, sincos_positions
+from leanvit.config import BackboneConfig, DecoderConfig, MaeConfig, ViTConfig
+from leanvit.core.precision import full, to_device
+from leanvit.data.batch import ViewBatch
+from leanvit.data.views import ViewSpec, single_crop
+from leanvit.losses.masked import pixel_targets, reconstruction_loss
+from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
+from leanvit.methods.dino import spread
+from leanvit.methods.masking import mask_noise, visible_count, visible_patches
+
+
+class Decoder(nn.Module):
+    """A light plain transformer over all patches of an image.
+
+    width: channels of the encoder; outputs: values to predict for each patch; side: patches a side.
+    """
+
+    def __init__(self, config: DecoderConfig, width: int, outputs: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.embed = nn.Linear(width, config.dim)
+        self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.dim), std=0.02))
+        self.register_buffer("pos_embed", sincos_positions(side, config.dim), persistent=False)
+        block = ViTConfig(dim=config.dim, heads=config.heads, depth=config.depth)
+        self.layers = nn.ModuleList(ViTBlock(block, 0) for _ in range(config.depth))
+        self.norm = LayerNorm(config.dim)
+        self.predict = nn.Linear(config.dim, outputs)
+        init_linear(self)
+
+    def forward(self, tokens: Tokens, kept: Tensor | None) -> Tensor:
+        """Return a prediction for every patch [B, N, outputs].
+
+        tokens: the encoder's; kept: [B, n] which patches they are, None for all of them.
+        """
+        x = full(self.embed(tokens.grid.flatten(1, 2)))
+        b, _, d = x.shape
+        if kept is not None:
+            hidden = self.mask_token.to(x.dtype).expand(b, self.side**2, d)
+            x = hidden.scatter(1, kept[..., None].expand(-1, -1, d), x)
+        x = x + self.pos_embed[:, 1:]  # type: ignore[index]
+        prefix = 0
+        if tokens.prefix is not None:  # whose position is 0
+            prefix = tokens.prefix.shape[1]
+            x = torch.cat([full(self.embed(tokens.prefix)), x], 1)
+        shapes = ((b, self.side, self.side),)
+        packed = Packed(x.flatten(0, 1), shapes, prefix=prefix, plan=Plan((), ()))
+        for layer in self.layers:
+            packed, _ = layer(packed, None, False)
+        grid = packed.tokens()[0].grid.flatten(1, 2)
+        return full(self.predict(self.norm(grid)))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the encoder was shown of a batch, and what is to be predicted."""
+
+    kept: Tensor | None
+    """[B, n] visible patches, for an encoder that sees no others."""
+    mask: Tensor
+    """[B, N] true: hidden."""
+    ask: Ask
+
+
+class MAE(Method):
+    """Masked autoencoder."""
+
+    def __init__(self, config: MaeConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(backbone)
+        _require_fitting(config, self.backbone)
+        self.size = config.views.size
+        self.patch = self.backbone.stride
+        self.rows = self.size // self.patch
+        self.visible = visible_count(self.rows**2, config.mask_ratio)
+        width, outputs = self.backbone.feature_dim, 3 * self.patch**2
+        self.decoder = Decoder(config.decoder, width, outputs, self.rows)
+        self.fill_token = None
+        if "keep" not in self.backbone.can:
+            token = torch.empty(self.backbone.stage_dims[0])
+            self.fill_token = nn.Parameter(nn.init.normal_(token, std=0.02))
+
+    def views(self) -> ViewSpec:
+        """Return one crop."""
+        return single_crop(self.config.views)
+
+    def encoder(self) -> Backbone:
+        """Return the encoder."""
+        return self.backbone
+
+    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
+        """Hide patches and predict them."""
+        images = batch.groups[0][0]
+        noise = to_device(mask_noise(batch.index, self.rows**2, at), images.device)
+        drop = keep_mask(self.backbone.drop_rates(), 1, batch.index, at)
+        return self.learn(images, noise, None if drop is None else to_device(drop, images.device))
+
+    def learn(self, images: Tensor, noise: Tensor, drop: Tensor | None = None) -> StepOutput:
+        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
+        seen = self.hide(noise, drop)
+        (found,) = self.backbone([images], seen.ask)
+        loss = self.reconstruction(Tokens(found.grid, found.prefix), images, seen)
+        return StepOutput(loss, {"reconstruction": loss}, {"feature_std": spread(found)})
+
+    def hide(self, noise: Tensor, drop: Tensor | None = None) -> Seen:
+        """Choose the visible patches of each image by noise [B, N]."""
+        kept, mask = visible_patches(noise, self.visible)
+        if self.fill_token is None:
+            return Seen(kept, mask, Ask(keep=kept, drop=drop))
+        times = self.patch // self.backbone.config.patch  # first tokens a side of a final one
+        fine = mask.view(-1, self.rows, self.rows)
+        fine = fine.repeat_interleave(times, 1).repeat_interleave(times, 2)
+        return Seen(None, mask, Ask(fill=(fine, self.fill_token), drop=drop))
+
+    def reconstruction(self, tokens: Tokens, images: Tensor, seen: Seen) -> Tensor:
+        """Return the loss of the hidden pixels as the decoder predicts them from normed tokens."""
+        prediction = self.decoder(tokens, seen.kept)
+        target = pixel_targets(images, self.patch, normalize=self.config.normalize)
+        return reconstruction_loss(prediction, target, seen.mask)
+
+
+def _require_fitting(config: MaeConfig, backbone: Backbone) -> None:
+    """Raise ValueError if the backbone cannot hide patches of the views."""
+    if not {"keep", "fill"} & backbone.can:
+        raise ValueError(
+            f"{config.kind} hides patches, which {type(backbone).__name__} cannot; take a plain "
+            f"ViT or a Swin."
+        )
+    if config.views.size % backbone.stride:
+        raise ValueError(
+            f"Views of {config.views.size} pixels (method.views.size) are not made of whole "
+            f"patches of {backbone.stride}; the nearest sizes are "
+            f"{config.views.size // backbone.stride * backbone.stride} and "
+            f"{-(-config.views.size // backbone.stride) * backbone.stride}."
+        )

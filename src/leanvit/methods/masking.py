@@ -1,0 +1,45 @@
+"""Which patches of an image are hidden: drawn by (seed, epoch, image), whatever the batch is.
+
+Letters: B images, N patches, n visible ones.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leanvit.core import random
+from leanvit.methods.base import Moment
+
+
+def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
+    """Draw a number in [0, 1) for every patch [B, N]; those with the smallest stay visible."""
+    drawn = [
+        random.units(at.seed, "mask noise", at.epoch, image, count=patches)
+        for image in index.tolist()
+    ]
+    return torch.from_numpy(np.stack(drawn)).float()
+
+
+def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the visible patches [B, n] in the order of their noise, and the mask [B, N].
+
+    The mask is true where a patch is hidden.
+    """
+    kept = noise.argsort(dim=1, stable=True)[:, :count]
+    mask = torch.ones_like(noise, dtype=torch.bool).scatter(1, kept, False)
+    return kept, mask
+
+
+def visible_count(patches: int, ratio: float) -> int:
+    """Return how many of N patches stay visible when a share is hidden.
+
+    Raises ValueError if none does, or if none is hidden.
+    """
+    count = int(patches * (1 - ratio))
+    if not 0 < count < patches:
+        left = "no patch is left to see" if count == 0 else "no patch is hidden"
+        raise ValueError(
+            f"mask_ratio {ratio:g} of {patches} patches: {left}; choose a ratio that hides some "
+            f"and leaves some, larger views (method.views.size) or smaller patches."
+        )
+    return count
