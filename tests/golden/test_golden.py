@@ -4,8 +4,10 @@
 """
 
 import json
+import math
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,19 +18,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.backbones.base import Ask, Backbone
+from leanvit.backbones.base import Ask, Backbone, Tokens
 from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.vit import sincos_positions
 from leanvit.config import (
     AdamWConfig,
+    CropConfig,
+    DecoderConfig,
     DinoConfig,
+    DmaeConfig,
     EsViTConfig,
     HeadConfig,
+    MaeConfig,
     MultiCropConfig,
     RunConfig,
     TrainConfig,
+    ViTConfig,
     constant,
     steps,
 )
+from leanvit.core.files import save_tensors
 from leanvit.data.batch import ViewBatch
 from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.knn import knn_accuracy
@@ -37,9 +46,12 @@ from leanvit.losses.region import region_loss
 from leanvit.losses.view import view_loss
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
+from leanvit.methods.dmae import DMAE
 from leanvit.methods.esvit import EsViT
 from leanvit.methods.heads import Center
+from leanvit.methods.mae import MAE
 from leanvit.train.state import TrainState
+from leanvit.weights.file import header
 from leanvit.weights.shapes import head_config
 from leanvit.weights.whole import from_official, strip
 from tests.golden.fill import fill
@@ -69,9 +81,10 @@ def runner(name: str, golden: Golden) -> Callable[[Golden, dict[str, Tensor]], N
         if family not in PUBLISHED:
             pytest.skip(f"not yet built: {family} ({name})")
         return check_backbone if kind == "backbone" else check_training
-    if kind not in ("loss", "knn"):
+    checks = {"loss": check_loss, "knn": check_knn, "mae": check_mae}
+    if kind not in checks:
         pytest.skip(f"not yet built: {kind} ({name})")
-    return check_loss if kind == "loss" else check_knn
+    return checks[kind]
 
 
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
@@ -269,6 +282,100 @@ def check_digests(network: torch.nn.Module, digests: dict[str, list[float]], rea
         assert value.sum().item() == pytest.approx(total, rel=1e-3, abs=floor), name
         assert value.abs().sum().item() == pytest.approx(size, rel=1e-3, abs=floor), name
         assert value[0].item() == pytest.approx(first, rel=1e-3, abs=first_floor), name
+
+
+DECODER = {
+    "mask_token": "decoder.mask_token",
+    "decoder_embed": "decoder.embed",
+    "decoder_blocks": "decoder.layers",
+    "decoder_norm": "decoder.norm",
+    "decoder_pred": "decoder.predict",
+}
+"""Official names of MAE's decoder -> ours."""
+
+
+def mae_network(golden: Golden, who: str, patches: int) -> tuple[ViTConfig, dict[str, Tensor]]:
+    """Return the configuration and the weights of the student or the teacher, under our names."""
+    sizes = golden[who]
+    patch = golden["parameters"]["student.patch_embed.proj.weight"][-1]
+    config = ViTConfig(
+        **{name: sizes[name] for name in ("dim", "depth", "heads")},
+        patch=patch,
+        image_size=patch * math.isqrt(patches),
+        positions="sincos",
+        drop_path=0.0,
+    )
+    state = {}
+    key = "parameters" if who == "student" else "teacher_parameters"
+    for name, shape in golden[key].items():
+        theirs = name.removeprefix(f"{who}.")
+        first, dot, rest = theirs.partition(".")
+        ours = f"{DECODER[first]}{dot}{rest}" if first in DECODER else ""
+        ours = ours or f"backbone.{theirs.replace('blocks.', 'layers.')}"
+        state[ours] = fill(name, *shape, seed=golden["seed"])
+    return config, state | {"backbone.pos_embed": sincos_positions(math.isqrt(patches), config.dim)}
+
+
+def mae_options(golden: Golden, size: int) -> dict[str, Any]:
+    sizes = golden["student"]
+    return {
+        "views": CropConfig(size=size),
+        "mask_ratio": golden["mask_ratio"],
+        "normalize": golden["norm_pix"],
+        "decoder": DecoderConfig(dim=sizes["ddim"], depth=sizes["ddepth"], heads=sizes["dheads"]),
+    }
+
+
+def check_mae(golden: Golden, figures: dict[str, Tensor]) -> None:
+    seed, batch, patches = golden["seed"], golden["batch"], figures["mask"].shape[1]
+    config, weights = mae_network(golden, "student", patches)
+    size = config.image_size
+    images = fill("input.images", batch, 3, size, size, seed=seed)
+    noise = fill("input.mask_noise", batch, patches, seed=seed)
+    method = MAE(MaeConfig(**mae_options(golden, size)), config)
+    method.load_state_dict(weights, strict=True)
+    close(method.backbone.pos_embed, figures["pos_embed"], 1e-5)  # type: ignore[arg-type]
+    found = method.learn(images, noise)
+    assert float(found.total.detach()) == pytest.approx(float(figures["loss"]), rel=1e-5)
+    found.total.backward()
+    trained = dict(method.backbone.named_parameters())
+    close(trained["patch_embed.proj.weight"].grad, figures["grad_patch_embed"], 1e-5)  # type: ignore[arg-type]
+    close(trained["layers.0.attn.qkv.weight"].grad, figures["grad_first_qkv"], 1e-5)  # type: ignore[arg-type]
+    seen = method.hide(noise)
+    assert seen.mask.float().equal(figures["mask"])
+    with torch.no_grad():
+        (shown,) = method.backbone([images], seen.ask)
+        prediction = method.decoder(Tokens(shown.grid, shown.prefix), seen.kept)
+    close(prediction, figures["prediction"], 1e-5)
+    check_distillation(golden, figures, images, noise)
+
+
+def check_distillation(
+    golden: Golden, figures: dict[str, Tensor], images: Tensor, noise: Tensor
+) -> None:
+    patches = figures["mask"].shape[1]
+    config, weights = mae_network(golden, "student", patches)
+    teacher_config, known = mae_network(golden, "teacher", patches)
+    teacher = build_backbone(teacher_config)
+    teacher.load_state_dict(strip(known, "backbone."), strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        save_tensors(teacher.state_dict(), path, header(teacher, {}))
+        options = mae_options(golden, config.image_size)
+        method = DMAE(DmaeConfig(**options, teacher=str(path)), config)
+    shape = figures["grad_adapter"].shape
+    adapter = fill("adapter.weight", *shape, seed=golden["seed"])[..., 0, 0]
+    weights |= {"head_adapters.0": adapter, "teacher.fingerprint": method.teacher.fingerprint}
+    method.load_state_dict(weights, strict=True)
+    found = method.learn(images, noise)
+    attention = float(found.terms["attention"].detach())
+    assert attention == pytest.approx(float(figures["distill_attention_loss"]), rel=1e-5)
+    total = float(found.total.detach())
+    assert total == pytest.approx(float(figures["distill_total"]), rel=1e-5)
+    found.total.backward()
+    close(method.head_adapters[0].grad, figures["grad_adapter"][..., 0, 0], 1e-5)
+    qkv = method.backbone.layers[0].attn.qkv  # type: ignore[union-attr]
+    close(qkv.weight.grad, figures["distill_grad_first_qkv"], 1e-5)  # type: ignore[union-attr, arg-type]
 
 
 def check_knn(golden: Golden, figures: dict[str, Tensor]) -> None:

@@ -24,7 +24,14 @@ from leanvit.config.backbones import (
     named_backbone,
 )
 from leanvit.config.duration import Duration
-from leanvit.config.methods import DinoConfig, EsViTConfig, MethodConfig
+from leanvit.config.methods import (
+    D2maeConfig,
+    DinoConfig,
+    DmaeConfig,
+    EsViTConfig,
+    MaeConfig,
+    MethodConfig,
+)
 from leanvit.config.names import look_up, unknown_name
 from leanvit.config.run import AdamWConfig, LARSConfig, OptimConfig, RunConfig, SGDConfig
 
@@ -41,7 +48,15 @@ KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
                 "vit": ViTConfig,
             }
         ),
-        MethodConfig: MappingProxyType({"dino": DinoConfig, "esvit": EsViTConfig}),
+        MethodConfig: MappingProxyType(
+            {
+                "d2mae": D2maeConfig,
+                "dino": DinoConfig,
+                "dmae": DmaeConfig,
+                "esvit": EsViTConfig,
+                "mae": MaeConfig,
+            }
+        ),
         OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),
     }
 )
