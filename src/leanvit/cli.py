@@ -13,7 +13,12 @@ import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
 from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
-from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FEATURE_FILES,
+    EmbedConfig,
+    ProbeConfig,
+)
 from leanvit.config.run import OptimConfig
 from leanvit.config.words import Parser, add_options, parse_options
 from leanvit.core.errors import RunError
@@ -25,7 +30,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
-  leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
   leanvit bench data --source FOLDER            images a second, beside the same through Pillow
@@ -170,12 +175,13 @@ def evaluate(arguments: list[str]) -> int:
 
 def embed(arguments: list[str]) -> int:
     """`leanvit embed`: features to a file."""
-    found = _model_request("embed", EmbedConfig(), arguments, out="file: .npz or .csv")
+    endings = " or ".join([", ".join(FEATURE_FILES[:-1]), FEATURE_FILES[-1]])
+    found = _model_request("embed", EmbedConfig(), arguments, out=f"file: {endings}")
     if found is None:
         return 0
     names, options = found
     if not names.out:
-        raise ValueError("Name a file for the features: --out FILE.npz or FILE.csv.")
+        raise ValueError(f"Name a file for the features: --out FILE, ending in {endings}.")
     from leanvit.evaluation.embedding import embed as run
 
     written = run(names.model, out=names.out, options=options)
