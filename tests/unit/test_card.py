@@ -55,14 +55,15 @@ def front_matter(text: str) -> Mapping[str, str | list[str]]:
     found: dict[str, str | list[str]] = {}
     first, *lines = text.splitlines()
     assert first == "---"
+    words: list[str] = []
     for line in lines[: lines.index("---")]:
         if line.startswith("- "):
-            found.setdefault(key, []).append(line[2:])  # type: ignore[union-attr]  # noqa: F821
+            words.append(line[2:])
             continue
-        key, _, word = line.partition(": ") if not line.endswith(":") else (line[:-1], "", "")
-        assert re.fullmatch(r"[a-z_]+", key) and key not in found
-        if word:
-            found[key] = word
+        key, colon, word = line.partition(":")
+        assert re.fullmatch(r"[a-z_]+", key) and colon and key not in found
+        words = []
+        found[key] = word[1:] if word.startswith(" ") else words
     return found
 
 
