@@ -13,7 +13,12 @@ import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
 from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
-from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FEATURE_FILES,
+    EmbedConfig,
+    ProbeConfig,
+)
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -26,7 +31,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
-  leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
@@ -172,13 +177,14 @@ def evaluate(arguments: list[str]) -> int:
 
 def embed(arguments: list[str]) -> int:
     """`leanvit embed`: features to a file."""
+    endings = " or ".join([", ".join(FEATURE_FILES[:-1]), FEATURE_FILES[-1]])
     usage = "--data SOURCE --out FILE"
-    found = _model_request("embed", EmbedConfig(), arguments, usage, "file: .npz or .csv")
+    found = _model_request("embed", EmbedConfig(), arguments, usage, f"file: {endings}")
     if found is None:
         return 0
     names, options = found
     if not names.out:
-        raise ValueError("Name a file for the features: --out FILE.npz or FILE.csv.")
+        raise ValueError(f"Name a file for the features: --out FILE, ending in {endings}.")
     from leanvit.evaluation.embedding import embed as run
 
     written = run(names.model, out=names.out, options=options)
