@@ -97,7 +97,12 @@ def test_a_graph_can_be_exported(config: BackboneConfig) -> None:
     shapes = torch.export.ShapesCollection()
     for name, view in zip(("many", "few"), views, strict=True):
         shapes[view] = {0: torch.export.Dim(name, min=1)}
-    exported = torch.export.export(backbone, (views, ask), dynamic_shapes=shapes, strict=False)
+    exported = torch.export.export(
+        backbone,
+        (views, ask),
+        dynamic_shapes=shapes.dynamic_shapes(backbone, (views, ask)),
+        strict=False,
+    )
     for counts in ((3, 2), (1, 1), (1, 4)):
         views = [noise(b, *v.shape[1:], seed=7) for b, v in zip(counts, views, strict=True)]
         found = exported.module()(views, ask)

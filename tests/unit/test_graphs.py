@@ -1,8 +1,10 @@
 """Networks as graphs: ONNX, and torch.export."""
 
 import json
+import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 import leanvit
 from leanvit.backbones.base import Backbone, Tokens
@@ -98,9 +101,7 @@ for path in Path(sys.argv[1]).glob("*.pt2"):
 """
 
 
-def test_programs_run_without_leanvit(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_programs_run_without_leanvit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     counts, networks = (1, 3), {name: build(config) for name, config in FAMILIES.items()}
     for name, backbone in networks.items():
         side = backbone.config.image_size
@@ -120,8 +121,7 @@ def test_programs_run_without_leanvit(
         assert here not in (tmp_path / f"{name}.pt2").read_bytes()
 
 
-@pytest.mark.parametrize("weight", [0.01, float("nan")])
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(("name", "weight"), [("x.onnx", 0.01), ("x.pt2", float("nan"))])
 def test_another_network_is_not_kept(
     name: str, weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +168,27 @@ def test_graphs_are_fp32(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, features(narrow.float(), images), rtol=1e-4, atol=1e-4)
 
 
+class Chatty(ViT):
+    """A network that warns while it is traced, as many do."""
+
+    def pool(self, tokens: Tokens) -> Tensor:
+        """Return the mean of the patches."""
+        if torch.compiler.is_compiling():
+            warnings.warn("tracing", stacklevel=1)
+            logging.getLogger("a.library").warning("tracing")
+        return super().pool(tokens)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_nothing_is_printed(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    EXPORTS[name](Chatty(VIT), tmp_path / name, {})
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    logging.getLogger("a.library").warning("later")
+    assert [record.message for record in caplog.records] == ["later"]
+
+
 class Counting(ViT):
     """A network whose features depend on how many images there are, as a number of Python."""
 
@@ -178,7 +199,9 @@ class Counting(ViT):
 
 def test_mistakes_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, export in EXPORTS.items():
-        with pytest.raises(ValueError, match=r"no graph of vit for any number of images: .*\. K"):
+        with pytest.raises(
+            ValueError, match=r"cannot write vit for any number of images: .*\. Keep"
+        ):
             export(Counting(VIT), tmp_path / name, {})
         with pytest.raises(ValueError, match=r"\(2, 2\) pixels is smaller than one patch"):
             export(build(VIT), tmp_path / name, {}, 2)
@@ -188,3 +211,26 @@ def test_mistakes_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"needs onnxscript: pip install 'leanvit\[onnx\]'"):
         export_onnx(build(VIT), tmp_path / "x.onnx", {})
     assert not list(tmp_path.iterdir())
+
+
+class Windowed(nn.Module):
+    """A norm, then attention of tokens to themselves, as if each were a window."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, D]."""
+        rows: Tensor = self.norm(x)[:, None, None, None]
+        return functional.scaled_dot_product_attention(rows, rows, rows)[:, 0, 0, 0]
+
+
+def test_what_torch_cannot_write_as_onnx_is_said(tmp_path: Path) -> None:
+    """Attention over tensors of five dimensions, as timm's Hiera has it; a program can have it."""
+    network = build(VIT)
+    network.norm = Windowed(network.norm)
+    with pytest.raises(ValueError, match=r"torch\.onnx .* vit .*: only 4D .* supported\. A prog"):
+        export_onnx(network, tmp_path / "x.onnx", {})
+    assert not list(tmp_path.iterdir())
+    assert max(export_program(network, tmp_path / "x.pt2", {})) < 1e-5

@@ -9,6 +9,7 @@ Letters: B images, S their side in pixels, h and w rows and columns of regions, 
 
 import copy
 import json
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import to_dict
 from leanvit.core.errors import RunError
 from leanvit.core.files import Replacing, sync
+from leanvit.core.random import generator
 
 INPUT, OUTPUTS = "images", ("pooled", "grid")
 """Names of what goes into an ONNX graph, and of what comes out."""
@@ -158,8 +161,9 @@ def _agreement(run: Callable[[Tensor], Sequence[Tensor]], network: Exportable) -
     """Compare what `run` makes of images with what the network does."""
     rows: list[Tensor] = []
     for batch in BATCHES:
-        draw = torch.Generator().manual_seed(batch)
-        images = torch.randn(batch, 3, *[network.image_size] * 2, generator=draw)
+        shape = (batch, 3, network.image_size, network.image_size)
+        drawn = generator(0, "graphs", batch).standard_normal(shape, dtype=np.float32)
+        images = torch.from_numpy(drawn)
         pairs = list(zip(run(images), network(images), strict=True))
         for name, (given, right) in zip(OUTPUTS, pairs, strict=True):
             if given.shape != right.shape:
@@ -187,29 +191,37 @@ def _traced(network: Exportable) -> torch.export.ExportedProgram:
         with torch.no_grad(), _quiet():
             program = torch.export.export(network, (images,), dynamic_shapes=(batch,), strict=False)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(_refusal(network, "torch.export", error)) from error
+        instead = "Keep its weights as safetensors, and run them with the code of the network."
+        raise _refusal(network, "torch.export", error, instead) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
     return program
 
 
-def _refusal(network: Exportable, by: str, error: Exception) -> str:
+def _refusal(network: Exportable, by: str, error: BaseException, instead: str) -> ValueError:
+    """Return what to raise where torch cannot do it; the first cause says why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     config = network.backbone.config
-    name = getattr(config, "name", config.kind)
-    return (
-        f"{by} makes no graph of {name} for any number of images: "
-        f"{str(error).strip().partition(chr(10))[0]} Keep its weights as safetensors instead, and "
-        f"run them with the code that the network comes from."
+    name, reason = getattr(config, "name", config.kind), str(error).strip().splitlines() or ["?"]
+    return ValueError(
+        f"{by} of torch {torch.__version__} cannot write {name} for any number of images: "
+        f"{reason[0].rstrip('.')}. {instead}"
     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what torch and its exporters warn each other of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Leave out what torch and its exporters warn each other of, in warnings and in logs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 # ONNX
@@ -240,7 +252,8 @@ def _onnx_model(network: Exportable, metadata: Mapping[str, str]) -> Any:
                 dynamic_shapes=({0: "batch"},),
             )
     except torch.onnx.OnnxExporterError as error:
-        raise ValueError(_refusal(network, "torch.onnx", error)) from error
+        instead = "A program of torch.export (.pt2) may do: it holds torch's own operators."
+        raise _refusal(network, "torch.onnx", error, instead) from error
     assert exported is not None
     model = exported.model
     ClearMetadataAndDocStringPass()(model)  # modules and graphs of torch, for every node
