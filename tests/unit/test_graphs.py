@@ -60,12 +60,15 @@ def check_metadata(said: dict[str, str], backbone: Backbone, side: int) -> None:
     assert from_dict(BackboneConfig, json.loads(said["backbone"]), "backbone") == backbone.config
 
 
-@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"swin_skip", "vit"}))
 def test_onnx_runtime_computes_the_network(
-    config: BackboneConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """For a number of images that nobody tried, by operators that everybody has."""
-    backbone, path = build(config).train(), tmp_path / "x.onnx"
+    """For a number of images that nobody tried, by operators that everybody has.
+
+    The tests below take the two that are not here, and test_families.py the graphs of all.
+    """
+    backbone, path = build(FAMILIES[name]).train(), tmp_path / "x.onnx"
     backbone.mean = (0.1, 0.2, 0.3)
     agreement = export_onnx(backbone, path, FACTS, SIDE)
     assert backbone.training and max(agreement) < 1e-5
@@ -102,7 +105,8 @@ for path in Path(sys.argv[1]).glob("*.pt2"):
 
 
 def test_programs_run_without_leanvit(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    counts, networks = (1, 3), {name: build(config) for name, config in FAMILIES.items()}
+    counts, names = (1, 3), ("cvt", "swin_skip", "vil", "vit")
+    networks = {name: build(FAMILIES[name]) for name in names}
     for name, backbone in networks.items():
         side = backbone.config.image_size
         assert max(export_program(backbone, tmp_path / f"{name}.pt2", FACTS)) < 1e-5
@@ -179,11 +183,10 @@ class Chatty(ViT):
         return super().pool(tokens)
 
 
-@pytest.mark.parametrize("name", EXPORTS)
 def test_nothing_is_printed(
-    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    EXPORTS[name](Chatty(VIT), tmp_path / name, {})
+    export_program(Chatty(VIT), tmp_path / "x.pt2", {})
     assert capfd.readouterr() == ("", "") and not caplog.records
     logging.getLogger("a.library").warning("later")
     assert [record.message for record in caplog.records] == ["later"]

@@ -58,7 +58,7 @@ class Exportable(nn.Module):
     def __init__(self, backbone: Backbone, image_size: int | None = None) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).cpu().float().requires_grad_(False).eval()
-        self.image_size = image_size or backbone.config.image_size
+        self.image_size = backbone.config.image_size if image_size is None else image_size
         self.backbone.require_size(self.image_size, self.image_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +169,7 @@ def _agreement(run: Callable[[Tensor], Sequence[Tensor]], network: Exportable) -
             if given.shape != right.shape:
                 raise RunError(
                     f"The exported graph gives {name} {list(given.shape)} of {batch} images; the "
-                    f"network gives {list(right.shape)}. Nothing was written."
+                    f"network gives {list(right.shape)}."
                 )
         rows.append(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]))
     worst = torch.stack(rows).amax(0)  # not a number, if any is
@@ -178,7 +178,7 @@ def _agreement(run: Callable[[Tensor], Sequence[Tensor]], network: Exportable) -
         raise RunError(
             f"The exported graph is not the network: pooled features differ by "
             f"{agreement.pooled:.1e} of the largest, regions by {agreement.grid:.1e}; expected at "
-            f"most {TOLERANCE:g}. Nothing was written."
+            f"most {TOLERANCE:g}. Keep the weights as safetensors, and report what this network is."
         )
     return agreement
 
