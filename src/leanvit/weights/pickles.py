@@ -4,16 +4,18 @@ Only torch's restricted unpickler reads them, and of what torch does not allow b
 names in ALLOWED, each of which stands for an inert record instead of the real class.
 """
 
+import io
 import mmap
-import os
 import re
+import sys
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from torch.serialization import (
     safe_globals,
 )
 
-from leanvit.weights.strangers import BROKEN, RESAVE, damaged, disk_named, refused
+from leanvit.weights.strangers import BROKEN, RESAVE, Refusal, damaged, disk_named, refused
 
 Plain = None | bool | int | float | str
 Value = Plain | tuple[Plain, ...]
@@ -93,34 +95,36 @@ CODES = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2
 """Numpy's numbers: no objects, no text, no records."""
 
 
+_ALONE = threading.Lock()
+"""Torch keeps what is allowed for the whole process."""
+
+
 @contextmanager
 def _these_alone() -> Iterator[None]:
     """Allow the names above, whatever else libraries have allowed in this process."""
-    before = get_safe_globals()
-    clear_safe_globals()
-    try:
-        with safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]):
-            yield
-    finally:
-        add_safe_globals(before)
+    with _ALONE:
+        before = get_safe_globals()
+        clear_safe_globals()
+        try:
+            with safe_globals([(stand_in, name) for name, stand_in in ALLOWED.items()]):
+                yield
+        finally:
+            add_safe_globals(before)
 
 
-def read_zip(path: Path) -> Iterator[tuple[str, Leaf]]:
-    """Yield the leaves of a file by torch 1.6 or newer, by name; tensors stay on disk until read.
+def read_zip(path: Path) -> list[tuple[str, Leaf]]:
+    """Return the leaves of a file by torch 1.6 or newer, by name; tensors stay on disk until read.
 
     Raises ValueError if it is damaged, names anything but weights, or is not as long as it says.
     """
-    places = _members(path)
-    # on `meta` nothing is read, and torch notes where in the file each tensor would be
-    tree = _load(path, path, "meta")
-    with disk_named(path):
-        whole: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    for name, leaf in _flat(path, tree):
-        yield name, _mapped(path, name, leaf, places, whole) if isinstance(leaf, Tensor) else leaf
+    try:
+        return _in_place(path)
+    except Refusal:  # other tools may have packed or compressed it anew: torch reads it, or says no
+        return _at_once(path, path)
 
 
-def read_legacy(path: Path) -> Iterator[tuple[str, Leaf]]:
-    """Yield the leaves of a file by torch before 1.6, by name; all of it is read at once.
+def read_legacy(path: Path) -> list[tuple[str, Leaf]]:
+    """Return the leaves of a file by torch before 1.6, by name; all of it is read at once.
 
     Raises ValueError if it is damaged or names anything but weights.
     """
@@ -128,16 +132,19 @@ def read_legacy(path: Path) -> Iterator[tuple[str, Leaf]]:
         # a mapping has no descriptor, so torch cannot take the file for one of its tar archives
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with mapped:
-        tree = _load(path, mapped, "cpu")
-    for name, leaf in _flat(path, tree):
-        yield name, partial(_given, leaf) if isinstance(leaf, Tensor) else leaf
+        return _at_once(path, mapped)
+
+
+def _at_once(path: Path, source: Path | IO[bytes] | mmap.mmap) -> list[tuple[str, Leaf]]:
+    leaves = _flat(path, _load(path, source, "cpu"))
+    return [(n, partial(_given, x) if isinstance(x, Tensor) else x) for n, x in leaves]
 
 
 def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _load(path: Path, source: Path | mmap.mmap, device: str) -> object:
+def _load(path: Path, source: Path | IO[bytes] | mmap.mmap, device: str) -> object:
     try:
         with _these_alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on other protocols of pickle: they are refused
@@ -146,7 +153,7 @@ def _load(path: Path, source: Path | mmap.mmap, device: str) -> object:
         raise _refusal(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> ValueError:
+def _refusal(path: Path, error: Exception) -> Refusal:
     words = str(error)
     if "torch.distributed" in words:
         what = "a checkpoint of sharded tensors (DTensor or ShardedTensor)"
@@ -154,57 +161,78 @@ def _refusal(path: Path, error: Exception) -> ValueError:
     if found := re.search(r"GLOBAL (\S+) (?:was not|whose)", words):
         what = f"a pickle that asks for {found[1]!r}, which is no part of weights"
         return refused(path, what, f"nothing was executed; {RESAVE}")
-    reason = words.strip().splitlines()[-1][:200] if words.strip() else type(error).__name__
-    return damaged(path, reason)
+    reason = words.split("WeightsUnpickler error: ")[-1].strip().partition("\n")[0]
+    return damaged(path, reason[:200] or type(error).__name__)
 
 
 # Tensors inside the archive
 
 
-def _members(path: Path) -> dict[int, zipfile.ZipInfo]:
-    """Return the members of a zip archive by the place where the bytes of each begin."""
-    places, order = {}, b"little"
+def _in_place(path: Path) -> list[tuple[str, Leaf]]:
+    """Return the leaves of a file whose tensors lie in it as they are, without reading those."""
+    skeleton, places = _skeleton(path)
+    # on `meta` no tensor is read; torch notes at which place of the archive each would be
+    tree = _load(path, skeleton, "meta")
+    with disk_named(path):
+        whole: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    return [
+        (name, _mapped(path, leaf, places, whole) if isinstance(leaf, Tensor) else leaf)
+        for name, leaf in _flat(path, tree)
+    ]
+
+
+def _skeleton(path: Path) -> tuple[io.BytesIO, dict[int, tuple[int, int]]]:
+    """Return a file with the pickle of this one and empty tensors, and where the real ones lie.
+
+    The latter by the place of the empty one: (begin, size). What torch reads is thus an archive of
+    ours: it crashes where a hostile one names another byte order.
+    """
+    skeleton, real = io.BytesIO(), dict[str, tuple[int, int]]()
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            for member in archive.infolist():
-                file.seek(member.header_offset + 26)
-                name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-                places[file.tell() + name + extra] = member
-                if member.filename.endswith("/byteorder"):
-                    file.seek(name + extra, os.SEEK_CUR)
-                    order = file.read(len(order))
+        with (
+            path.open("rb") as file,
+            zipfile.ZipFile(file) as archive,
+            zipfile.ZipFile(skeleton, "w") as bare,
+        ):
+            for name, member in {each.filename: each for each in archive.infolist()}.items():
+                part = name.partition("/")[2]
+                if part in ("data.pkl", "version"):
+                    bare.writestr(name, archive.read(member))
+                elif part == "byteorder" and archive.read(member) != sys.byteorder.encode():
+                    raise damaged(path, "of another byte order")
+                elif part.startswith("data/") and member.compress_type == zipfile.ZIP_STORED:
+                    bare.writestr(name, b"")
+                    real[name] = _begin(file, member), member.file_size
     except BROKEN as error:
         raise damaged(path, str(error)) from error
-    if order != b"little":
-        raise refused(path, f"written in the byte order {order!r}", RESAVE)
-    return places
+    places = {_begin(skeleton, each): each.filename for each in bare.infolist()}
+    skeleton.seek(0)
+    return skeleton, {place: real[name] for place, name in places.items() if name in real}
 
 
-def _mapped(
-    path: Path,
-    name: str,
-    tensor: Tensor,
-    places: Mapping[int, zipfile.ZipInfo],
-    whole: torch.UntypedStorage,
-) -> Read:
-    """Return how to read a tensor that lies in the file; only its description is there yet."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return partial(_given, tensor)
-    storage = tensor.untyped_storage()
-    at: int | None = getattr(storage, "_checkpoint_offset", None)
-    if at is None:  # it had no data when it was saved either
-        return partial(_given, tensor)
-    member, size = places.get(at), storage.nbytes()
-    if member is None or member.file_size != size or member.compress_type != zipfile.ZIP_STORED:
-        packed = " compressed" if member and member.compress_type != zipfile.ZIP_STORED else ""
-        there = f"{member.file_size}{packed}" if member else "none"
-        raise damaged(path, f"{name!r} takes {size} bytes and finds {there}")
+def _begin(file: IO[bytes], member: zipfile.ZipInfo) -> int:
+    """Return where the bytes of a member of an archive begin."""
+    file.seek(member.header_offset + 26)
+    name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    return file.tell() + name + extra
+
+
+def _mapped(path: Path, tensor: Tensor, places: Mapping[int, tuple[int, int]], whole: Any) -> Read:
+    """Return how to read a tensor that lies in the file; only its description is there yet.
+
+    Raises ValueError if it is not there, in full and as plain numbers.
+    """
+    storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
+    begin, size = places.get(getattr(storage, "_checkpoint_offset", -1), (0, -1))
+    if storage is None or storage.nbytes() != size:
+        raise damaged(path, "not all tensors are where they should be")
 
     def read() -> Tensor:
         empty = torch.empty(0, dtype=tensor.dtype)
         found = empty.set_(  # which checks that all of the tensor lies within
-            whole[at : at + size], tensor.storage_offset(), tensor.shape, tensor.stride()
+            whole[begin : begin + size], tensor.storage_offset(), tensor.shape, tensor.stride()
         )
+        found = found.neg() if tensor.is_neg() else found
         aligned = found.data_ptr() % found.element_size() == 0  # not where others packed the file
         return found if aligned else found.clone()
 

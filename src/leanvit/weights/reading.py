@@ -27,6 +27,7 @@ from leanvit.weights.strangers import (
     NUMPY,
     SAFETENSORS,
     TORCH,
+    Refusal,
     damaged,
     disk_named,
     kind_of,
@@ -104,10 +105,10 @@ def read_checkpoint(path: Path) -> Contents:
     file = _weights_in(path) if is_folder(path) else path
     kind = kind_of(file)
     leaves = list((_read_shards if kind == INDEX else READERS[kind])(file))
-    reads = [(name, leaf) for name, leaf in leaves if callable(leaf)]
+    reads = [(name, leaf) for name, leaf in leaves if callable(leaf) and name]
     values = {name: leaf for name, leaf in leaves if not callable(leaf)}
     if not reads:
-        what = "without tensors" + (f": it holds {listed(list(values))}" if values else "")
+        what = f"without named tensors{f', but with {listed(list(values))}' if values else ''}"
         raise refused(path, what, "give the file that holds the weights")
     beside = file.with_name(CONFIG)
     return Contents(
@@ -140,17 +141,30 @@ def _plain(path: Path, name: str, read: Read) -> Tensor:
     """Read a tensor as `Tensors` promises it."""
     try:
         tensor = read()
+    except Refusal:
+        raise
     except BROKEN as error:
         raise damaged(path, f"{name!r}: {error}") from error
-    what = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
-        what = "quantized" if tensor.is_quantized else "sparse"
-        what = "without data" if tensor.is_meta else what
-    elif tensor.dtype in FLOATS + WHOLE:
+    what = _oddity(tensor)
+    if not what:
         tensor = tensor.detach().contiguous()
         return tensor.float() if tensor.is_floating_point() else tensor
     todo = "save plain numbers, best float32, in its place"
     raise refused(path, f"a checkpoint whose {name!r} is {what}", todo)
+
+
+def _oddity(tensor: Tensor) -> str:
+    """Return what keeps a tensor from being plain numbers; empty if nothing does."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_meta:
+        return "without data"
+    plain = tensor.dtype in FLOATS + WHOLE
+    return "" if plain else f"of type {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _unwrapped(path: Path, reads: Iterable[tuple[str, Read]]) -> dict[str, Read]:
@@ -201,7 +215,7 @@ def _array(file: Mapping[str, np.ndarray[Any, Any]], name: str) -> Tensor:
     return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[tuple[str, Leaf]]]] = {
+READERS: Mapping[str, Callable[[Path], Iterable[tuple[str, Leaf]]]] = {
     SAFETENSORS: _read_safetensors,
     TORCH: read_zip,
     LEGACY: read_legacy,
@@ -237,7 +251,7 @@ def _read_shards(index: Path) -> Iterator[tuple[str, Leaf]]:
         raise refused(index, "JSON, but no index of shards (it has no `weight_map`)", FETCH)
     files = sorted(set(places.values()))
     for file in files:
-        if Path(file).name != file or "\\" in file:
+        if Path(file).name != file or file in ("", "..") or "\\" in file:
             raise refused(index, f"an index whose shard {file!r} is outside of its folder", FETCH)
     if missing := [file for file in files if not is_file(index.with_name(file))]:
         raise refused(index, f"an index of shards that are missing: {listed(missing)}", FETCH)

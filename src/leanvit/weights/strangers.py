@@ -62,9 +62,13 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".tar")
 """Endings that weights have."""
 
 
-def refused(path: Path, what: str, todo: str) -> ValueError:
+class Refusal(ValueError):
+    """A file whose weights cannot be read: says which, what it is instead and what to do."""
+
+
+def refused(path: Path, what: str, todo: str) -> Refusal:
     """Return (not raise) the error for a file that is something else."""
-    return ValueError(f"{str(path)!r} is {what}, so its weights cannot be read; {todo}.")
+    return Refusal(f"{str(path)!r} is {what}, so its weights cannot be read; {todo}.")
 
 
 @contextmanager
@@ -73,13 +77,13 @@ def disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise Refusal(
             f"{str(path)!r} cannot be read: {error.strerror or error}; give "
             f"a checkpoint file or the folder of one."
         ) from error
 
 
-def damaged(path: Path, reason: str) -> ValueError:
+def damaged(path: Path, reason: str) -> Refusal:
     """Return (not raise) the error for a file that cannot be read to its end."""
     return refused(path, f"damaged or cut off ({reason})", FETCH)
 
@@ -104,7 +108,7 @@ def kind_of(path: Path) -> str:
     raise _stranger(path, head)
 
 
-def _stranger(path: Path, head: bytes) -> ValueError:
+def _stranger(path: Path, head: bytes) -> Refusal:
     for magic, (what, todo) in MAGIC.items():
         if head.startswith(magic):
             return refused(path, what, todo)
