@@ -96,6 +96,15 @@ def _options(name: str) -> frozenset[str]:
     return frozenset(name for c in kind.__mro__ for name in inspect.signature(c).parameters)
 
 
+def heads_of(name: str) -> int:
+    """Return the attention heads of timm's plain ViT; 0 if timm does not have it by this name."""
+    if not timm.is_model(name):
+        return 0
+    with seeded(0, "skeleton"), torch.device("meta"):
+        model: Any = timm.create_model(name)
+    return int(model.blocks[0].attn.num_heads)
+
+
 def _require_name(name: str) -> None:
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
@@ -110,18 +119,24 @@ def _require_name(name: str) -> None:
         )
 
 
-def _create(config: TimmConfig) -> nn.Module:
-    """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
-    _require_name(config.name)
+def size_options(config: TimmConfig) -> dict[str, Any]:
+    """Return the options that let a network take several sizes, of those that its class has."""
     asked: dict[str, Any] = {
         "img_size": config.image_size,
         "dynamic_img_size": True,
         "dynamic_img_pad": True,
         "strict_img_size": False,
-        "drop_path_rate": config.drop_path,
     }
     known = _options(config.name)
-    chosen = {option: value for option, value in asked.items() if option in known}
+    return {option: value for option, value in asked.items() if option in known}
+
+
+def _create(config: TimmConfig) -> nn.Module:
+    """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
+    _require_name(config.name)
+    chosen = size_options(config)
+    if "drop_path_rate" in _options(config.name):
+        chosen["drop_path_rate"] = config.drop_path
     model: Any = timm.create_model(config.name, num_classes=0, **chosen)
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"timm's {config.name} does not give the features of its stages.")

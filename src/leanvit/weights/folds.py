@@ -5,6 +5,7 @@ parameter is made. Letters: D channels, N patches.
 """
 
 import math
+import re
 from collections.abc import Mapping, MutableMapping
 
 import torch
@@ -97,3 +98,48 @@ def as_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for scale in ("ls1", "ls2"):
             found.setdefault(f"{block}{scale}.gamma", torch.ones(width))
     return found
+
+
+_ONTO_THE_STREAM = re.compile(
+    r"(patch_embed\..*|cls_token|reg_token|pos_embed|.*\.(attn\.proj|mlp\.fc2|reduction)\..*)"
+)
+"""What writes onto the tokens that run from block to block, of Swin and of plain ViTs."""
+
+
+def with_norm_eps(state: Mapping[str, Tensor], has: float, wants: float) -> dict[str, Tensor]:
+    """Return a state for norms that add `wants` to the variance, of the function with `has`.
+
+    Tokens that are s times as large give the same norm where eps is s^2 times as large, so
+    whatever writes onto them is multiplied by s. Exact but for rounding; tokens between blocks
+    are s times ours, those after the final norm are ours.
+    """
+    if has == wants:
+        return dict(state)
+    scale = math.sqrt(wants / has)
+    return {
+        name: value * scale if _ONTO_THE_STREAM.fullmatch(name) else value
+        for name, value in state.items()
+    }
+
+
+def as_beit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state of a plain ViT with a position bias in the form of BEiT.
+
+    A bias of keys adds the same to all logits of a query, which the softmax ignores: BEiT has none.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        owner = name.removesuffix("qkv.bias")
+        if owner != name:
+            found[f"{owner}q_bias"], _, found[f"{owner}v_bias"] = value.chunk(3)
+        else:
+            name = name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+            found[name] = value
+    return found
+
+
+def without_class_position(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state whose positions are those of patches alone; the class token has its own."""
+    places = state["pos_embed"]
+    token = state["cls_token"] + places[:, :1]
+    return dict(state) | {"cls_token": token, "pos_embed": places[:, 1:]}

@@ -162,9 +162,21 @@ class _Reader:
     def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
         config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
         config = replace(config, heads=self._heads(config))
+        config = self._as_said(config)
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
         same = torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-5)
         return replace(config, positions="sincos") if same else config
+
+    def _as_said(self, config: ViTConfig) -> ViTConfig:
+        """Take over what leaves no trace in the weights from what stands beside the file."""
+        beside = self.checkpoint.config
+        args = beside.get("model_args", {})
+        norm_last = args.get("fc_norm", args.get("use_fc_norm"))
+        mean = args.get("global_pool") == "avg" and norm_last is False
+        if config.pool == "class" and (mean or beside.get("pool") == "mean"):
+            config = replace(config, pool="mean")
+        first = args.get("init_values") or beside.get("layerscale_value")
+        return replace(config, layer_scale=float(first)) if first and config.layer_scale else config
 
     def _heads(self, config: ViTConfig) -> int:
         """Return the heads of a plain ViT: shown by other tensors, said, or as published."""
@@ -209,7 +221,14 @@ class _Reader:
                 return int(shape[0 if "tch_model" in self.part.place else 1])
         beside = self.checkpoint.config
         count = beside.get("num_attention_heads") or beside.get("model_args", {}).get("num_heads")
-        return count if isinstance(count, int) else 0
+        if isinstance(count, int):
+            return count
+        name = self._timm_name()
+        if not name:
+            return 0
+        from leanvit.backbones.timm_adapter import heads_of  # timm takes a while to load
+
+        return heads_of(name)
 
     def _positions_of_mae(self, config: ViTConfig) -> bool:
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
@@ -218,10 +237,16 @@ class _Reader:
     def _norm_eps(self) -> float:
         beside = self.checkpoint.config
         said = beside.get("layer_norm_eps")
+        if self.part.naming == "swin huggingface" and said not in (None, 1e-5):
+            raise ValueError(
+                f"some norms of transformers' Swin add 1e-05 to the variance and the others {said} "
+                f"(layer_norm_eps), which no Swin here does."
+            )
         if said is None and beside.get("model_args", {}).get("norm_layer") == "layernorm":
             said = 1e-6  # timm's own layer norm
         if said is None:
-            said = LAYOUTS[self.layout].norm_eps.get(self.naming.kind, 1e-6)
+            usual = LAYOUTS[self.layout].norm_eps
+            said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))
         return float(said)
 
     def _image_size(self) -> int:
@@ -250,7 +275,8 @@ class _Reader:
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation: said, beside the file, or ImageNet's."""
-        beside: dict[str, Any] = dict(self.checkpoint.config.get("pretrained_cfg", {}))
+        about = self.checkpoint.config
+        beside: dict[str, Any] = dict(about.get("pretrained_cfg", about))
         path = self.checkpoint.path
         folder = path if path.is_dir() else path.parent
         processor = folder / "preprocessor_config.json"
