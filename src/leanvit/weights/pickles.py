@@ -5,7 +5,6 @@ names in ALLOWED, each of which stands for an inert record instead of the real c
 """
 
 import io
-import mmap
 import re
 import sys
 import threading
@@ -120,7 +119,7 @@ def read_zip(path: Path) -> list[tuple[str, Leaf]]:
     try:
         return _in_place(path)
     except Refusal:  # other tools may have packed or compressed it anew: torch reads it, or says no
-        return _at_once(path, path)
+        return _at_once(path)
 
 
 def read_legacy(path: Path) -> list[tuple[str, Leaf]]:
@@ -128,15 +127,11 @@ def read_legacy(path: Path) -> list[tuple[str, Leaf]]:
 
     Raises ValueError if it is damaged or names anything but weights.
     """
-    with disk_named(path), path.open("rb") as file:
-        # a mapping has no descriptor, so torch cannot take the file for one of its tar archives
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    with mapped:
-        return _at_once(path, mapped)
+    return _at_once(path)
 
 
-def _at_once(path: Path, source: Path | IO[bytes] | mmap.mmap) -> list[tuple[str, Leaf]]:
-    leaves = _flat(path, _load(path, source, "cpu"))
+def _at_once(path: Path) -> list[tuple[str, Leaf]]:
+    leaves = _flat(path, _load(path, path, "cpu"))
     return [(n, partial(_given, x) if isinstance(x, Tensor) else x) for n, x in leaves]
 
 
@@ -144,11 +139,11 @@ def _given(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _load(path: Path, source: Path | IO[bytes] | mmap.mmap, device: str) -> object:
+def _load(path: Path, source: Path | IO[bytes], device: str) -> object:
     try:
         with _these_alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on other protocols of pickle: they are refused
-            return torch.load(source, map_location=device, weights_only=True)  # type: ignore[arg-type]
+            return torch.load(source, map_location=device, weights_only=True)
     except BROKEN as error:
         raise _refusal(path, error) from error
 

@@ -7,6 +7,7 @@ import pickle
 import stat
 import struct
 import tarfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ RESAVE = "load it where you trust it and save its state dict alone, best as safe
 BROKEN = (
     *(pickle.UnpicklingError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, OSError),
     *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(AssertionError, SafetensorError),
+    *(AssertionError, SafetensorError, SyntaxError, tokenize.TokenError),
 )
 """What reading a damaged file may raise: a pickle's bytes are calls, and so are the wrong ones."""
 
