@@ -54,6 +54,7 @@ def described(config: BackboneConfig) -> dict[str, Any]:
             "hidden_act": "relu",
             "downsample_in_first_stage": False,
             "downsample_in_bottleneck": False,
+            "image_size": config.image_size,  # ours: transformers carries it along
         }
     shared = {
         "image_size": config.image_size,
@@ -181,9 +182,7 @@ def network(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def features(
-    config: BackboneConfig, model: Any, images: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def features(config: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return region features [B, h * w, D] and, unless ours is a mean, the view feature [B, D]."""
     found = model(pixel_values=images)
     tokens, pooled = found.last_hidden_state, found.pooler_output.flatten(1)

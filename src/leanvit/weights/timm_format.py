@@ -182,7 +182,9 @@ def elsewhere(config: BackboneConfig) -> str:
     if isinstance(config, ViTConfig) and config.position_bias:
         return "timm's BEiT takes images of its own size alone"
     if isinstance(config, ViTConfig):
-        return "timm smooths positions when it resizes them (antialias), ours and DINO's code do not"
+        return (
+            "timm smooths positions when it resizes them (antialias), ours and DINO's code do not"
+        )
     return "it is the same network"
 
 

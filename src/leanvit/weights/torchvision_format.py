@@ -109,9 +109,7 @@ def network(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def features(
-    config: BackboneConfig, model: Any, images: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def features(config: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return region features [B, h * w, D] and, unless ours is a mean, the view feature [B, D]."""
     last = {"swin": "norm", "vit": "encoder", "timm": "layer4"}[config.kind]
     seen: list[Tensor] = []
