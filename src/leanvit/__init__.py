@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from leanvit.evaluation.evaluate import evaluate
     from leanvit.preflight import check
     from leanvit.run import pretrain
+    from leanvit.weights.converting import convert
     from leanvit.weights.loading import load_backbone
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "check": "leanvit.preflight",
+    "convert": "leanvit.weights.converting",
     "describe_backbones": "leanvit.backbones.sizes",
     "embed": "leanvit.evaluation.embedding",
     "evaluate": "leanvit.evaluation.evaluate",
@@ -29,6 +31,7 @@ _PUBLIC = {
 
 __all__ = [
     "check",
+    "convert",
     "describe_backbones",
     "embed",
     "evaluate",

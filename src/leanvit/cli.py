@@ -13,8 +13,14 @@ import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
 from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
-from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FEATURE_FILES,
+    EmbedConfig,
+    ProbeConfig,
+)
 from leanvit.config.run import OptimConfig
+from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
 from leanvit.core.errors import RunError
 from leanvit.recipes import RECIPES, recipe
@@ -25,7 +31,8 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
-  leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
+  leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
   leanvit bench data --source FOLDER            images a second, beside the same through Pillow
@@ -170,16 +177,32 @@ def evaluate(arguments: list[str]) -> int:
 
 def embed(arguments: list[str]) -> int:
     """`leanvit embed`: features to a file."""
-    found = _model_request("embed", EmbedConfig(), arguments, out="file: .npz or .csv")
+    endings = " or ".join([", ".join(FEATURE_FILES[:-1]), FEATURE_FILES[-1]])
+    usage = "--data SOURCE --out FILE"
+    found = _model_request("embed", EmbedConfig(), arguments, usage, f"file: {endings}")
     if found is None:
         return 0
     names, options = found
     if not names.out:
-        raise ValueError("Name a file for the features: --out FILE.npz or FILE.csv.")
+        raise ValueError(f"Name a file for the features: --out FILE, ending in {endings}.")
     from leanvit.evaluation.embedding import embed as run
 
     written = run(names.model, out=names.out, options=options)
     print(json.dumps({"features": str(written)}) if names.json else f"Features are in {written}")
+    return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """`leanvit convert`: weights of any known code in any known format."""
+    usage = "[--to FORMAT --out PATH]"
+    found = _model_request("convert", ConvertConfig(), arguments, usage, "file or folder to write")
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.weights.converting import convert as run
+
+    converted = run(names.model, out=names.out, options=options)
+    print(json.dumps(converted.to_dict(), indent=2) if names.json else converted)
     return 0
 
 
@@ -320,12 +343,16 @@ def _named_config(names: Namespace) -> RunConfig:
 
 
 def _model_request(
-    command: str, config: EmbedConfig | ProbeConfig, arguments: list[str], out: str = ""
+    command: str,
+    config: EmbedConfig | ProbeConfig | ConvertConfig,
+    arguments: list[str],
+    usage: str = "--data SOURCE",
+    out: str = "",
 ) -> tuple[Namespace, dict[str, Any]] | None:
     """Return the names and the options of what is done with a model; None after help."""
     parser = Parser(
         prog=f"leanvit {command}",
-        usage=f"leanvit {command} MODEL --data SOURCE{' --out FILE' if out else ''} [options]",
+        usage=f"leanvit {command} MODEL {usage} [options]",
         description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, or a "
         "backbone's name.",
         allow_abbrev=False,
@@ -353,6 +380,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
         "pretrain": pretrain,
         "evaluate": evaluate,
         "embed": embed,
+        "convert": convert,
         "backbones": backbones,
         "bench": bench,
     }

@@ -19,10 +19,11 @@ from leanvit.config import (
 )
 from leanvit.config.convert import leaves
 from leanvit.data.sources import SAMPLE, Source, is_folder
+from leanvit.weights.card import METRICS, RESOLVED
 from leanvit.weights.file import FILE, STUDENT
 
-ASKED, RESOLVED, SUMMARY = "config.json", "resolved.json", "summary.json"
-METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+ASKED, SUMMARY = "config.json", "summary.json"
+CURVES, CHECKPOINTS = "tensorboard", "checkpoints"
 UNREADABLE = "unreadable.jsonl"
 VIEWS, LOSSES, MATCHES = "views.png", "curves.png", "matches.png"
 WRITTEN = (

@@ -20,10 +20,11 @@ from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source, open_source
-from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
+from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, gather_facts
 from leanvit.run import Run
 from leanvit.train.terminal import spoken
+from leanvit.weights.card import RESOLVED
 
 STEPS = 3
 """Steps that are measured, after one that is not."""

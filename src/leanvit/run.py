@@ -41,7 +41,6 @@ from leanvit.folder import (
     CURVES,
     LOSSES,
     MATCHES,
-    METRICS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
@@ -57,6 +56,7 @@ from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.weights.card import METRICS
 from leanvit.weights.file import FILE, STUDENT, header
 from leanvit.weights.loading import load_backbone
 

@@ -303,8 +303,14 @@ MISTAKES = [
     ("evaluate linear model --epochs 0", "epochs is 0; expected at least 1."),
     ("evaluate knn model", "No images were named: give --data FOLDER, a list file, or sample."),
     ("embed", "Name a model first: "),
-    ("embed model --data photos", "Name a file for the features: --out FILE.npz or FILE.csv."),
-    ("embed model --data photos --out f.txt", "name a file that ends in .npz or .csv."),
+    (
+        "embed model --data photos",
+        "Name a file for the features: --out FILE, ending in .npz, .parquet,",
+    ),
+    (
+        "embed model --data photos --out f.txt",
+        "name a file that ends in .npz, .parquet, .safetensors or .csv.",
+    ),
     ("embed model --features all --out f.csv", "expected one of 'pooled', 'last4', 'grid'."),
     ("backbones vit_tinny", "Unknown backbone 'vit_tinny'; did you mean 'vit_tiny'? Known: "),
     ("backbones --jason", "unrecognized arguments: --jason."),

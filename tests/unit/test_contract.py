@@ -12,6 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
 
 from leanvit.backbones.base import Ask, Backbone
+from leanvit.config import BackboneConfig
 from tests.tiny import FAMILIES, SWIN, VIL, VIT, build, noise
 
 
@@ -173,3 +174,14 @@ def test_what_a_backbone_cannot_give_is_an_error() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             backbone(views, ask)
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_features_of_stages(config: BackboneConfig) -> None:
+    backbone = build(config).eval()
+    side = config.image_size
+    found = backbone.features(noise(2, 3, side, side), stages=True)
+    assert [tokens.grid.shape[-1] for tokens in found.hidden] == list(backbone.stage_dims)
+    for tokens, stride in zip(found.hidden, backbone.stage_strides, strict=True):
+        assert tokens.grid.shape[1] == -(-side // stride)
+    assert backbone.features(noise(2, 3, side, side)).hidden == ()

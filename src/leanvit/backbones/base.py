@@ -268,9 +268,14 @@ class Backbone(nn.Module):
             for view, tokens in enumerate(packed.tokens(self.norm(packed.x)))
         ]
 
-    def features(self, images: Tensor) -> Features:
-        """Return the features of one batch of images [B, 3, height, width]."""
-        return self([images])[0]
+    def features(self, images: Tensor, *, stages: bool = False) -> Features:
+        """Return the features of one batch of images [B, 3, height, width].
+
+        With stages, `hidden` holds the tokens at the end of each stage, before the final norm
+        where the network has it outside its stages: what a feature pyramid is built on.
+        """
+        (found,) = self([images], Ask(hidden=self.stage_ends if stages else ()))
+        return found
 
     def require_size(self, height: int, width: int) -> None:
         """Raise ValueError if the network cannot take views of so many pixels."""
@@ -321,7 +326,7 @@ class Backbone(nn.Module):
                 f"keep has shape {tuple(ask.keep.shape)}; expected [{len(views[0])}, n]: the "
                 f"visible patches of each image."
             )
-        samples = sum(len(view) for view in views)
+        samples = sum(view.shape[0] for view in views)  # len() would fix an exported graph's
         expected = (len(self.drop_rates()), 2, samples)
         if ask.drop is not None and tuple(ask.drop.shape) != expected:
             raise ValueError(

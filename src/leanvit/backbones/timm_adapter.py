@@ -345,7 +345,7 @@ class TimmNetwork(Backbone):
 
     def _traverse(self, views: Sequence[Tensor], ask: Ask) -> list[Features]:
         stages = [index % self.depth for index in ask.hidden]
-        counts = [len(view) for view in views]
+        counts = [view.shape[0] for view in views]
         drops: Sequence[Tensor | None] = [None] * len(views)
         if ask.drop is not None:
             drops = ask.drop.split(counts, 2)

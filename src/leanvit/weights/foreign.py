@@ -24,14 +24,14 @@ from leanvit.weights.contents import Fate, Report, Row, Weights
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
 from leanvit.weights.names import NAMINGS, join_pieces
-from leanvit.weights.reading import Checkpoint
+from leanvit.weights.reading import Contents
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 
 SHOWN = 3
 """Names that a message lists."""
 
 
-def understand(checkpoint: Checkpoint, asked: WeightsConfig) -> Weights:
+def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Return the backbone in a checkpoint of another code.
 
     Raises ValueError if it holds none, or several of which none comes first, if a tensor is
@@ -48,7 +48,7 @@ def understand(checkpoint: Checkpoint, asked: WeightsConfig) -> Weights:
 class _Reader:
     """One file on its way to a state of ours."""
 
-    def __init__(self, checkpoint: Checkpoint, asked: WeightsConfig) -> None:
+    def __init__(self, checkpoint: Contents, asked: WeightsConfig) -> None:
         self.checkpoint, self.asked = checkpoint, asked
         if asked.layout != "auto" and asked.layout not in LAYOUTS:
             raise unknown_name("layout", asked.layout, LAYOUTS)
@@ -59,11 +59,12 @@ class _Reader:
         self.naming = NAMINGS[self.part.naming]
         self.layout = self._layout()
         self.origin: dict[str, list[str]] = {}
+        self.read: dict[str, Tensor] = {}
         self.state = self._renamed()
 
     def refuse(self, text: str) -> ValueError:
         """Return the error that says what is wrong with the file."""
-        return ValueError(f"{self.checkpoint.path}: {text}")
+        return ValueError(f"{str(self.checkpoint.path)!r}: {text}")
 
     # Which network of the file
 
@@ -77,7 +78,7 @@ class _Reader:
                 raise self.refuse(f"there is no network under {asked!r}; there are: {places}.")
             found = chosen
         if not found:
-            some = ", ".join(map(repr, self.names[:SHOWN])) or "no tensor at all"
+            some = ", ".join(map(repr, self.names[:SHOWN]))
             raise self.refuse(
                 f"none of the layouts that leanvit knows ({', '.join(LAYOUTS)}) has such names: "
                 f"{some}. If timm has the network, name it: --network {TIMM}NAME."
@@ -125,7 +126,7 @@ class _Reader:
                 self.rows.append(Row(name, "dropped", why="beside the network"))
                 continue
             ours = self.naming.ours(name.removeprefix(place))
-            state[ours] = self.checkpoint.tensors[name]
+            state[ours] = self.read[name] = self.checkpoint.tensors[name]
             self.origin.setdefault(re.sub(r"#\d", "", ours), []).append(name)
         state = join_pieces(state)
         if self.naming.kind == "vit":
@@ -337,7 +338,7 @@ class _Reader:
             for name in origins:
                 inner = name.removeprefix(self.part.place)
                 if ours in expected:
-                    folded = self.state[ours] is not self.checkpoint.tensors[name]
+                    folded = self.state[ours] is not self.read[name]
                     folded = folded and not self.naming.shared
                     fate: Fate = "folded" if folded else "used" if inner == ours else "renamed"
                     self.rows.append(Row(name, fate, ours))

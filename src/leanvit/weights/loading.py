@@ -30,7 +30,11 @@ def load_backbone(
     are those it was trained with.
     Raises ValueError if it is none of these or does not fit exactly.
     """
-    weights = open_weights(path_or_name, options=options)
+    return build(open_weights(path_or_name, options=options))
+
+
+def build(weights: Weights) -> Backbone:
+    """Return the backbone of weights, in evaluation mode, on the CPU."""
     with seeded(0, "weights"):
         backbone = build_backbone(weights.config)
     if weights.state is not None:

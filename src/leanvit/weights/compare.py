@@ -1,0 +1,23 @@
+"""How far the features of two networks are from each other."""
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4
+"""How far what was written may be from what was read: the largest difference of features over the
+largest feature."""
+
+
+def difference(found: Tensor, right: Tensor) -> float:
+    """Return the largest difference over the largest value; infinite for other shapes.
+
+    Not a number where either holds one, so that only `<=` says that features agree.
+    """
+    if found.shape != right.shape:
+        return float("inf")
+    return float((found - right).abs().max() / right.abs().max())
+
+
+def images_for(size: int, count: int = 2) -> Tensor:
+    """Return images [count, 3, size, size] of normal numbers, the same each time."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))

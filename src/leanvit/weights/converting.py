@@ -1,0 +1,249 @@
+"""`leanvit convert`: weights of any known code in any known format, compared before they are kept.
+
+Letters: B images, S their side in pixels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from leanvit.backbones.base import Backbone
+from leanvit.config import replace_options
+from leanvit.config.names import unknown_name
+from leanvit.config.weights import ConvertConfig
+from leanvit.core.distributed import require_alone
+from leanvit.core.errors import RunError
+from leanvit.core.files import Replacing, save_tensors
+from leanvit.weights.card import CARD, card, read_run
+from leanvit.weights.compare import TOLERANCE, difference, images_for
+from leanvit.weights.contents import Report
+from leanvit.weights.file import header
+from leanvit.weights.graphs import export_onnx, export_program
+from leanvit.weights.libraries import LIBRARIES, Library, compare
+from leanvit.weights.loading import build, load_backbone, open_weights
+from leanvit.weights.official import OFFICIAL, write_official
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A backbone on its way to a format."""
+
+    backbone: Backbone
+    out: Path
+    facts: Mapping[str, Any]
+    """What the file says of its making."""
+    config: ConvertConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found when the written file was read again."""
+
+    differences: Mapping[str, float]
+    """What was compared -> largest difference of features, over the largest feature."""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A format that backbones are written in."""
+
+    what: str
+    write: Callable[[Job], Checked]
+    usage: str
+    """Code that loads it; {out} is its name."""
+    suffixes: tuple[str, ...] = ()
+    """Of its file; none: it is a folder."""
+    library: str = "leanvit"
+    """What loads it, as Hugging Face calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What `convert` read and wrote."""
+
+    report: Report
+    backbone: str
+    out: Path | None = None
+    to: str = ""
+    checked: Checked = Checked({})
+
+    def __str__(self) -> str:
+        lines = [str(self.report), self.backbone]
+        if self.out is not None:
+            lines.append(f"Written to {self.out} ({TARGETS[self.to].what}), with a card beside it.")
+        lines += [
+            f"Read again, features differ by {value:.1e} of the largest: {what}."
+            for what, value in self.checked.differences.items()
+        ]
+        return "\n".join([*lines, *self.checked.notes])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "read": self.report.to_dict(),
+            "backbone": self.backbone,
+            "written": None if self.out is None else str(self.out),
+            "to": self.to or None,
+            "differences": dict(self.checked.differences),
+            "notes": list(self.checked.notes),
+        }
+
+
+def convert(
+    model: str | Path, *, out: str | Path = "", options: Mapping[str, Any] | None = None
+) -> Converted:
+    """Write a backbone in another format; without `out`, say what its file holds.
+
+    model: as for `load_backbone`; out: a file, or a folder for timm, torchvision and Hugging Face;
+    options: fields of `ConvertConfig`, `to` among them. A model card lies in the folder or beside
+    the file. What was written is read again, by its own library where there is one, and must give
+    the same features. Raises ValueError for a mistake in the request and for networks that the
+    format does not have, RunError, and keeps nothing, if the features differ.
+    """
+    require_alone("convert")
+    config = replace_options(ConvertConfig(), options or {})
+    if config.to not in TARGETS:
+        raise unknown_name("format", config.to, TARGETS)
+    asked = {n: getattr(config, n) for n in ("layout", "part", "network", "heads", "image_size")}
+    weights = open_weights(model, options=asked | {"mean": config.mean, "std": config.std})
+    backbone = build(weights)
+    count = sum(value.numel() for value in backbone.parameters())
+    about = f"{type(backbone).__name__} of {count:,} parameters, {weights.config}"
+    if not str(out):
+        return Converted(weights.report, about)
+    if weights.state is None:
+        raise ValueError(
+            f"{str(model)!r} names an untrained network: there are no weights to keep."
+        )
+    target, out = TARGETS[config.to], Path(out)
+    _require_free(out, target)
+    facts = {**weights.facts, "mean": weights.mean, "std": weights.std}
+    if weights.report.layout != "leanvit":
+        facts["converted_from"] = weights.report.layout
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checked = target.write(Job(backbone, out, facts, config))
+    _write_card(Job(backbone, out, facts, config), target, Path(model))
+    return Converted(weights.report, about, out, config.to, checked)
+
+
+def _require_free(out: Path, target: Target) -> None:
+    """Raise ValueError if something is there already, or its name does not fit the format."""
+    if out.exists():
+        raise ValueError(f"{str(out)!r} is there already; remove it or name another (--out).")
+    if target.suffixes and out.suffix not in target.suffixes:
+        raise ValueError(
+            f"--out is {str(out)!r}; name a file that ends in {' or '.join(target.suffixes)}."
+        )
+
+
+def _write_card(job: Job, target: Target, model: Path) -> None:
+    """Write the model card: in a folder, or beside a file under its name and `.md`."""
+    run, rows = read_run(model) if model.is_dir() else (None, [])
+    usage = target.usage.format(out=job.out.name, size=job.backbone.config.image_size)
+    text = card(job.backbone, job.facts, usage=usage, run=run, rows=rows, library=target.library)
+    place = job.out / CARD if job.out.is_dir() else job.out.with_suffix(".md")
+    place.write_text(text)
+
+
+# Formats
+
+
+def _leanvit(job: Job) -> Checked:
+    with Replacing(job.out) as beside:
+        save_tensors(job.backbone.state_dict(), beside, header(job.backbone, job.facts))
+        return _read_again(job, beside, {})
+
+
+def _official(layout: str, job: Job) -> Checked:
+    config: Any = job.backbone.config
+    unseen: dict[str, Any] = {"layout": layout, "image_size": config.image_size}
+    if config.kind in ("vit", "cvt"):
+        unseen["heads"] = config.heads if config.kind == "cvt" else (config.heads,)
+    if config.kind == "timm":
+        unseen["network"] = f"timm:{config.name}"
+    with Replacing(job.out) as beside:
+        write_official(job.backbone, layout, beside)
+        return _read_again(job, beside, unseen)
+
+
+def _graph(export: Callable[..., Any], job: Job) -> Checked:
+    size = job.config.graph_size or job.backbone.config.image_size
+    found = export(job.backbone, job.out, job.facts, size)
+    return Checked(
+        {f"{name}, {size} x {size} pixels": value for name, value in found._asdict().items()}
+    )
+
+
+def _library(library: Library, job: Job) -> Checked:
+    return compare(job.backbone, job.out, library)
+
+
+def _read_again(job: Job, path: Path, options: Mapping[str, Any]) -> Checked:
+    """Compare the features of a file, as leanvit reads it, with those of the network."""
+    again = load_backbone(path, options=options)
+    size = job.backbone.config.image_size
+    found = {}
+    for side in (size, size + job.backbone.stride):
+        with torch.no_grad():
+            ours, theirs = (n.features(images_for(side)) for n in (job.backbone, again))
+        found[f"{side} x {side} pixels"] = max(
+            difference(theirs.pooled, ours.pooled), difference(theirs.grid, ours.grid)
+        )
+    if not max(found.values()) <= TOLERANCE:
+        raise RunError(
+            f"The file does not give the features of the network (they differ by "
+            f"{max(found.values()):.1e} of the largest), so it was not kept."
+        )
+    return Checked(found)
+
+
+_OURS = """import leanvit
+
+backbone = leanvit.load_backbone("{out}")
+features = backbone.features(images)  # normalised, [B, 3, {size}, {size}]
+features.pooled, features.grid"""
+_PICKLE = """import torch
+
+checkpoint = torch.load("{out}", weights_only=True)  # as the official code loads its own"""
+_ONNX = """import onnxruntime
+
+session = onnxruntime.InferenceSession("{out}")
+pooled, grid = session.run(["pooled", "grid"], {{"images": images}})  # fp32, normalised, [B, 3, {size}, {size}]"""
+_PROGRAM = """import torch
+
+pooled, grid = torch.export.load("{out}").module()(images)  # normalised, [B, 3, {size}, {size}]"""
+
+TARGETS: Mapping[str, Target] = MappingProxyType(
+    {
+        "leanvit": Target("one file of leanvit", _leanvit, _OURS, (".safetensors",)),
+        **{
+            name: Target(library.what, partial(_library, library), library.usage, library=name)
+            for name, library in LIBRARIES.items()
+        },
+        "onnx": Target("an ONNX graph", partial(_graph, export_onnx), _ONNX, (".onnx",), "onnx"),
+        "export": Target(
+            "a program of torch.export",
+            partial(_graph, export_program),
+            _PROGRAM,
+            (".pt2",),
+            "pytorch",
+        ),
+        **{
+            name: Target(
+                f"the layout of {name}",
+                partial(_official, name),
+                _PICKLE,
+                (".pth", ".pt"),
+                "pytorch",
+            )
+            for name in OFFICIAL
+        },
+    }
+)
+"""Formats by name."""
