@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import replace_options
+from leanvit.config import BackboneConfig, replace_options
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import ConvertConfig
 from leanvit.core.distributed import require_alone
@@ -24,7 +24,7 @@ from leanvit.weights.compare import TOLERANCE, difference, images_for
 from leanvit.weights.contents import Report
 from leanvit.weights.file import header
 from leanvit.weights.graphs import export_onnx, export_program
-from leanvit.weights.libraries import LIBRARIES, Library, compare
+from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import build, load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
 
@@ -55,8 +55,8 @@ class Target:
 
     what: str
     write: Callable[[Job], Checked]
-    usage: str
-    """Code that loads it; {out} is its name."""
+    usage: str | Callable[[BackboneConfig, str], str]
+    """Code that loads it; {out} is its name. Or a function of what is loaded and that name."""
     suffixes: tuple[str, ...] = ()
     """Of its file; none: it is a folder."""
     library: str = "leanvit"
@@ -145,7 +145,11 @@ def _require_free(out: Path, target: Target) -> None:
 def _write_card(job: Job, target: Target, model: Path) -> None:
     """Write the model card: in a folder, or beside a file under its name and `.md`."""
     run, rows = read_run(model) if model.is_dir() else (None, [])
-    usage = target.usage.format(out=job.out.name, size=job.backbone.config.image_size)
+    config, usage = job.backbone.config, target.usage
+    if isinstance(usage, str):
+        usage = usage.format(out=job.out.name, size=config.image_size)
+    else:
+        usage = usage(config, job.out.name)
     text = card(job.backbone, job.facts, usage=usage, run=run, rows=rows, library=target.library)
     place = job.out / CARD if job.out.is_dir() else job.out.with_suffix(".md")
     place.write_text(text)
@@ -180,8 +184,22 @@ def _graph(export: Callable[..., Any], job: Job) -> Checked:
     )
 
 
-def _library(library: Library, job: Job) -> Checked:
-    return compare(job.backbone, job.out, library)
+def _library(name: str, job: Job) -> Checked:
+    library, size = LIBRARIES[name], job.backbone.config.image_size
+    larger = size + job.backbone.stride
+    with Replacing(job.out) as beside:
+        beside.mkdir()
+        notes = library.write(job.backbone, beside)
+        found = compare(job.backbone, beside, name, [(larger, larger)])
+    if found is None:
+        return Checked(
+            {}, [*notes, f"NOT VERIFIED: {library.package} is not installed; pip install it."]
+        )
+    differences = {
+        f"{height} x {width} pixels in {found.package} {found.version}": value
+        for (height, width), value in found.apart.items()
+    }
+    return Checked(differences, [*notes, *found.notes])
 
 
 def _read_again(job: Job, path: Path, options: Mapping[str, Any]) -> Checked:
@@ -223,7 +241,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
     {
         "leanvit": Target("one file of leanvit", _leanvit, _OURS, (".safetensors",)),
         **{
-            name: Target(library.what, partial(_library, library), library.usage, library=name)
+            name: Target(library.what, partial(_library, name), library.usage, library=name)
             for name, library in LIBRARIES.items()
         },
         "onnx": Target("an ONNX graph", partial(_graph, export_onnx), _ONNX, (".onnx",), "onnx"),

@@ -194,7 +194,7 @@ def features(config: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor
 
 
 def elsewhere(config: BackboneConfig) -> str:
-    """Return why features of images of another size may differ."""
+    """Return why features of images of another size may differ; empty if they should not."""
     if isinstance(config, SwinConfig):
         return (
             "transformers' Swin pads pixels to whole patches, and decides by the images that come "
@@ -203,7 +203,7 @@ def elsewhere(config: BackboneConfig) -> str:
         )
     if isinstance(config, ViTConfig) and config.registers:
         return "transformers smooths positions here when it resizes them (antialias), ours do not"
-    return "it is the same network"
+    return ""
 
 
 BACKBONES = {
