@@ -80,7 +80,7 @@ def test_who_has_an_opponent() -> None:
     alone = {name for name, config in BACKBONES.items() if not has_twin(config)}
     assert {"cvt_tiny", "resnet50", "vil_2262", "vit_tiny_h12_rpe"} <= alone
     assert not {"swin_tiny", "swin_base_w14", "vit_small", "vit_base_p14"} & alone
-    assert not has_twin(VIT_FULL)
+    assert not has_twin(VIT_FULL) and not has_twin(replace(VIT, pool="mean_norm"))
 
 
 def test_another_function_is_refused() -> None:

@@ -18,6 +18,10 @@ def difference(found: Tensor, right: Tensor) -> float:
     return float((found - right).abs().max() / right.abs().max())
 
 
-def images_for(size: int, count: int = 2) -> Tensor:
-    """Return images [count, 3, size, size] of normal numbers, the same each time."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+def images_for(size: int | tuple[int, int], count: int = 2) -> Tensor:
+    """Return images [count, 3, height, width] of normal numbers, the same each time.
+
+    size: (height, width), or the side of squares.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))

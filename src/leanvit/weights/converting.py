@@ -192,7 +192,7 @@ def _library(name: str, job: Job) -> Checked:
         found = compare(job.backbone, beside, name, [(other, other)])
     if found is None:
         package = LIBRARIES[name].package
-        return Checked({}, (*changed, f"Not verified: {package} is not installed."))
+        return Checked({}, (*changed, f"NOT VERIFIED: {package} is not installed."))
     differences = {
         f"{found.package} {found.version}, {height} x {width} pixels": value
         for (height, width), value in found.apart.items()

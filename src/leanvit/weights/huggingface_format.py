@@ -54,6 +54,7 @@ def described(config: BackboneConfig) -> dict[str, Any]:
             "hidden_act": "relu",
             "downsample_in_first_stage": False,
             "downsample_in_bottleneck": False,
+            "image_size": config.image_size,  # ours: transformers carries it along
         }
     shared = {
         "image_size": config.image_size,
@@ -193,7 +194,7 @@ def features(config: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor
 
 
 def elsewhere(config: BackboneConfig) -> str:
-    """Return why features of images of another size may differ."""
+    """Return why features of images of another size may differ; empty if they should not."""
     if isinstance(config, SwinConfig):
         return (
             "transformers' Swin pads pixels to whole patches, and decides by the images that come "
@@ -202,7 +203,7 @@ def elsewhere(config: BackboneConfig) -> str:
         )
     if isinstance(config, ViTConfig) and config.registers:
         return "transformers smooths positions here when it resizes them (antialias), ours do not"
-    return "it is the same network"
+    return ""
 
 
 BACKBONES = {

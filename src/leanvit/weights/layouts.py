@@ -142,7 +142,7 @@ AFTER = ("student", "state_dict", "model", "momentum_encoder", "tch_model")
 
 DROPPED = (
     (r"(relative_position_index|attn_mask)", "follows from the configuration"),
-    (r"mask_token", "token of hidden patches"),
+    (r"(embeddings\.)?mask_token", "token of hidden patches"),
     (r"decoder\w*(\..*)?", "decoder"),
     (r"head_dense\..*", "region head"),
     (r"(dino_|ibot_|projection_)?head\..*", "head"),

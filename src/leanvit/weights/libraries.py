@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +18,8 @@ from leanvit.backbones.base import Backbone, evaluating
 from leanvit.config import BackboneConfig
 from leanvit.config.names import look_up
 from leanvit.core.errors import RunError
-from leanvit.core.random import generator
 from leanvit.weights import huggingface_format, timm_format, torchvision_format
-
-NEAR = 1e-4
-"""How far features may be apart at the nominal size, as a share of the largest."""
+from leanvit.weights.compare import TOLERANCE, difference, images_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class Library:
     """Of our configuration, that network and images: regions [B, h * w, D], and the view feature
     [B, D] where the library pools as we do."""
     elsewhere: Callable[[BackboneConfig], str]
-    """Why features of images of another size may differ."""
+    """Why features of images of another size may differ; empty if they should not."""
     usage: Callable[[BackboneConfig, str], str]
     """Code for a user with the folder's name: loads it and describes a PIL image `image`."""
 
@@ -93,10 +89,10 @@ class Comparison:
     """What a user should know of other sizes; nothing if features are equal there too."""
 
     def __str__(self) -> str:
-        (height, width), difference = next(iter(self.apart.items()))
+        (height, width), nominal = next(iter(self.apart.items()))
         first = (
             f"{self.package} {self.version} gives the same features at {height} x {width}: they "
-            f"differ by at most {difference:.1g} of the largest"
+            f"differ by at most {nominal:.1g} of the largest"
         )
         return "\n".join([first, *self.notes])
 
@@ -113,12 +109,13 @@ def compare(
     if find_spec(chosen.package) is None:
         return None
     side = backbone.config.image_size
-    why = chosen.elsewhere(backbone.config)
+    reason = chosen.elsewhere(backbone.config)
+    why = reason and f": {reason}"
     nominal = _apart(backbone, chosen, folder, (side, side))
-    if not nominal < NEAR:
+    if not nominal <= TOLERANCE:
         raise RunError(
             f"{chosen.package} gives other features for images of {side} x {side} with these "
-            f"weights: they differ by {nominal:.1g} of the largest ({why})."
+            f"weights: they differ by {nominal:.1g} of the largest{why}."
         )
     apart, notes = {(side, side): nominal}, list[str]()
     for height, width in sizes:
@@ -126,12 +123,12 @@ def compare(
             found = _apart(backbone, chosen, folder, (height, width))
         except (AssertionError, RuntimeError, ValueError) as error:
             said = str(error).partition("\n")[0].rstrip(".") or "it does not say why"
-            notes.append(f"{chosen.package} cannot take {height} x {width} pixels ({said}): {why}")
+            notes.append(f"{chosen.package} cannot take {height} x {width} pixels ({said}){why}")
             continue
         apart[height, width] = found
-        if not found < NEAR:
+        if not found <= TOLERANCE:
             notes.append(
-                f"at {height} x {width} pixels features differ by {found:.1g} of the largest: {why}"
+                f"at {height} x {width} pixels features differ by {found:.1g} of the largest{why}"
             )
     return Comparison(chosen.package, version(chosen.package), apart, tuple(notes))
 
@@ -141,17 +138,12 @@ def _apart(backbone: Backbone, library: Library, folder: Path, size: tuple[int, 
 
     The network is loaded anew, since one of transformers keeps what an earlier image made of it.
     """
-    draw = generator(0, "compare", *size).standard_normal((2, 3, *size), dtype=np.float32)
-    images = torch.from_numpy(draw)
+    images = images_for(size)
     with torch.no_grad(), evaluating(backbone):
         ours = backbone.features(images)
         model = library.network(folder).eval()
         regions, pooled = library.features(backbone.config, model, images)
-    pairs = [(ours.grid.flatten(1, 2), regions)]
+    found = [difference(regions, ours.grid.flatten(1, 2))]
     if pooled is not None:
-        pairs.append((ours.pooled, pooled))
-    for mine, theirs in pairs:
-        if mine.shape != theirs.shape:
-            raise ValueError(f"its features are {list(theirs.shape)}, ours {list(mine.shape)}")
-    found = [(mine - theirs).abs().max() / mine.abs().max() for mine, theirs in pairs]
-    return float(torch.stack(found).max())
+        found.append(difference(pooled, ours.pooled))
+    return float(torch.tensor(found).max())  # what is not a number stays so

@@ -176,7 +176,7 @@ def features(_: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Ten
 
 
 def elsewhere(config: BackboneConfig) -> str:
-    """Return why features of images of another size may differ."""
+    """Return why features of images of another size may differ; empty if they should not."""
     if isinstance(config, SwinConfig):
         return "timm rolls a map before it pads it to whole windows, ours is padded first"
     if isinstance(config, ViTConfig) and config.position_bias:
@@ -185,7 +185,7 @@ def elsewhere(config: BackboneConfig) -> str:
         return (
             "timm smooths positions when it resizes them (antialias), ours and DINO's code do not"
         )
-    return "it is the same network"
+    return ""
 
 
 def usage(config: BackboneConfig, folder: str) -> str:

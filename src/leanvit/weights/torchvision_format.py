@@ -125,7 +125,7 @@ def features(config: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor
 
 
 def elsewhere(config: BackboneConfig) -> str:
-    """Return why features of images of another size may differ."""
+    """Return why features of images of another size may differ; empty if they should not."""
     if isinstance(config, SwinConfig):
         return (
             "torchvision shifts windows wherever a map is larger than one of them, ours where it "
@@ -133,7 +133,7 @@ def elsewhere(config: BackboneConfig) -> str:
         )
     if isinstance(config, ViTConfig):
         return "torchvision's ViT takes images of its own size alone"
-    return "it is the same network"
+    return ""
 
 
 def usage(config: BackboneConfig, folder: str) -> str:
@@ -147,6 +147,7 @@ def usage(config: BackboneConfig, folder: str) -> str:
 import json
 {imports}from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import {name}
