@@ -14,7 +14,7 @@ from leanvit.backbones.sizes import describe_backbones
 from leanvit.config import BACKBONES, BackboneConfig, Resolved
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import METRICS, RESOLVED, RESULTS, card, last_part, read_run
-from leanvit.weights.file import load_backbone
+from leanvit.weights.loading import load_backbone
 from tests.tiny import FAMILIES, SWIN, TIMM, build, run_config
 
 USAGE = "import leanvit\n\nbackbone = leanvit.load_backbone('some.safetensors')\n"

@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import to_dict
 from leanvit.core.errors import RunError
 from leanvit.core.files import Replacing, sync
-from leanvit.core.random import generator
+from leanvit.weights.compare import TOLERANCE, difference, images_for
 
 INPUT, OUTPUTS = "images", ("pooled", "grid")
 """Names of what goes into an ONNX graph, and of what comes out."""
@@ -36,8 +35,6 @@ OPSET = 20
 """Of ONNX: the first that has both layer norm and GELU."""
 BATCHES = (1, 2, 5)
 """Numbers of images for which a graph is compared with its network."""
-TOLERANCE = 1e-4
-"""How far a graph may be from its network, as a share of the largest value."""
 LARGEST = 3 * 2**29
 """Bytes of weights that an ONNX file holds itself; a protobuf ends at 2 GiB."""
 
@@ -161,9 +158,7 @@ def _agreement(run: Callable[[Tensor], Sequence[Tensor]], network: Exportable) -
     """Compare what `run` makes of images with what the network does."""
     rows: list[Tensor] = []
     for batch in BATCHES:
-        shape = (batch, 3, network.image_size, network.image_size)
-        drawn = generator(0, "graphs", batch).standard_normal(shape, dtype=np.float32)
-        images = torch.from_numpy(drawn)
+        images = images_for(network.image_size, batch)
         pairs = list(zip(run(images), network(images), strict=True))
         for name, (given, right) in zip(OUTPUTS, pairs, strict=True):
             if given.shape != right.shape:
@@ -171,7 +166,7 @@ def _agreement(run: Callable[[Tensor], Sequence[Tensor]], network: Exportable) -
                     f"The exported graph gives {name} {list(given.shape)} of {batch} images; the "
                     f"network gives {list(right.shape)}."
                 )
-        rows.append(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]))
+        rows.append(torch.tensor([difference(given, right) for given, right in pairs]))
     worst = torch.stack(rows).amax(0)  # not a number, if any is
     agreement = Agreement(*worst.tolist())
     if not (worst <= TOLERANCE).all():
