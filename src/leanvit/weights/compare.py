@@ -1,7 +1,10 @@
 """How far the features of two networks are from each other."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from leanvit.core.random import generator
 
 TOLERANCE = 1e-4
 """How far what was written may be from what was read: the largest difference of features over the
@@ -24,4 +27,5 @@ def images_for(size: int | tuple[int, int], count: int = 2) -> Tensor:
     size: (height, width), or the side of squares.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))
+    draw = generator(0, "compare", count)
+    return torch.from_numpy(draw.standard_normal((count, 3, height, width), dtype=np.float32))
