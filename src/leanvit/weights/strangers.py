@@ -79,8 +79,8 @@ def disk_named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Refusal(
-            f"{str(path)!r} cannot be read: {error.strerror or error}; give "
-            f"a checkpoint file or the folder of one."
+            f"{str(path)!r} cannot be read: {error.strerror or error}; give a checkpoint file or "
+            f"the folder of one."
         ) from error
 
 
