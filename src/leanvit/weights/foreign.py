@@ -104,7 +104,9 @@ class _Reader:
         places = [n.removesuffix(first) for n in self.names if f".{n}".endswith(f".{first}")]
         # the names of a stem may recur in blocks, those of a whole network do not
         whole = [place for place in places if all(f"{place}{name}" in names for name in expected)]
-        return [Part(place, "timm") for place in sorted(whole or places, key=len)[: len(whole) or 1]]
+        return [
+            Part(place, "timm") for place in sorted(whole or places, key=len)[: len(whole) or 1]
+        ]
 
     def _timm_name(self) -> str:
         """Return timm's name of the network, if it was given or stands beside the file."""
@@ -338,7 +340,6 @@ class _Reader:
                 f"{len(unknown)} tensors are no part of this network, as far as leanvit knows, "
                 f"such as {', '.join(map(repr, unknown[:SHOWN]))}."
             )
-
 
     def _heads_of_timm(self, config: BackboneConfig) -> frozenset[str]:
         if not isinstance(config, TimmConfig):
