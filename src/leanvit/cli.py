@@ -42,10 +42,11 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
 Every command answers --help, and --json prints its result as one JSON object on stdout.
 --data is a folder of any depth, a list file, a .zip, .tar, .tsv or .parquet file, WebDataset
 shards, torchvision:NAME@FOLDER, or `sample`, photographs that come with the package.
-MODEL is the folder of a run, a backbone file, or a backbone's name; timm:NAME is any of timm's."""
+MODEL is the folder of a run, a backbone file, a checkpoint of another code (docs/weights.md),
+timm:NAME.TAG for trained weights of timm, or the name of an untrained backbone, also timm:NAME."""
 
 COMMON = (
-    *("init", "data.workers", "data.max_unreadable"),
+    *("init", "init_from", "data.workers", "data.max_unreadable"),
     *("backbone.image_size", "backbone.drop_path"),
     *("method.views.global_size", "method.views.local_sizes", "method.views.local_counts"),
     *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
@@ -353,8 +354,8 @@ def _model_request(
     parser = Parser(
         prog=f"leanvit {command}",
         usage=f"leanvit {command} MODEL {usage} [options]",
-        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, or a "
-        "backbone's name.",
+        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, a "
+        "checkpoint of another code, timm:NAME.TAG, or a backbone's name.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -368,7 +369,7 @@ def _model_request(
         return None
     if not rest or rest[0].startswith("-"):
         raise ValueError(
-            "Name a model first: the folder of a run, a backbone file or a backbone's name."
+            "Name a model first: the folder of a run, a file of weights or a backbone's name."
         )
     names.model = rest[0]
     return names, parse_options(config, rest[1:])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,7 @@ from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, named_backbone
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.errors import RunError
 from tests.integration.command import Says, refused
+from tests.tables import write_network
 from tests.tiny import CVT, SWIN, VIT, VIT_FULL, build, noise
 
 SMALL = BenchForwardConfig(
@@ -90,6 +92,12 @@ def test_another_function_is_refused() -> None:
     next(twin.parameters()).data.mul_(1.1)
     with pytest.raises(RunError, match="other features than our swin_tiny"):
         require_equal("swin_tiny", Ours(ours), twin, image)
+
+
+def test_a_file_of_weights_is_measured_too(tmp_path: Path) -> None:
+    file = str(write_network(tmp_path / "some.safetensors"))
+    found = bench_forward(replace(SMALL, backbones=(file,), passes=("image",)), quiet=True)
+    assert {m.case.backbone for m in found.measured} == {file} and not found.failed
 
 
 @pytest.mark.parametrize("name", [OURS, TIMM])

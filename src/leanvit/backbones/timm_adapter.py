@@ -1,4 +1,4 @@
-"""Any image network of timm behind the contract of every backbone, with fresh weights.
+"""Any image network of timm behind the contract of every backbone.
 
 What a network gives is decided by what timm says of it: `feature_info` lists the stages,
 `output_fmt` and `num_prefix_tokens` say how the final features lie, `head_hidden_size` whether its
@@ -105,17 +105,37 @@ def heads_of(name: str) -> int:
     return int(model.blocks[0].attn.num_heads)
 
 
-def _require_name(name: str) -> None:
+def require_architecture(name: str) -> None:
+    """Raise ValueError, with the nearest names, if timm has no network of a name without a tag."""
+    if timm.is_model(name):
+        return
+    near = " or ".join(map(repr, get_close_matches(name, timm.list_models(), n=3)))
+    raise ValueError(
+        f"timm {timm.__version__} has no network {name!r}"
+        f"{f'; did you mean {near}?' if near else '.'} timm.list_models() lists them."
+    )
+
+
+def usual_size(name: str) -> int:
+    """Return the side of the images, in pixels, that timm's network of a name was made for."""
+    usual = timm.get_pretrained_cfg(name)
+    return int(usual.input_size[-1]) if usual is not None else 224
+
+
+def head_names(config: TimmConfig) -> frozenset[str]:
+    """Return the parameters and buffers of timm's own network that are not in ours: its head."""
+    with seeded(0, "skeleton"), torch.device("meta"):
+        theirs, ours = timm.create_model(config.name), Network(config).model
+    return frozenset(theirs.state_dict()) - frozenset(ours.state_dict())
+
+
+def _require_untagged(name: str) -> None:
     arch, _, tag = name.partition(".")
-    if not timm.is_model(arch):
-        near = " or ".join(map(repr, get_close_matches(arch, timm.list_models(), n=3)))
-        raise ValueError(
-            f"timm {timm.__version__} has no network {name!r}"
-            f"{f'; did you mean {near}?' if near else '.'} timm.list_models() lists them."
-        )
+    require_architecture(arch)
     if tag:
         raise ValueError(
-            f"{name!r} names trained weights of timm; networks here begin untrained: use {arch!r}."
+            f"{name!r} names trained weights of timm; a backbone of a run begins untrained: take "
+            f"{arch!r}, or start from these weights: --init timm:{name}."
         )
 
 
@@ -133,7 +153,7 @@ def size_options(config: TimmConfig) -> dict[str, Any]:
 
 def _create(config: TimmConfig) -> nn.Module:
     """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
-    _require_name(config.name)
+    _require_untagged(config.name)
     chosen = size_options(config)
     if "drop_path_rate" in _options(config.name):
         chosen["drop_path_rate"] = config.drop_path
@@ -300,7 +320,7 @@ class TimmNetwork(Backbone):
     wider first, as in MobileNets, and is left out. hidden: the stages, or the blocks of plain
     transformers, that `feature_info` lists, through the final norm where timm applies it to them:
     `norm` has nothing left to do. Statistics of batch norm are those of one size of views and all
-    processes. Mean and deviation of the input stay ImageNet's, since the weights are fresh.
+    processes.
     """
 
     config: TimmConfig

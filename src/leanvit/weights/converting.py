@@ -21,12 +21,12 @@ from leanvit.core.errors import RunError
 from leanvit.core.files import Replacing, save_tensors
 from leanvit.weights.card import CARD, card, read_run
 from leanvit.weights.compare import TOLERANCE, difference, images_for
-from leanvit.weights.contents import Report
 from leanvit.weights.file import header
 from leanvit.weights.graphs import export_onnx, export_program
 from leanvit.weights.libraries import LIBRARIES, compare
-from leanvit.weights.loading import build, load_backbone, open_weights
+from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
+from leanvit.weights.report import Report, build
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,17 @@ from leanvit.config.backbones import TIMM
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
-from leanvit.weights.contents import Fate, Report, Row, Weights
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
 from leanvit.weights.names import NAMINGS, join_pieces
 from leanvit.weights.reading import Contents
+from leanvit.weights.report import Fate, Report, Row, Weights
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 
 SHOWN = 3
 """Names that a message lists."""
+UNCOUNTED = "num_batches_tracked"
+"""What batch norm also keeps, and old files lack."""
 
 
 def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
@@ -94,9 +96,18 @@ class _Reader:
         known = parts_of(self.names)
         if not network or (known and not self.asked.network):
             return known
-        first = next(iter(_skeleton(named_backbone(TIMM + network)))).removeprefix("network.model.")
+        expected = [
+            name.removeprefix(NAMINGS["timm"].rest)
+            for name in _skeleton(self._timm_config())
+            if not name.endswith(UNCOUNTED)
+        ]
+        first, names = expected[0], set(self.names)
         places = [n.removesuffix(first) for n in self.names if f".{n}".endswith(f".{first}")]
-        return [Part(place, "timm") for place in places]
+        # the names of a stem may recur in blocks, those of a whole network do not
+        whole = [place for place in places if all(f"{place}{name}" in names for name in expected)]
+        return [
+            Part(place, "timm") for place in sorted(whole or places, key=len)[: len(whole) or 1]
+        ]
 
     def _timm_name(self) -> str:
         """Return timm's name of the network, if it was given or stands beside the file."""
@@ -104,6 +115,12 @@ class _Reader:
             config = named_backbone(self.asked.network, "network")
             return config.name if isinstance(config, TimmConfig) else ""
         return str(self.checkpoint.config.get("architecture", ""))
+
+    def _timm_config(self) -> TimmConfig:
+        from leanvit.backbones.timm_adapter import usual_size  # here, as timm loads slowly
+
+        name = self._timm_name() or "resnet50"  # the one that is known by its tensors
+        return TimmConfig(name=name, image_size=self._image_size() or usual_size(name))
 
     def _layout(self) -> str:
         fitting = layouts_of(self.part, self.names) or ["timm"]
@@ -151,9 +168,7 @@ class _Reader:
             elif kind == "vil":
                 found = vil_config(shapes, self._image_size() or 224)
             else:
-                found = TimmConfig(
-                    name=self._timm_name() or "resnet50", image_size=self._image_size() or 224
-                )
+                found = self._timm_config()
         except ValueError as error:
             raise self.refuse(str(error)) from error
         self._require_asked(found)
@@ -311,7 +326,7 @@ class _Reader:
         """Return the state of exactly the network's parameters and buffers."""
         expected = _skeleton(config)
         for name in expected:
-            if name.endswith("num_batches_tracked") and name not in self.state:
+            if name.endswith(UNCOUNTED) and name not in self.state:
                 self.state[name] = torch.zeros((), dtype=torch.long)  # counts nothing that matters
         missing = [name for name in expected if name not in self.state]
         if missing:
@@ -328,12 +343,12 @@ class _Reader:
                 f"{tuple(self.state[name].shape)}; expected {expected[name]} "
                 f"({len(wrong)} such)."
             )
-        self._sort(expected)
+        self._sort(expected, config)
         return {name: self.state[name] for name in expected}
 
-    def _sort(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def _sort(self, expected: Mapping[str, tuple[int, ...]], config: BackboneConfig) -> None:
         """Say what became of each tensor. Raises ValueError for one that nobody knows."""
-        unknown = []
+        unknown, heads = [], self._heads_of_timm(config)
         for ours, origins in self.origin.items():
             for name in origins:
                 inner = name.removeprefix(self.part.place)
@@ -344,6 +359,7 @@ class _Reader:
                     self.rows.append(Row(name, fate, ours))
                     continue
                 why = reason_to_drop(inner) or reason_to_drop(ours)
+                why = "head" if inner in heads else why
                 self.rows.append(Row(name, "dropped", why=why))
                 unknown += [] if why else [name]
         if unknown:
@@ -351,6 +367,13 @@ class _Reader:
                 f"{len(unknown)} tensors are no part of this network, as far as leanvit knows, "
                 f"such as {', '.join(map(repr, unknown[:SHOWN]))}."
             )
+
+    def _heads_of_timm(self, config: BackboneConfig) -> frozenset[str]:
+        if not isinstance(config, TimmConfig):
+            return frozenset()
+        from leanvit.backbones.timm_adapter import head_names  # here, as timm loads slowly
+
+        return head_names(config)
 
 
 def _skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
