@@ -58,6 +58,7 @@ HELP = [
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
     ("embed", "--help"),
+    ("convert", "--help"),
     ("backbones", "--help"),
     ("bench", "--help"),
     ("bench", "loss", "--help"),
@@ -91,7 +92,8 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "__version__ check describe_backbones embed evaluate list_backbones load_backbone pretrain"
+        "__version__ check convert describe_backbones embed evaluate list_backbones load_backbone "
+        "pretrain"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
@@ -263,7 +265,7 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 MISTAKES = [
     (
         "train",
-        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, embed, ",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, convert, ",
     ),
     ("pretrain", "Name a recipe first: dino, "),
     ("check --data x", "Name a recipe first: dino, "),

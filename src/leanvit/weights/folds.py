@@ -5,7 +5,6 @@ parameter is made. Letters: D channels, N patches.
 """
 
 import math
-import re
 from collections.abc import Mapping, MutableMapping
 
 import torch
@@ -98,28 +97,6 @@ def as_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for scale in ("ls1", "ls2"):
             found.setdefault(f"{block}{scale}.gamma", torch.ones(width))
     return found
-
-
-_ONTO_THE_STREAM = re.compile(
-    r"(patch_embed\..*|cls_token|reg_token|pos_embed|.*\.(attn\.proj|mlp\.fc2|reduction)\..*)"
-)
-"""What writes onto the tokens that run from block to block, of Swin and of plain ViTs."""
-
-
-def with_norm_eps(state: Mapping[str, Tensor], has: float, wants: float) -> dict[str, Tensor]:
-    """Return a state for norms that add `wants` to the variance, of the function with `has`.
-
-    Tokens that are s times as large give the same norm where eps is s^2 times as large, so
-    whatever writes onto them is multiplied by s. Exact but for rounding; tokens between blocks
-    are s times ours, those after the final norm are ours.
-    """
-    if has == wants:
-        return dict(state)
-    scale = math.sqrt(wants / has)
-    return {
-        name: value * scale if _ONTO_THE_STREAM.fullmatch(name) else value
-        for name, value in state.items()
-    }
 
 
 def as_beit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

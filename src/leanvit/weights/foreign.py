@@ -22,6 +22,7 @@ from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
+from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
 from leanvit.weights.reading import Contents
 from leanvit.weights.report import Fate, Report, Row, Weights
@@ -251,14 +252,14 @@ class _Reader:
 
     def _norm_eps(self) -> float:
         beside = self.checkpoint.config
+        if EPS in beside:  # a folder that leanvit wrote
+            return float(beside[EPS])
         said = beside.get("layer_norm_eps")
         if self.part.naming == "swin huggingface" and said not in (None, 1e-5):
             raise ValueError(
                 f"some norms of transformers' Swin add 1e-05 to the variance and the others {said} "
                 f"(layer_norm_eps), which no Swin here does."
             )
-        if said is None and beside.get("model_args", {}).get("norm_layer") == "layernorm":
-            said = 1e-6  # timm's own layer norm
         if said is None:
             usual = LAYOUTS[self.layout].norm_eps
             said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))

@@ -13,9 +13,10 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, SwinConfig, TimmConfig, ViTConfig
 from leanvit.core.errors import RunError
 from leanvit.core.random import seeded
-from leanvit.weights.folds import as_dinov2, with_norm_eps
+from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
+    EPS,
     require_plain,
     require_resnet,
     require_windows,
@@ -82,7 +83,8 @@ def _swin(config: SwinConfig) -> dict[str, Any]:
         "num_heads": list(config.heads),
         "window_size": config.window,
         "mlp_ratio": config.mlp_ratio,
-        "layer_norm_eps": SWIN_EPS,
+        "layer_norm_eps": config.norm_eps,
+        **({EPS: config.norm_eps} if config.norm_eps != SWIN_EPS else {}),
         "use_absolute_embeddings": False,
         "encoder_stride": config.patch * 2 ** (len(config.depths) - 1),
     }
@@ -124,12 +126,9 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     naming, _ = LAYOUTS["huggingface"].writes[config.kind]
     state = dict(backbone.state_dict())
     if isinstance(config, SwinConfig) and config.norm_eps != SWIN_EPS:
-        state = with_norm_eps(state, config.norm_eps, SWIN_EPS)
-        scale = (SWIN_EPS / config.norm_eps) ** 0.5
         notes.append(
-            f"norms of transformers' Swin add {SWIN_EPS:g} to the variance, ours "
-            f"{config.norm_eps:g}: the weights before them are {scale:.4g} times ours, which gives "
-            f"the same features; maps between blocks are {scale:.4g} times ours"
+            f"some norms of transformers' Swin, of patches and of merging, add {SWIN_EPS:g} to the "
+            f"variance whatever it is told; all of ours add {config.norm_eps:g}"
         )
     if isinstance(config, ViTConfig):
         state = as_dinov2(state)

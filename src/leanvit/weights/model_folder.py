@@ -12,6 +12,8 @@ from leanvit.core.files import save_tensors, write_synced
 from leanvit.weights.layouts import LAYOUTS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+EPS = "norm_eps"
+"""Our own word in config.json: what our norms add to the variance, where the library's add more."""
 RESNETS = ("resnet50",)
 """Networks of timm that torchvision and Hugging Face have too, and whose names we know there."""
 WORDS: Mapping[str, str] = {

@@ -3,7 +3,9 @@
 Letters: B images, h and w rows and columns of the grid, D channels.
 """
 
+import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,19 @@ from torch import Tensor, nn
 from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, SwinConfig, TimmConfig, ViTConfig
 from leanvit.core.random import seeded
-from leanvit.weights.folds import as_beit, with_norm_eps, without_class_position
+from leanvit.weights.folds import as_beit, without_class_position
 from leanvit.weights.layouts import LAYOUTS
-from leanvit.weights.model_folder import require_plain, require_written, write_weights
+from leanvit.weights.model_folder import (
+    CONFIG,
+    EPS,
+    require_plain,
+    require_written,
+    write_weights,
+)
 from leanvit.weights.names import NAMINGS
 
 NORM_EPS: Mapping[str, float] = {"swin": 1e-5, "vit": 1e-6}
-"""What norms of timm's networks add to the variance; its JSON can say nothing else."""
+"""What norms of timm's networks add to the variance; its config.json can say nothing else."""
 CLASSIFIER: Mapping[str, str] = {"swin": "head.fc", "vit": "head"}
 """Where timm puts a new classifier."""
 CROP = 0.875
@@ -102,6 +110,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
         "num_features": backbone.feature_dim,
         "pretrained_cfg": described,
         "model_args": arguments,
+        **({EPS: config.norm_eps} if _other_eps(config) else {}),  # type: ignore[attr-defined]
     }
     write_weights(folder, state, plain)
     return notes
@@ -123,19 +132,10 @@ def _state(backbone: Backbone) -> tuple[dict[str, Tensor], list[str]]:
     naming, _ = LAYOUTS["timm"].writes[config.kind]
     if isinstance(config, TimmConfig):
         _require_whole(backbone)
-    if isinstance(config, SwinConfig | ViTConfig) and config.norm_eps != NORM_EPS[config.kind]:
-        eps = NORM_EPS[config.kind]
-        if isinstance(config, ViTConfig) and config.pool == "mean_norm":
-            raise ValueError(
-                f"timm's ViT adds {eps:g} to the variance in norms, this one {config.norm_eps:g} "
-                f"(backbone.norm_eps), and its regions pass no norm that would make up for it."
-            )
-        state = with_norm_eps(state, config.norm_eps, eps)
-        scale = (eps / config.norm_eps) ** 0.5
+    if _other_eps(config):
         notes.append(
-            f"timm's norms add {eps:g} to the variance, ours {config.norm_eps:g}: the weights "
-            f"before them are {scale:.4g} times ours, which gives the same features; maps between "
-            f"blocks are {scale:.4g} times ours"
+            f"timm's norms add {NORM_EPS[config.kind]:g} to the variance unless they are told to "
+            f"add ours, {config.norm_eps:g}, as the card does (norm_layer)"  # type: ignore[attr-defined]
         )
     if isinstance(config, ViTConfig) and config.registers:
         state = without_class_position(state)
@@ -144,6 +144,11 @@ def _state(backbone: Backbone) -> tuple[dict[str, Tensor], list[str]]:
         state = as_beit(state)
         notes.append("keys have no bias, which attention ignores")
     return NAMINGS[naming].theirs(state), notes
+
+
+def _other_eps(config: BackboneConfig) -> bool:
+    """Return whether our norms add something else than timm's, which its JSON cannot say."""
+    return isinstance(config, SwinConfig | ViTConfig) and config.norm_eps != NORM_EPS[config.kind]
 
 
 def _require_whole(backbone: Backbone) -> None:
@@ -160,8 +165,10 @@ def network(folder: Path) -> nn.Module:
     """Return timm's own network, loaded from a folder strictly."""
     import timm
 
+    eps = json.loads((folder / CONFIG).read_text()).get(EPS)
+    told: dict[str, Any] = {"norm_layer": partial(nn.LayerNorm, eps=eps)} if eps else {}
     with seeded(0, "library"):
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, **told)
 
 
 def features(_: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,10 +200,14 @@ def usage(config: BackboneConfig, folder: str) -> str:
     regions = "[1, h, w, D]" if config.kind == "swin" else "[1, tokens, D]"
     if config.kind == "timm":
         regions = "as this network of timm has it"
+    imports, told = "import timm", ""
+    if _other_eps(config):
+        imports = "from functools import partial\n\nimport timm\nimport torch"
+        told = f", norm_layer=partial(torch.nn.LayerNorm, eps={config.norm_eps})"  # type: ignore[attr-defined]
     return f"""\
-import timm
+{imports}
 
-network = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+network = timm.create_model("local-dir:{folder}", pretrained=True{told}).eval()
 settings = timm.data.resolve_model_data_config(network)
 transform = timm.data.create_transform(**settings, is_training=False)
 pixels = transform(image)[None]  # [1, 3, {config.image_size}, {config.image_size}]
@@ -204,5 +215,5 @@ pooled = network(pixels)  # [1, D]
 regions = network.forward_features(pixels)  # {regions}
 
 # to fine-tune: a new classifier on top
-classifier = timm.create_model("local-dir:{folder}", pretrained=True, num_classes=10)
+classifier = timm.create_model("local-dir:{folder}", pretrained=True, num_classes=10{told})
 """
