@@ -265,7 +265,7 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 MISTAKES = [
     (
         "train",
-        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, convert, ",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, ",
     ),
     ("pretrain", "Name a recipe first: dino, "),
     ("check --data x", "Name a recipe first: dino, "),
