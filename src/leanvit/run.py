@@ -37,28 +37,28 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source, open_source
 from leanvit.folder import (
-    CHECKPOINTS,
     CURVES,
     LOSSES,
     MATCHES,
-    METRICS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
     require_free,
     resumed,
     start_folder,
+    started_from,
 )
 from leanvit.methods.catalogue import build_method
-from leanvit.request import compose_request, gather_facts, weights_file
+from leanvit.request import compose_request, gather_facts
 from leanvit.train.alarm import CollapseAlarm
-from leanvit.train.checkpoint import newest_checkpoint, save_checkpoint
+from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
+from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.weights.card import METRICS
 from leanvit.weights.file import FILE, STUDENT, header
-from leanvit.weights.loading import load_backbone
 
 
 def pretrain(
@@ -97,12 +97,13 @@ def pretrain(
     with joined(resolved.config.train.device):
         if resume:
             run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
+            run.start = started_from(out)
             wait_for_all()
         else:
             first_alone(partial(_require_free, asked, out, overwrite))
             run = Run(resolved, source, out, quiet=quiet)
             run.initialize()  # what cannot be built fails before a write
-            first_alone(partial(start_folder, out, asked, resolved, source))
+            first_alone(partial(start_folder, out, asked, resolved, source, run.start))
         run.train(resume=resume)
     return out / FILE
 
@@ -110,7 +111,8 @@ def pretrain(
 def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
     require_free(out, overwrite, asked.data.source)
     init = asked.init
-    if overwrite and init and Path(init).resolve().is_relative_to(out.resolve()):
+    there = init and Path(init).exists()  # else a name of timm
+    if overwrite and there and Path(init).resolve().is_relative_to(out.resolve()):
         raise ValueError(
             f"The initial weights {init!r} lie in {str(out)!r}, which --overwrite would remove "
             f"first; name another --out."
@@ -128,6 +130,8 @@ class Run:
 
     saved: int = field(default=0, init=False)
     """Step of the newest checkpoint of this run."""
+    start: Start | None = field(default=None, init=False)
+    """What its first weights are, unless all are fresh."""
 
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
@@ -152,12 +156,10 @@ class Run:
         self.alarm = CollapseAlarm(warn)
 
     def initialize(self) -> None:
-        """Give the networks the weights that the run starts from, if it names any."""
-        if not self.config.init:
-            return
-        weights = load_backbone(weights_file(self.config.init)).state_dict()
-        for network in self.networks.values():
-            network.load_state_dict(weights)
+        """Give the networks the weights that the run starts from, if it names any, and say so."""
+        self.start = start_method(self.state.method, self.config)
+        if self.start is not None:
+            self._say(str(self.start))
 
     def train(self, *, resume: bool = False) -> None:
         """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
@@ -306,6 +308,7 @@ class Run:
         unreadable = self.out / UNREADABLE
         summary = {
             "backbone": str(self.out / FILE),
+            "init": self.start.to_dict() if self.start else None,
             "images": len(self.source),
             "steps": self.state.step,
             "processes": world_size(),
