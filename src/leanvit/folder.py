@@ -28,9 +28,11 @@ ASKED, SUMMARY = "config.json", "summary.json"
 CURVES = "tensorboard"
 UNREADABLE = "unreadable.jsonl"
 VIEWS, LOSSES, MATCHES = "views.png", "curves.png", "matches.png"
+RECONSTRUCTIONS = "reconstructions.png"
+PICTURES = (VIEWS, LOSSES, MATCHES, RECONSTRUCTIONS)
 WRITTEN = (
     *(ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE),
-    *(FILE, STUDENT, VIEWS, LOSSES, MATCHES, SUMMARY),
+    *(FILE, STUDENT, *PICTURES, SUMMARY),
 )
 """All that a run writes, and all that --overwrite removes."""
 FREE = ("data.source", "data.workers", "data.max_unreadable", "train.keep")

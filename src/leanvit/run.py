@@ -14,6 +14,7 @@ from torch import Tensor
 import leanvit
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
+from leanvit.analysis.reconstructions import Reconstructions
 from leanvit.analysis.watch import Watch
 from leanvit.config import (
     Resolved,
@@ -40,6 +41,8 @@ from leanvit.folder import (
     CURVES,
     LOSSES,
     MATCHES,
+    PICTURES,
+    RECONSTRUCTIONS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
@@ -49,6 +52,7 @@ from leanvit.folder import (
     started_from,
 )
 from leanvit.methods.catalogue import build_method
+from leanvit.methods.mae import MAE
 from leanvit.request import compose_request, gather_facts
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
@@ -319,7 +323,7 @@ class Run:
             "last": rows[-1],
             "collapse": self.alarm.told,
             "correct_matches": found,
-            "pictures": [str(self.out / name) for name in (VIEWS, LOSSES, MATCHES)],
+            "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
         (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -340,6 +344,10 @@ class Run:
 
     def look(self) -> dict[str, float]:
         """Return what shows whether the run learns, for the network as it is now."""
+        if isinstance(self.state.method, MAE):
+            data = self.config.data
+            path = self.out / RECONSTRUCTIONS
+            Reconstructions(self.state.method, self.source, path, data.mean, data.std).draw()
         if not self.config.watch.images:
             return {}
         return self.watch() | {"correct_matches": self._match().accuracy}

@@ -3,14 +3,19 @@
 Letters: B images, N patches, S side of an image in pixels, p side of a patch.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from leanvit.backbones.base import evaluating
 from leanvit.core.random import units
+from leanvit.data.images import load_images
+from leanvit.data.sources import Source, at_most
 from leanvit.losses.masked import images_of, patch_moments, patches_of
 from leanvit.methods.mae import MAE
 
@@ -42,33 +47,53 @@ def reconstruct(method: MAE, images: Tensor, noise: Tensor) -> tuple[Tensor, Ten
     return images_of(shown, method.patch), images_of(whole, method.patch)
 
 
-def draw_reconstructions(
-    method: MAE, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], path: Path
-) -> None:
-    """Write a PNG with a row an image: original, what the network sees, prediction.
+class Reconstructions:
+    """A picture of the same images each time: original, what the network sees, its prediction.
 
-    images: [B, 3, S, S] in [0, 1]; mean, std: what the network's input is normalised with. The same
-    patches are hidden each time. The network is as it was afterwards.
+    mean, std: what the network's input is normalised with; path: of the PNG, a row an image.
     """
-    device = next(method.parameters()).device
-    center, scale = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (mean, std))
-    normal = (images.to(device) - center) / scale
-    noise = np.stack([units(0, "picture", k, count=method.rows**2) for k in range(len(images))])
-    training = method.training
-    method.eval()
-    shown, whole = reconstruct(method, normal, torch.from_numpy(noise).float().to(device))
-    method.train(training)
-    columns = [_pixels(x * scale + center) for x in (normal, shown, whole)]
-    _write(columns, path)
+
+    def __init__(
+        self,
+        method: MAE,
+        source: Source,
+        path: Path,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        self.method, self.source, self.path = method, source, path
+        device = next(method.parameters()).device
+        self.mean, self.std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (mean, std))
+
+    @cached_property
+    def images(self) -> Tensor:
+        """The first images that can be read [B, 3, S, S], normalised."""
+        few = at_most(self.source, IMAGES)
+        size = self.method.size
+        (batch,) = load_images(few, size=size, crop=1.0, batch=IMAGES, workers=0)
+        return (batch.pixels.to(self.mean.device) - self.mean) / self.std
+
+    def draw(self) -> None:
+        """Write the picture of the network as it is now; the same patches are hidden each time."""
+        images, patches = self.images, self.method.rows**2
+        if not len(images):
+            return
+        noise = np.stack([units(0, "picture", k, count=patches) for k in range(len(images))])
+        with evaluating(self.method):
+            drawn = torch.from_numpy(noise).float().to(images.device)
+            shown, whole = reconstruct(self.method, images, drawn)
+        columns = [_pixels(x * self.std + self.mean) for x in (images, shown, whole)]
+        _write(columns, self.path)
 
 
-def _pixels(images: Tensor) -> np.ndarray:
+def _pixels(images: Tensor) -> NDArray[np.uint8]:
     """Return [B, S, S, 3] of whole numbers; what is hidden is grey."""
     values = (images * 255).round().clamp(0, 255).nan_to_num(HIDDEN)
-    return values.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    pixels: NDArray[np.uint8] = values.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    return pixels
 
 
-def _write(columns: list[np.ndarray], path: Path) -> None:
+def _write(columns: list[NDArray[np.uint8]], path: Path) -> None:
     """Put pictures side by side, a row an image."""
     rows, side = columns[0].shape[:2]
     times = -(-LEGIBLE // side)

@@ -13,7 +13,6 @@ from leanvit.backbones.vit import ViT
 from leanvit.config import BackboneConfig, DmaeConfig
 from leanvit.losses.attention_distil import attention_distillation, hidden_distillation
 from leanvit.methods.base import StepOutput
-from leanvit.methods.dino import spread
 from leanvit.methods.mae import MAE, Seen
 from leanvit.methods.teacher import Teacher
 
@@ -73,7 +72,7 @@ class DMAE(MAE):
         if self.compared:
             terms["hidden"] = self.hidden_loss(found, known)
             total = total + self.config.hidden_weight * terms["hidden"]
-        return StepOutput(total, terms, {"feature_std": spread(found)})
+        return StepOutput(total, terms)
 
     def ask(self, seen: Seen) -> Ask:
         """Return what is asked of the student."""

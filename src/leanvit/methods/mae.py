@@ -22,7 +22,6 @@ from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
 from leanvit.losses.masked import pixel_targets, reconstruction_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
-from leanvit.methods.dino import spread
 from leanvit.methods.masking import mask_noise, visible_count, visible_patches
 
 
@@ -133,7 +132,7 @@ class MAE(Method):
         seen = self.hide(noise, drop)
         (found,) = self.backbone([images], self.ask(seen))
         loss = self.reconstruction(self.read(found), images, seen)
-        return StepOutput(loss, {"reconstruction": loss}, {"feature_std": spread(found)})
+        return StepOutput(loss, {"reconstruction": loss})
 
     def hide(self, noise: Tensor, drop: Tensor | None = None) -> Seen:
         """Choose the visible patches of each image by noise [B, N]."""

@@ -94,7 +94,14 @@ def mae_laptop() -> RunConfig:
         recipe="mae_laptop",
         method=MaeConfig(views=views, decoder=DecoderConfig(dim=64, depth=1, heads=4)),
         backbone=ViTConfig(
-            image_size=32, patch=4, dim=128, depth=6, heads=4, positions="sincos", drop_path=0.0
+            image_size=32,
+            patch=4,
+            dim=128,
+            depth=6,
+            heads=4,
+            positions="sincos",
+            pool="mean",
+            drop_path=0.0,
         ),
         optim=AdamWConfig(
             lr=Schedule(peak=1e-3, end=0.0, warmup=Duration(10, "%")),
@@ -120,7 +127,7 @@ def _views() -> CropConfig:
 def _encoder(name: str) -> ViTConfig:
     config = BACKBONES[name]
     assert isinstance(config, ViTConfig)
-    return replace(config, positions="sincos", drop_path=0.0)
+    return replace(config, positions="sincos", pool="mean", drop_path=0.0)
 
 
 def _optim(warmup: Duration) -> AdamWConfig:
