@@ -156,8 +156,7 @@ class Run:
         if not self.config.init:
             return
         weights = load_backbone(weights_file(self.config.init)).state_dict()
-        for network in self.networks.values():
-            network.load_state_dict(weights)
+        self.state.method.start_from(weights)
 
     def train(self, *, resume: bool = False) -> None:
         """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
@@ -393,7 +392,9 @@ def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Pat
     """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
 
     def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
-        parts = {"backbone": plain["backbone"], "method.head": plain["method"]["head"]}
+        heads = (name for name in ("head", "decoder") if name in plain["method"])
+        parts = {f"method.{name}": plain["method"][name] for name in heads}
+        parts["backbone"] = plain["backbone"]
         kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
         return kinds | dict(leaves(parts))
 

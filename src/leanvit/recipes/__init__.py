@@ -6,14 +6,23 @@ from types import MappingProxyType
 from leanvit.config import RunConfig, look_up
 from leanvit.recipes.esvit import dino, esvit, esvit_swin_tiny_in1k
 from leanvit.recipes.laptop import dino_laptop, esvit_laptop
+from leanvit.recipes.mocov3 import mocov3, mocov3_vit_tiny_in1k
+from leanvit.recipes.simmim import simmim, simmim_swin_mini_in1k
+from leanvit.recipes.supervised import deit_tiny_h12_in1k, supervised
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
+        "deit_tiny_h12_in1k": deit_tiny_h12_in1k,
         "dino": dino,
         "dino_laptop": dino_laptop,
         "esvit": esvit,
         "esvit_laptop": esvit_laptop,
         "esvit_swin_tiny_in1k": esvit_swin_tiny_in1k,
+        "mocov3": mocov3,
+        "mocov3_vit_tiny_in1k": mocov3_vit_tiny_in1k,
+        "simmim": simmim,
+        "simmim_swin_mini_in1k": simmim_swin_mini_in1k,
+        "supervised": supervised,
     }
 )
 
