@@ -135,10 +135,11 @@ def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
     ratio = batch / 256
     if rule == "sqrt":
         ratio = math.sqrt(ratio)
-    return {
-        "optim.lr.peak": (peak * ratio, f"{peak:g} at 256 images, {rule} rule, batch {batch}"),
-        "optim.lr_rule": ("none", "applied to the peak"),
-    }
+    decided: Decisions = {"optim.lr_rule": ("none", "applied to the peak")}
+    if ratio != 1:
+        reason = f"{peak:g} at 256 images, {rule} rule, batch {batch}"
+        decided["optim.lr.peak"] = (peak * ratio, reason)
+    return decided
 
 
 def epoch_steps(images: int, batch: int) -> int:

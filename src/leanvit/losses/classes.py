@@ -26,7 +26,7 @@ def class_loss(
 
         def against(classes: Tensor) -> tuple[Tensor, Tensor]:
             loss = functional.cross_entropy(logits, classes, label_smoothing=smoothing)
-            return loss, (told == classes).float().mean()
+            return loss, (told == classes).to(logits.dtype).mean()
 
         loss, right = against(target)
         if mixing is None:

@@ -25,4 +25,4 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> tuple[Tensor,
         logits = queries @ known.T / temperature
         own = torch.arange(len(queries), device=queries.device) + rank() * len(queries)
         loss = 2 * temperature * functional.cross_entropy(logits, own)
-    return loss, (logits.argmax(1) == own).float().mean()
+    return loss, (logits.argmax(1) == own).to(logits.dtype).mean()

@@ -60,8 +60,8 @@ def hidden_pixel_loss(
     """
     error = full(prediction) - full(images)
     error = error.square() if squared else error.abs()
-    weight = mask[:, None].to(error.dtype)
-    return (error * weight).sum() / (weight.sum() * images.shape[1])
+    hidden = torch.where(mask[:, None], error, 0.0)
+    return hidden.sum() / (mask.sum() * images.shape[1])
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -45,9 +45,7 @@ class Network(nn.Module):
         hidden = config.hidden
         self.projector = mlp(self.backbone.feature_dim, hidden, hidden, config.output)
 
-    def forward(
-        self, views: Sequence[Tensor], ask: Ask = Ask()
-    ) -> tuple[list[Features], list[Tensor]]:
+    def forward(self, views: Sequence[Tensor], ask: Ask) -> tuple[list[Features], list[Tensor]]:
         """Return the features of each view, and their projections [B, output].
 
         Views do not share the statistics of a batch norm.
@@ -92,7 +90,7 @@ class MoCoV3(Method):
         device = batch.groups[0].device
         ask = learner_ask(self.base.backbone, len(views), batch.index, at, device)
         with torch.no_grad():
-            _, keys = self.momentum(views)
+            _, keys = self.momentum(views, Ask())
         found, projected = self.base(views, ask)
         queries = [self.predictor(rows) for rows in projected]
         pairs = zip(queries, reversed(keys), strict=True)

@@ -50,7 +50,7 @@ class SimMIM(Method):
         ask = learner_ask(self.backbone, 1, batch.index, at, images.device)
         return self.learn(images, hidden.view(-1, self.squares, self.squares), ask)
 
-    def learn(self, images: Tensor, hidden: Tensor, ask: Ask = Ask()) -> StepOutput:
+    def learn(self, images: Tensor, hidden: Tensor, ask: Ask) -> StepOutput:
         """Return the loss of images [B, 3, S, S] of which squares [B, u, u] are hidden (true)."""
         tokens = enlarged(hidden, self.config.mask_patch // self.backbone.stage_strides[0])
         ask = Ask(fill=(tokens, self.fill_token), drop=ask.drop, neighbors=ask.neighbors)
