@@ -3,7 +3,7 @@
 import pytest
 import torch
 from timm.data.mixup import mixup_target
-from timm.loss import SoftTargetCrossEntropy
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from torch import Tensor
 
 from leanvit.losses.classes import class_loss

@@ -37,7 +37,7 @@ def plain_mlp(x: Tensor, layers: nn.Sequential) -> Tensor:
     places = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     for place in places:
         linear, norm = layers[place], layers[place + 1]
-        assert isinstance(linear, nn.Linear) and linear.bias is None
+        assert isinstance(linear, nn.Linear) and list(linear.state_dict()) == ["weight"]
         x = x @ linear.weight.T
         x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
         if place != places[-1]:
