@@ -13,7 +13,12 @@ import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
 from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
-from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, ProbeConfig
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FEATURE_FILES,
+    EmbedConfig,
+    ProbeConfig,
+)
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -26,7 +31,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
-  leanvit embed MODEL --data FOLDER --out FILE  features to a .npz or .csv file
+  leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
   leanvit bench loss                            time and memory of the loss, beside other forms
@@ -37,13 +42,14 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
 Every command answers --help, and --json prints its result as one JSON object on stdout.
 --data is a folder of any depth, a list file, a .zip, .tar, .tsv or .parquet file, WebDataset
 shards, torchvision:NAME@FOLDER, or `sample`, photographs that come with the package.
-MODEL is the folder of a run, a backbone file, or a backbone's name; timm:NAME is any of timm's."""
+MODEL is the folder of a run, a backbone file, a checkpoint of another code (docs/weights.md),
+timm:NAME.TAG for trained weights of timm, or the name of an untrained backbone, also timm:NAME."""
 
 COMMON = (
-    *("init", "data.workers", "data.max_unreadable"),
+    *("init", "init_from", "data.workers", "data.max_unreadable"),
     *("backbone.image_size", "backbone.drop_path"),
     *("method.views.global_size", "method.views.local_sizes", "method.views.local_counts"),
-    *("method.views.size", "method.mask_ratio"),
+    "method.views.size",
     *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
     *("optim.lr.peak", "optim.weight_decay.peak", "optim.clip"),
     *("train.duration", "train.batch", "train.accumulate", "train.precision", "train.device"),
@@ -173,13 +179,14 @@ def evaluate(arguments: list[str]) -> int:
 
 def embed(arguments: list[str]) -> int:
     """`leanvit embed`: features to a file."""
+    endings = " or ".join([", ".join(FEATURE_FILES[:-1]), FEATURE_FILES[-1]])
     usage = "--data SOURCE --out FILE"
-    found = _model_request("embed", EmbedConfig(), arguments, usage, "file: .npz or .csv")
+    found = _model_request("embed", EmbedConfig(), arguments, usage, f"file: {endings}")
     if found is None:
         return 0
     names, options = found
     if not names.out:
-        raise ValueError("Name a file for the features: --out FILE.npz or FILE.csv.")
+        raise ValueError(f"Name a file for the features: --out FILE, ending in {endings}.")
     from leanvit.evaluation.embedding import embed as run
 
     written = run(names.model, out=names.out, options=options)
@@ -348,8 +355,8 @@ def _model_request(
     parser = Parser(
         prog=f"leanvit {command}",
         usage=f"leanvit {command} MODEL {usage} [options]",
-        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, or a "
-        "backbone's name.",
+        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, a "
+        "checkpoint of another code, timm:NAME.TAG, or a backbone's name.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -363,7 +370,7 @@ def _model_request(
         return None
     if not rest or rest[0].startswith("-"):
         raise ValueError(
-            "Name a model first: the folder of a run, a backbone file or a backbone's name."
+            "Name a model first: the folder of a run, a file of weights or a backbone's name."
         )
     names.model = rest[0]
     return names, parse_options(config, rest[1:])

@@ -19,15 +19,20 @@ from leanvit.config import (
 )
 from leanvit.config.convert import leaves
 from leanvit.data.sources import SAMPLE, Source, is_folder
+from leanvit.train.checkpoint import CHECKPOINTS
+from leanvit.train.start import Start
+from leanvit.weights.card import METRICS, RESOLVED
 from leanvit.weights.file import FILE, STUDENT
 
-ASKED, RESOLVED, SUMMARY = "config.json", "resolved.json", "summary.json"
-METRICS, CURVES, CHECKPOINTS = "metrics.jsonl", "tensorboard", "checkpoints"
+ASKED, SUMMARY = "config.json", "summary.json"
+CURVES = "tensorboard"
 UNREADABLE = "unreadable.jsonl"
 VIEWS, LOSSES, MATCHES = "views.png", "curves.png", "matches.png"
+RECONSTRUCTIONS = "reconstructions.png"
+PICTURES = (VIEWS, LOSSES, MATCHES, RECONSTRUCTIONS)
 WRITTEN = (
     *(ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE),
-    *(FILE, STUDENT, VIEWS, LOSSES, MATCHES, SUMMARY),
+    *(FILE, STUDENT, *PICTURES, SUMMARY),
 )
 """All that a run writes, and all that --overwrite removes."""
 FREE = ("data.source", "data.workers", "data.max_unreadable", "train.keep")
@@ -65,7 +70,9 @@ def require_apart(out: Path, source: str) -> None:
         )
 
 
-def start_folder(out: Path, asked: RunConfig, resolved: Resolved, source: Source) -> None:
+def start_folder(
+    out: Path, asked: RunConfig, resolved: Resolved, source: Source, start: Start | None
+) -> None:
     """Remove an old run's files, and only those; write down what was asked and what will run."""
     try:
         for name in WRITTEN:
@@ -79,10 +86,16 @@ def start_folder(out: Path, asked: RunConfig, resolved: Resolved, source: Source
         versions = {"leanvit": leanvit.__version__, "torch": torch.__version__}
         started = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"started": started, "versions": versions, "images": images}
-        record |= resolved.to_dict()
+        record |= resolved.to_dict() | ({"init": start.to_dict()} if start else {})
         (out / RESOLVED).write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror}.") from error
+
+
+def started_from(out: Path) -> Start | None:
+    """Return what the run in a folder started from; None if all its weights were fresh."""
+    record = json.loads((out / RESOLVED).read_text())
+    return Start(**record["init"]) if "init" in record else None
 
 
 def resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> Resolved:

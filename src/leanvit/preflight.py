@@ -20,10 +20,11 @@ from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source, open_source
-from leanvit.folder import RESOLVED, UNREADABLE, VIEWS, require_apart
+from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, gather_facts
 from leanvit.run import Run
 from leanvit.train.terminal import spoken
+from leanvit.weights.card import RESOLVED
 
 STEPS = 3
 """Steps that are measured, after one that is not."""
@@ -58,6 +59,8 @@ class Report:
     """Steps of the whole run."""
     device: str
     """Where it was measured."""
+    start: str
+    """What the first weights are; empty where all are fresh."""
     would_stop: bool
     """Whether the run would stop, since too many images cannot be read."""
     problems: Sequence[str]
@@ -88,6 +91,7 @@ class Report:
             f"whole run    {spoken(self.seconds_in_all)} for {self.steps} steps",
             f"views        {', '.join(self.pictures)}",
         ]
+        lines += [f"weights      {text}" for text in self.start.splitlines()]
         lines += [f"unreadable   {bad.name!r}: {bad.error}" for bad in self.unreadable[:10]]
         if len(self.unreadable) > 10:
             lines.append(f"             and {len(self.unreadable) - 10} more")
@@ -124,12 +128,11 @@ def check(
         raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
     seconds, memory = _measure(run, folder)
     steps, epoch = run.state.run, run.order.epoch_steps
-    counts = Counter(source.targets.tolist())
     report = Report(
         source=_spoken_source(source),
         images=len(source),
         unreadable=unreadable,
-        classes={name: counts[target] for target, name in enumerate(source.classes)},
+        classes=_counted(source),
         sides={"smallest": min(sides), "middle": statistics.median(sides), "largest": max(sides)},
         memory_gib=memory,
         seconds_a_step=seconds,
@@ -138,6 +141,7 @@ def check(
         seconds_in_all=seconds * steps,
         steps=steps,
         device=resolved.config.train.device,
+        start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
         problems=[*source.about().notes, *_problems(run, sides, unreadable)],
         pictures=[str(folder / VIEWS)],
@@ -155,6 +159,11 @@ def _write(report: Report, folder: Path) -> None:
 def _spoken_source(source: Source) -> str:
     about = source.about()
     return f"{about.what}; classes from {about.labels}" if about.labels else about.what
+
+
+def _counted(source: Source) -> dict[str, int]:
+    counts = Counter(source.targets.tolist())
+    return {name: counts[target] for target, name in enumerate(source.classes)}
 
 
 def _require_no_run(folder: Path, source: str) -> None:

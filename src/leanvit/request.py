@@ -9,11 +9,9 @@ from typing import Any
 import torch
 
 from leanvit.config import (
-    BackboneConfig,
     Facts,
     RunConfig,
     compose,
-    from_dict,
     load_config,
     replace_options,
     to_dict,
@@ -26,7 +24,7 @@ from leanvit.folder import ASKED
 from leanvit.kernels import multicrop
 from leanvit.kernels.prototype_attention import best_form
 from leanvit.recipes import recipe as recipe_named
-from leanvit.weights.file import FILE, read_header
+from leanvit.train.start import initial_weights
 
 
 def compose_request(
@@ -53,14 +51,13 @@ def compose_request(
 
 
 def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any]) -> RunConfig:
-    """Take over sizes, mean and std from the file of initial weights, where none were given.
+    """Take over sizes, mean and std from the initial weights, where none were given.
 
-    Raises ValueError if the file holds another network than the one that was asked for.
+    Raises ValueError if they are of another network than the one that was asked for.
     """
-    facts = read_header(weights_file(asked.init))
-    found = from_dict(BackboneConfig, facts["backbone"], "backbone")
-    mean, std = tuple(facts["mean"]), tuple(facts["std"])
-    asked = replace(asked, data=replace(asked.data, mean=mean, std=std))
+    weights = initial_weights(asked.init)
+    found, mean, std = weights.config, weights.mean, weights.std
+    asked = replace_options(asked, {"data.mean": mean, "data.std": std})
     if not backbone:
         asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
     fixed = ("backbone.", "data.mean", "data.std")
@@ -74,14 +71,6 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
         named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
         raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
     return asked
-
-
-def weights_file(name: str) -> Path:
-    """Return the file of initial weights that a name means. Raises ValueError if there is none."""
-    path = Path(name) / FILE if Path(name).is_dir() else Path(name)
-    if not path.is_file():
-        raise ValueError(f"There is no backbone file {str(path)!r} to start from (init).")
-    return path
 
 
 def gather_facts(source: Source) -> Facts:

@@ -14,6 +14,7 @@ from torch import Tensor
 import leanvit
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
+from leanvit.analysis.reconstructions import Reconstructions
 from leanvit.analysis.watch import Watch
 from leanvit.config import (
     Resolved,
@@ -37,28 +38,31 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source, open_source
 from leanvit.folder import (
-    CHECKPOINTS,
     CURVES,
     LOSSES,
     MATCHES,
-    METRICS,
+    PICTURES,
+    RECONSTRUCTIONS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
     require_free,
     resumed,
     start_folder,
+    started_from,
 )
 from leanvit.methods.catalogue import build_method
-from leanvit.request import compose_request, gather_facts, weights_file
+from leanvit.methods.mae import MAE
+from leanvit.request import compose_request, gather_facts
 from leanvit.train.alarm import CollapseAlarm
-from leanvit.train.checkpoint import newest_checkpoint, save_checkpoint
+from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
+from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.weights.card import METRICS
 from leanvit.weights.file import FILE, STUDENT, header
-from leanvit.weights.loading import load_backbone
 
 
 def pretrain(
@@ -97,12 +101,13 @@ def pretrain(
     with joined(resolved.config.train.device):
         if resume:
             run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
+            run.start = started_from(out)
             wait_for_all()
         else:
             first_alone(partial(_require_free, asked, out, overwrite))
             run = Run(resolved, source, out, quiet=quiet)
             run.initialize()  # what cannot be built fails before a write
-            first_alone(partial(start_folder, out, asked, resolved, source))
+            first_alone(partial(start_folder, out, asked, resolved, source, run.start))
         run.train(resume=resume)
     return out / FILE
 
@@ -110,7 +115,8 @@ def pretrain(
 def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
     require_free(out, overwrite, asked.data.source)
     init = asked.init
-    if overwrite and init and Path(init).resolve().is_relative_to(out.resolve()):
+    there = init and Path(init).exists()  # else a name of timm
+    if overwrite and there and Path(init).resolve().is_relative_to(out.resolve()):
         raise ValueError(
             f"The initial weights {init!r} lie in {str(out)!r}, which --overwrite would remove "
             f"first; name another --out."
@@ -128,6 +134,8 @@ class Run:
 
     saved: int = field(default=0, init=False)
     """Step of the newest checkpoint of this run."""
+    start: Start | None = field(default=None, init=False)
+    """What its first weights are, unless all are fresh."""
 
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
@@ -152,11 +160,10 @@ class Run:
         self.alarm = CollapseAlarm(warn)
 
     def initialize(self) -> None:
-        """Give the networks the weights that the run starts from, if it names any."""
-        if not self.config.init:
-            return
-        weights = load_backbone(weights_file(self.config.init)).state_dict()
-        self.state.method.start_from(weights)
+        """Give the networks the weights that the run starts from, if it names any, and say so."""
+        self.start = start_method(self.state.method, self.config)
+        if self.start is not None:
+            self._say(str(self.start))
 
     def train(self, *, resume: bool = False) -> None:
         """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
@@ -305,6 +312,7 @@ class Run:
         unreadable = self.out / UNREADABLE
         summary = {
             "backbone": str(self.out / FILE),
+            "init": self.start.to_dict() if self.start else None,
             "images": len(self.source),
             "steps": self.state.step,
             "processes": world_size(),
@@ -315,7 +323,7 @@ class Run:
             "last": rows[-1],
             "collapse": self.alarm.told,
             "correct_matches": found,
-            "pictures": [str(self.out / name) for name in (VIEWS, LOSSES, MATCHES)],
+            "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
         (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -336,6 +344,10 @@ class Run:
 
     def look(self) -> dict[str, float]:
         """Return what shows whether the run learns, for the network as it is now."""
+        if isinstance(self.state.method, MAE):
+            data = self.config.data
+            path = self.out / RECONSTRUCTIONS
+            Reconstructions(self.state.method, self.source, path, data.mean, data.std).draw()
         if not self.config.watch.images:
             return {}
         return self.watch() | {"correct_matches": self._match().accuracy}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,6 +32,7 @@ from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, named_backbone
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.errors import RunError
 from tests.integration.command import Says, refused
+from tests.tables import write_network
 from tests.tiny import CVT, SWIN, VIT, VIT_FULL, build, noise
 
 SMALL = BenchForwardConfig(
@@ -80,7 +82,7 @@ def test_who_has_an_opponent() -> None:
     alone = {name for name, config in BACKBONES.items() if not has_twin(config)}
     assert {"cvt_tiny", "resnet50", "vil_2262", "vit_tiny_h12_rpe"} <= alone
     assert not {"swin_tiny", "swin_base_w14", "vit_small", "vit_base_p14"} & alone
-    assert not has_twin(VIT_FULL)
+    assert not has_twin(VIT_FULL) and not has_twin(replace(VIT, pool="mean_norm"))
 
 
 def test_another_function_is_refused() -> None:
@@ -90,6 +92,12 @@ def test_another_function_is_refused() -> None:
     next(twin.parameters()).data.mul_(1.1)
     with pytest.raises(RunError, match="other features than our swin_tiny"):
         require_equal("swin_tiny", Ours(ours), twin, image)
+
+
+def test_a_file_of_weights_is_measured_too(tmp_path: Path) -> None:
+    file = str(write_network(tmp_path / "some.safetensors"))
+    found = bench_forward(replace(SMALL, backbones=(file,), passes=("image",)), quiet=True)
+    assert {m.case.backbone for m in found.measured} == {file} and not found.failed
 
 
 @pytest.mark.parametrize("name", [OURS, TIMM])

@@ -170,7 +170,7 @@ def test_initial_weights_reach_every_network(tmp_path: Path, images: Path) -> No
     checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
     saved = checkpoint.tensors()
-    for network in ("base", "momentum"):
+    for network in ("student", "teacher"):
         for key, value in start.state_dict().items():
             found = saved[f"method.{network}.backbone.{key}"]
             torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-7, msg=key)

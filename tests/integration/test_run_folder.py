@@ -446,16 +446,17 @@ def test_initial_weights_of_another_network_are_refused(
     run: Finished, tmp_path: Path, capsys: Says
 ) -> None:
     words = ("pretrain", "esvit", "--data", run.data, *REST.split(), "--out", f"{tmp_path}/out")
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"no weights")
     mistakes: list[tuple[list[str | Path], str]] = [
         (["--backbone", "vit_tiny"], "belong to another network: kind swin (run: vit)."),
         (["--backbone", "swin_tiny"], "image_size 32 (run: 224), "),
         (["--backbone", "swin_tiny"], "dim 8 (run: 96)"),
         (["--backbone.dim", "48"], "belong to another network: dim 8 (run: 48)."),
-        (["--init", tmp_path / "none"], f"no backbone file '{tmp_path / 'none'}' to start from"),
-        (["--init", tmp_path], f"There is no backbone file '{tmp_path / FILE}' to start from"),
-        (["--init", other], f"{other} is not a backbone that leanvit wrote."),
+        (["--init", tmp_path / "none"], f"There is no file or folder '{tmp_path / 'none'}'"),
+        (["--init", "swin_tiny"], "'swin_tiny' names no trained weights to start from (init): "),
+        (
+            ["--init", "timm:test_vit"],
+            "weights to start from (init): name timm:test_vit.r160_in1k.",
+        ),
     ]
     for extra, message in mistakes:
         assert message in refused(capsys, *words, "--init", run.out, *extra)
@@ -507,7 +508,7 @@ LOST = [
     (["--train.batch", "13"], "fewer than one batch of 13"),
     (["--train.batch", "two"], "expected a whole number"),
     (["--data", "nowhere"], "'nowhere' does not exist"),
-    (["--init", "nowhere"], "no backbone file 'nowhere'"),
+    (["--init", "nowhere"], "Unknown backbone file or name 'nowhere'"),
     (["--backbone.patch", "20"], "less than one patch"),
     (["--method.freeze-prototypes", "9st"], "takes 9 steps, but the whole run has 4"),
     (["--backbone.heads", "3", "5"], "heads"),

@@ -77,7 +77,8 @@ def kernels(case: Case) -> Attend:
     from leanvit.kernels.triton_window_attention import attend_windows
 
     layout = window_layout(case.shapes, case.window, case.shift, CPU, case.skip_padding)
-    tables = layout.windows, layout.patterns, MASKED
+    assert layout.tables is not None
+    tables = layout.tables.windows, layout.tables.patterns, MASKED
     return lambda qkv, fill, bias: attend_windows(qkv, fill, bias, *tables)[0]
 
 
@@ -255,7 +256,9 @@ def operators_are_sound() -> None:
 
     layout = window_layout(((2, 3, 3),), 3, 1, CPU)
     inputs = noise(18, 48), noise(48), noise(1, 9, 9)
-    arguments = *(x.requires_grad_() for x in inputs), layout.windows, layout.patterns, MASKED
+    assert layout.tables is not None
+    tables = layout.tables.windows, layout.tables.patterns
+    arguments = *(x.requires_grad_() for x in inputs), *tables, MASKED
     torch.library.opcheck(attend_windows, arguments)
     out, _ = attend_windows(*arguments)
     (gradient,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)

@@ -30,10 +30,10 @@ def inputs(shapes: Shapes, window: int, heads: int = 3, width: int = 8) -> list[
 
 
 def results(attend: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
-    """Return outputs and the gradients of qkv, fill and bias."""
-    qkv, fill, bias = (x.detach().requires_grad_() for x in given[:3])
-    out, _ = attend(qkv, fill, bias, *rest)
-    return [out.detach(), *torch.autograd.grad(out, (qkv, fill, bias), given[3])]
+    """Return outputs and the gradients of qkv, fill (zeros without padding) and bias."""
+    leaves = [x.detach().requires_grad_() for x in given[:3]]
+    out, _ = attend(*leaves, *rest)
+    return [out.detach(), *torch.autograd.grad(out, leaves, given[3], materialize_grads=True)]
 
 
 @pytest.mark.parametrize("chunk", [1, 2**18], ids=["a window at a time", "all at once"])

@@ -91,14 +91,24 @@ def test_logits_are_full_precision_under_bf16(config: BackboneConfig) -> None:
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_a_graph_can_be_exported(config: BackboneConfig) -> None:
-    """Several views and an `Ask` go in, `Features` come out; nothing stays behind."""
-    backbone, views = build(config).eval(), [noise(1, 3, 40, 24), noise(2, 3, 16, 16)]
-    ask = Ask(hidden=(0, -1))
-    exported = torch.export.export(backbone, (views, ask), strict=False)
-    found = exported.module()(views, ask)
-    for one, other in zip(found, backbone(views, ask), strict=True):
-        assert isinstance(one, Features)
-        torch.testing.assert_close(tree_leaves(one), tree_leaves(other))
+    """Several views and an `Ask` go in, `Features` come out, for any number of images a view."""
+    backbone, views = build(config).eval(), [noise(3, 3, 40, 24), noise(2, 3, 16, 16)]
+    ask = Ask(hidden=(0, -1), logits=(0, -1) if "logits" in backbone.can else ())
+    shapes = torch.export.ShapesCollection()
+    for name, view in zip(("many", "few"), views, strict=True):
+        shapes[view] = {0: torch.export.Dim(name, min=1)}
+    exported = torch.export.export(
+        backbone,
+        (views, ask),
+        dynamic_shapes=shapes.dynamic_shapes(backbone, (views, ask)),
+        strict=False,
+    )
+    for counts in ((3, 2), (1, 1), (1, 4)):
+        views = [noise(b, *v.shape[1:], seed=7) for b, v in zip(counts, views, strict=True)]
+        found = exported.module()(views, ask)
+        for one, other in zip(found, backbone(views, ask), strict=True):
+            assert isinstance(one, Features)
+            torch.testing.assert_close(tree_leaves(one), tree_leaves(other))
 
 
 COMPILED = {

@@ -310,4 +310,4 @@ def test_wrong_words(tmp_path: Path) -> None:
     refused(
         saved(none, tmp_path / "none"), "none of the layouts that leanvit knows .* has such names"
     )
-    refused(saved({"epoch": 3}, tmp_path / "empty"), "no tensor at all")
+    refused(saved({"epoch": 3}, tmp_path / "empty"), "without named tensors, but with 'epoch'")

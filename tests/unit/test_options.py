@@ -130,7 +130,7 @@ PARTS: Mapping[str, Part] = {
         "swin_tiny",
         "adamw",
         {**DISTILLED, **SWIN},
-        ("method", "backbone", "data", "optim", "train", "watch", "init"),
+        ("method", "backbone", "data", "optim", "train", "watch", "init", "init_from"),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", {**DISTILLED, **VIT}, ("method", "backbone")),
     "cvt": Part("dino", "cvt_tiny", "adamw", {**DISTILLED, **CVT}, ("backbone",)),
@@ -270,6 +270,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "watch.val": ("tested", LOOKED_AT),
     "watch.k": (1, TESTED),
     "init": ("start.safetensors", {}),
+    "init_from": ("method", {"init": "first/out"}),
 }
 """Option -> (another legal value, what else must be set for it to matter)."""
 
@@ -372,6 +373,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
         write_images(folder / "tested" / name, 9, seed=5 + number)
     start = build(PARTS["esvit"].config({}).backbone)
     save_tensors(start.state_dict(), folder / "start.safetensors", header(start, {}))
+    first = replace_options(PARTS["esvit"].config({}), {"data.source": str(folder / "images")})
     known: dict[str, dict[str, Any]] = {}
 
     def run(part: str, options: Options) -> dict[str, Any]:
@@ -388,6 +390,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_finish", lambda *_: None)  # pictures take longer than these runs
         patch.setattr("leanvit.run.view_grid", lambda *_: None)
+        fingerprint(first, folder / "first")
         yield run
     torch.set_num_threads(threads)
 

@@ -204,7 +204,7 @@ def test_a_mistake_writes_nothing(images: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"train.batch": 14}, "fewer than one batch"),
         ({"watch.val": "nowhere"}, "'nowhere' does not exist"),
-        ({"init": "nowhere"}, "no backbone file 'nowhere'"),
+        ({"init": "nowhere"}, "Unknown backbone file or name 'nowhere'"),
     ):
         with pytest.raises(ValueError, match=message):
             leanvit.check(config(), out=out, data=str(images), options={**QUIET, **options})

@@ -55,7 +55,6 @@ CANNOT = {
     "convnext_ato": r"timm [\d.]+ has no network 'convnext_ato'; did you mean 'convnext_atto' or",
     "zzz": r"timm [\d.]+ has no network 'zzz'. timm.list_models\(\) lists them.",
     "hf-hub:timm/resnet50": "has no network 'hf-hub:timm/resnet50'",
-    "resnet50.a1_in1k": "names trained weights of timm; networks here begin untrained: use 'resn",
     "coat_mini": r"built for images of 224 x 224 .*: it ends in more than one map of features.",
     "pit_ti_224": "timm does not say which of its 1 tokens are the 7 x 7 regions.",
     "halonet26t": "halonet26t cannot be built for images of 224 x 224",
@@ -66,6 +65,14 @@ CANNOT = {
 def test_what_timm_cannot_give_is_said(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         leanvit.load_backbone(f"timm:{name}")
+
+
+def test_trained_weights_are_no_backbone_of_a_run_but_its_start() -> None:
+    message = (
+        "'resnet50.a1_in1k' names trained weights of timm; .*'resnet50', .* --init timm:resnet50.a1"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_method(esvit(), TimmConfig(name="resnet50.a1_in1k"), seed=0)
 
 
 def test_a_network_without_stages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

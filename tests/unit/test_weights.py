@@ -40,10 +40,10 @@ def test_what_is_no_backbone_is_said(tmp_path: Path) -> None:
     state.pop("norm.weight")
     save_tensors(state, tmp_path / "cut.safetensors", header(backbone, {}))
     cases: list[tuple[str | Path, str]] = [
-        (tmp_path / "missing.safetensors", "no backbone file"),
-        (tmp_path, "no backbone file"),
-        (tmp_path / "text.safetensors", "not a backbone that leanvit wrote"),
-        (tmp_path / "other.safetensors", "not a backbone that leanvit wrote"),
+        (tmp_path / "missing.safetensors", "no file or folder"),
+        (tmp_path, "a folder without model.safetensors"),
+        (tmp_path / "text.safetensors", "is text that begins with 'hello'"),
+        (tmp_path / "other.safetensors", "none of the layouts that leanvit knows"),
         (tmp_path / "cut.safetensors", "do not fit its own header"),
         ("swin_tinny", "did you mean 'swin_tiny'"),
     ]

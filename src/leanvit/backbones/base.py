@@ -326,7 +326,7 @@ class Backbone(nn.Module):
                 f"keep has shape {tuple(ask.keep.shape)}; expected [{len(views[0])}, n]: the "
                 f"visible patches of each image."
             )
-        samples = sum(len(view) for view in views)
+        samples = sum(view.shape[0] for view in views)  # len() would fix an exported graph's
         expected = (len(self.drop_rates()), 2, samples)
         if ask.drop is not None and tuple(ask.drop.shape) != expected:
             raise ValueError(

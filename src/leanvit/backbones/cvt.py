@@ -114,7 +114,7 @@ class WindowAttention(nn.Module):
             self.norm(self._slots(tokens.grid, windows))
             for tokens, windows in zip(packed.tokens(), packed.plan.windows, strict=True)
         ]
-        parts = self.qkv(torch.cat(slots)).split([len(part) for part in slots])
+        parts = self.qkv(torch.cat(slots)).split([part.shape[0] for part in slots])
         attended, logits = [], []
         for number, (qkv, shape) in enumerate(zip(parts, packed.shapes, strict=True)):
             out, values = self._attend(qkv, shape, packed.plan.windows[number], with_logits)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanvit.backbones.base import Backbone, Block, Logits, Packed
 from leanvit.backbones.catalogue import build_backbone, list_backbones
-from leanvit.config import named_backbone
+from leanvit.config import BackboneConfig, named_backbone
 from leanvit.core.random import seeded
 
 
@@ -67,11 +67,13 @@ def describe_backbones(names: Sequence[str] = ()) -> BackboneTable:
 
     Raises ValueError for an unknown name, with the nearest one.
     """
-    return BackboneTable([_size(name) for name in names or list_backbones()])
+    return BackboneTable(
+        [backbone_size(named_backbone(name), name) for name in names or list_backbones()]
+    )
 
 
-def _size(name: str) -> BackboneSize:
-    config = named_backbone(name)
+def backbone_size(config: BackboneConfig, name: str = "") -> BackboneSize:
+    """Return the size of the network of a configuration, under a name."""
     with seeded(0, "weights"), torch.device("meta"), _Unfilled():
         backbone = build_backbone(config).eval()
     side = config.image_size

@@ -32,7 +32,7 @@ class PatchEmbed(nn.Module):
         """[B, 3, height, width] views -> packed [N, dim]."""
         maps = [self.proj(view) for view in views]
         tokens = torch.cat([m.flatten(2).mT.reshape(-1, m.shape[1]) for m in maps])
-        return Packed(self.norm(tokens), tuple((len(m), *m.shape[2:]) for m in maps))
+        return Packed(self.norm(tokens), tuple((m.shape[0], *m.shape[2:]) for m in maps))
 
 
 class PatchMerging(nn.Module):

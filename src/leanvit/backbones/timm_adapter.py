@@ -1,4 +1,4 @@
-"""Any image network of timm behind the contract of every backbone, with fresh weights.
+"""Any image network of timm behind the contract of every backbone.
 
 What a network gives is decided by what timm says of it: `feature_info` lists the stages,
 `output_fmt` and `num_prefix_tokens` say how the final features lie, `head_hidden_size` whether its
@@ -96,32 +96,67 @@ def _options(name: str) -> frozenset[str]:
     return frozenset(name for c in kind.__mro__ for name in inspect.signature(c).parameters)
 
 
-def _require_name(name: str) -> None:
+def heads_of(name: str) -> int:
+    """Return the attention heads of timm's plain ViT; 0 if timm does not have it by this name."""
+    if not timm.is_model(name):
+        return 0
+    with seeded(0, "skeleton"), torch.device("meta"):
+        model: Any = timm.create_model(name)
+    return int(model.blocks[0].attn.num_heads)
+
+
+def require_architecture(name: str) -> None:
+    """Raise ValueError, with the nearest names, if timm has no network of a name without a tag."""
+    if timm.is_model(name):
+        return
+    near = " or ".join(map(repr, get_close_matches(name, timm.list_models(), n=3)))
+    raise ValueError(
+        f"timm {timm.__version__} has no network {name!r}"
+        f"{f'; did you mean {near}?' if near else '.'} timm.list_models() lists them."
+    )
+
+
+def usual_size(name: str) -> int:
+    """Return the side of the images, in pixels, that timm's network of a name was made for."""
+    usual = timm.get_pretrained_cfg(name)
+    return int(usual.input_size[-1]) if usual is not None else 224
+
+
+def head_names(config: TimmConfig) -> frozenset[str]:
+    """Return the parameters and buffers of timm's own network that are not in ours: its head."""
+    with seeded(0, "skeleton"), torch.device("meta"):
+        theirs, ours = timm.create_model(config.name), Network(config).model
+    return frozenset(theirs.state_dict()) - frozenset(ours.state_dict())
+
+
+def _require_untagged(name: str) -> None:
     arch, _, tag = name.partition(".")
-    if not timm.is_model(arch):
-        near = " or ".join(map(repr, get_close_matches(arch, timm.list_models(), n=3)))
-        raise ValueError(
-            f"timm {timm.__version__} has no network {name!r}"
-            f"{f'; did you mean {near}?' if near else '.'} timm.list_models() lists them."
-        )
+    require_architecture(arch)
     if tag:
         raise ValueError(
-            f"{name!r} names trained weights of timm; networks here begin untrained: use {arch!r}."
+            f"{name!r} names trained weights of timm; a backbone of a run begins untrained: take "
+            f"{arch!r}, or start from these weights: --init timm:{name}."
         )
 
 
-def _create(config: TimmConfig) -> nn.Module:
-    """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
-    _require_name(config.name)
+def size_options(config: TimmConfig) -> dict[str, Any]:
+    """Return the options that let a network take several sizes, of those that its class has."""
     asked: dict[str, Any] = {
         "img_size": config.image_size,
         "dynamic_img_size": True,
         "dynamic_img_pad": True,
         "strict_img_size": False,
-        "drop_path_rate": config.drop_path,
     }
     known = _options(config.name)
-    chosen = {option: value for option, value in asked.items() if option in known}
+    return {option: value for option, value in asked.items() if option in known}
+
+
+def _create(config: TimmConfig) -> nn.Module:
+    """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
+    _require_untagged(config.name)
+    chosen = size_options(config)
+    if "drop_path_rate" in _options(config.name):
+        chosen["drop_path_rate"] = config.drop_path
     model: Any = timm.create_model(config.name, num_classes=0, **chosen)
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"timm's {config.name} does not give the features of its stages.")
@@ -285,7 +320,7 @@ class TimmNetwork(Backbone):
     wider first, as in MobileNets, and is left out. hidden: the stages, or the blocks of plain
     transformers, that `feature_info` lists, through the final norm where timm applies it to them:
     `norm` has nothing left to do. Statistics of batch norm are those of one size of views and all
-    processes. Mean and deviation of the input stay ImageNet's, since the weights are fresh.
+    processes.
     """
 
     config: TimmConfig
@@ -330,7 +365,7 @@ class TimmNetwork(Backbone):
 
     def _traverse(self, views: Sequence[Tensor], ask: Ask) -> list[Features]:
         stages = [index % self.depth for index in ask.hidden]
-        counts = [len(view) for view in views]
+        counts = [view.shape[0] for view in views]
         drops: Sequence[Tensor | None] = [None] * len(views)
         if ask.drop is not None:
             drops = ask.drop.split(counts, 2)

@@ -47,11 +47,11 @@ class PatchEmbed(nn.Module):
         """[B, channels, height, width] maps -> packed tokens; `fill` as in `Ask`."""
         maps = [self.proj(m) for m in maps]
         x = self.norm(torch.cat([m.flatten(2).mT.flatten(0, 1) for m in maps]))
-        packed = Packed(x, tuple((len(m), *m.shape[2:]) for m in maps)).filled(fill)
+        packed = Packed(x, tuple((m.shape[0], *m.shape[2:]) for m in maps)).filled(fill)
         if not self.prefix:
             return packed
         images = [
-            torch.cat([self.cls_token.expand(len(view), -1, -1), view], 1).flatten(0, 1)
+            torch.cat([self.cls_token.expand(view.shape[0], -1, -1), view], 1).flatten(0, 1)
             for view in packed.views()
         ]
         return replace(packed, x=torch.cat(images), prefix=self.prefix)

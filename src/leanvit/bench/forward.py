@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
 from leanvit.core.precision import autocast
 from leanvit.core.random import generator, seeded
+from leanvit.weights.loading import open_weights
 
 BACKEND: str | Compiler = "inductor"
 """What `torch.compile` compiles with."""
@@ -122,7 +124,7 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     Raises ValueError for a name that no backbone has, RunError if timm's network is another one.
     """
     require_alone("bench")
-    named = {name: named_backbone(name) for name in config.backbones}
+    named = {name: _sizes_of(name) for name in config.backbones}
     device = device_named(config.device)
     threads = torch.get_num_threads() if config.threads == "auto" else config.threads
     torch.set_num_threads(threads)
@@ -139,6 +141,12 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     if config.throughput:
         _throughput(report, quiet)
     return report
+
+
+def _sizes_of(name: str) -> BackboneConfig:
+    """Return the network of a name or of a file; what its weights are changes no time."""
+    weighted = Path(name).exists() or "." in name
+    return open_weights(name).config if weighted else named_backbone(name)
 
 
 def _cases(name: str, backbone: BackboneConfig, config: BenchForwardConfig) -> dict[Case, Problem]:
@@ -275,7 +283,7 @@ def _throughput(report: ForwardReport, quiet: bool) -> None:
                 f"with {config.throughput_batch} images of {SIDE} pixels"
             )
         form, sizes = Form(OURS, precision), ((config.throughput_batch, SIDE),)
-        tasks = {name: Task(Problem(named_backbone(name), sizes), form, config) for name in names}
+        tasks = {name: Task(Problem(_sizes_of(name), sizes), form, config) for name in names}
         seconds, failed = _in_turn(tasks, config.rounds, f"throughput {precision}", quiet)
         for name, why in failed.items():
             report.failed.append(Failure(Case(name, "throughput", False), form, *why))

@@ -3,7 +3,7 @@
 Letters: B images, h and w rows and columns of the grid, D channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,9 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, SwinConfig, ViTConfig
 from leanvit.core.errors import RunError
 from leanvit.core.random import seeded
+from leanvit.weights.layouts import LAYOUTS
+from leanvit.weights.names import NAMINGS
+from leanvit.weights.timm_format import architecture
 
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 NEAR = 1e-3
@@ -24,7 +27,8 @@ NEAR = 1e-3
 def has_twin(config: BackboneConfig) -> bool:
     """Return whether timm has this network: Swin, and plain ViT but for some of its additions."""
     if isinstance(config, ViTConfig):
-        return not (config.registers or config.position_bias or config.positions == "sincos")
+        added = config.registers or config.position_bias or config.positions == "sincos"
+        return not (added or config.pool == "mean_norm")
     return isinstance(config, SwinConfig)
 
 
@@ -54,10 +58,12 @@ class Twin(nn.Module):
 
     def __init__(self, ours: Backbone, *, flexible: bool) -> None:
         super().__init__()
+        assert isinstance(ours.config, SwinConfig | ViTConfig)
         self.config = ours.config
         with seeded(0, "twin"):
             self.network = _network(ours.config, flexible).eval()
-        self.network.load_state_dict(_renamed(ours.state_dict()), strict=True)
+        naming, _ = LAYOUTS["timm"].writes[ours.config.kind]
+        self.network.load_state_dict(NAMINGS[naming].theirs(ours.state_dict()), strict=True)
 
     def forward(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Return the grid [B, h, w, D] and the view feature [B, D] of each view in turn."""
@@ -94,45 +100,16 @@ def require_equal(name: str, ours: nn.Module, twin: nn.Module, image: Tensor) ->
             )
 
 
-def _network(config: BackboneConfig, flexible: bool) -> nn.Module:
-    shared: dict[str, Any] = {
-        "img_size": config.image_size,
-        "patch_size": config.patch,
+def _network(config: SwinConfig | ViTConfig, flexible: bool) -> nn.Module:
+    """Build timm's network as it is exported, but for its head and what it does with sizes."""
+    name, arguments = architecture(config)
+    swin = isinstance(config, SwinConfig)
+    sizes = {"strict_img_size": not flexible} if swin else {"dynamic_img_size": flexible}
+    changes: dict[str, Any] = {
+        **sizes,
         "num_classes": 0,
         "global_pool": "",
         "drop_path_rate": 0.0,
-        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+        "norm_layer": partial(nn.LayerNorm, eps=config.norm_eps),
     }
-    if isinstance(config, SwinConfig):
-        return timm.create_model(
-            "swin_tiny_patch4_window7_224",
-            embed_dim=config.dim,
-            depths=config.depths,
-            num_heads=config.heads,
-            window_size=config.window,
-            mlp_ratio=config.mlp_ratio,
-            strict_img_size=not flexible,
-            **shared,
-        )
-    assert isinstance(config, ViTConfig)
-    return timm.create_model(
-        "vit_small_patch16_224",
-        embed_dim=config.dim,
-        depth=config.depth,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        init_values=config.layer_scale or None,
-        dynamic_img_size=flexible,
-        **shared,
-    )
-
-
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state under timm's names: blocks of a ViT, merging where the next stage begins."""
-    if "cls_token" in state:
-        return {name.replace("layers.", "blocks."): value for name, value in state.items()}
-    renamed = {}
-    for name, value in state.items():
-        stage, _, rest = name.removeprefix("layers.").partition(".downsample.")
-        renamed[f"layers.{int(stage) + 1}.downsample.{rest}" if rest else name] = value
-    return renamed
+    return timm.create_model(name, **arguments | changes)

@@ -205,7 +205,7 @@ class ViLConfig(BackboneConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimmConfig(BackboneConfig):
-    """Any image network of timm, with fresh weights."""
+    """Any image network of timm."""
 
     kind: ClassVar[str] = "timm"
     patch: ClassVar[int] = 1  # type: ignore[misc]  # it is in the name, so it is no option here

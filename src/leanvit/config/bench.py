@@ -67,7 +67,7 @@ class BenchForwardConfig:
     """Time and memory of backbones, forward and backward, beside timm's same networks."""
 
     backbones: tuple[str, ...] = ("swin_tiny", "vit_small")
-    """Names from `leanvit backbones`, or timm:NAME; without timm's same network, alone."""
+    """Names as in `leanvit backbones`, or files of weights; without timm's same network, alone."""
     batch: int = 4
     """Images at a time."""
     passes: tuple[str, ...] = PASSES

@@ -36,12 +36,18 @@ class ImagesConfig:
             raise ValueError(f"crop is a share of the image, at most 1, not {self.crop}.")
 
 
+FEATURE_FILES = (".npz", ".parquet", ".safetensors", ".csv")
+"""Endings of the files that features are written to."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedConfig(ImagesConfig):
     """Features of images, written to a file."""
 
     features: Literal["pooled", "last4", "grid"] = "pooled"
     """The view feature, those of the last four blocks side by side, or the region features."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Numbers that the features are written as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,4 +176,13 @@ class RunConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     """What shows whether the run learns."""
     init: str = ""
-    """Backbone file, or folder of a run, whose weights the networks start from."""
+    """Weights that the run starts from: a run, any code's checkpoint, or timm:NAME.TAG."""
+    init_from: Literal["backbone", "method"] = "backbone"
+    """What starts from them: the backbones, or student, teacher, heads and centers, each apart."""
+
+    def __post_init__(self) -> None:
+        if self.init_from == "method" and not self.init:
+            raise ValueError(
+                "init_from is method, but no weights are named; name a run or a checkpoint of "
+                "EsViT or DINO: --init FOLDER-OR-FILE."
+            )

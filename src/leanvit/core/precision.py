@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from leanvit.core.tracing import exporting
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """What the operands of a network's matrix products are, by the name of a precision."""
 
@@ -31,10 +33,13 @@ def full(tensor: Tensor) -> Tensor:
 def unrounded(tensor: Tensor) -> AbstractContextManager[object]:
     """Return the context in which operations on such a tensor leave autocast out.
 
-    The meta device, on which networks are counted and not run, has no autocast to leave out.
+    The meta device, on which networks are counted and not run, has no autocast to leave out, and
+    an exported graph notes the context only where there is one.
     """
     device = tensor.device.type
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    if device == "meta" or (exporting() and not torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 @contextmanager

@@ -44,8 +44,8 @@ def evaluate(
 ) -> Result:
     """Evaluate a backbone on images with classes; return the table.
 
-    name: knn or linear; model: the folder of a run, a backbone file or a backbone's name; data:
-    what to learn from; options: fields of `KnnConfig` or `LinearConfig`, such as {"k": (20,)}.
+    name: knn or linear; model: the folder of a run, or what else `load_backbone` takes; data: what
+    to learn from; options: fields of `KnnConfig` or `LinearConfig`, such as {"k": (20,)}.
     Raises ValueError for a mistake in the request.
     """
     require_alone("evaluate")

@@ -7,7 +7,7 @@ neither color nor brightness gives its class away.
 Letters: B images, S side in pixels, D columns of a description.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,7 +146,7 @@ def last_block_features(backbone: Backbone, images: Tensor, blocks: int = 4) -> 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Rows of all images that could be read."""
+    """Rows of the images that could be read."""
 
     rows: Mapping[str, Tensor]
     """[N, D] of each description, on the CPU."""
@@ -157,21 +157,35 @@ class Described:
     unreadable: Sequence[Unreadable]
 
 
-def describe(images: Iterable[ImageBatch], descriptions: Mapping[str, Description]) -> Described:
-    """Describe all images in every way, in one pass."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in descriptions}
-    index: list[Tensor] = []
-    target: list[Tensor] = []
-    unreadable: list[Unreadable] = []
+def describe_batches(
+    images: Iterable[ImageBatch], descriptions: Mapping[str, Description]
+) -> Iterator[Described]:
+    """Describe images in every way, batch by batch; where none could be read there are no rows.
+
+    Raises ValueError, at the end, if no image at all could be read.
+    """
+    read = unread = 0
     for batch in images:
-        unreadable += batch.unreadable
-        if not len(batch.index):
-            continue
-        index.append(batch.index)
-        target.append(batch.target)
-        for name, description in descriptions.items():
-            rows[name].append(description(batch.pixels).float().cpu())
-    if not index:
-        raise ValueError(f"None of the {len(unreadable)} images could be read.")
-    joined = {name: torch.cat(parts) for name, parts in rows.items()}
-    return Described(joined, torch.cat(index), torch.cat(target), unreadable)
+        found = descriptions if len(batch.index) else {}
+        rows = {name: way(batch.pixels).float().cpu() for name, way in found.items()}
+        yield Described(rows, batch.index, batch.target, batch.unreadable)
+        read, unread = read + len(batch.index), unread + len(batch.unreadable)
+    if not read:
+        raise ValueError(f"None of the {unread} images could be read.")
+
+
+def join(batches: Iterable[Described]) -> Described:
+    """Return what was found of all batches in one; some image must have been read."""
+    parts = list(batches)
+    full = [part for part in parts if len(part.index)]
+    return Described(
+        {name: torch.cat([part.rows[name] for part in full]) for name in full[0].rows},
+        torch.cat([part.index for part in full]),
+        torch.cat([part.target for part in full]),
+        [entry for part in parts for entry in part.unreadable],
+    )
+
+
+def describe(images: Iterable[ImageBatch], descriptions: Mapping[str, Description]) -> Described:
+    """Describe all images in every way, in one pass. Raises ValueError if none could be read."""
+    return join(describe_batches(images, descriptions))

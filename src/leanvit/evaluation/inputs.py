@@ -1,7 +1,7 @@
 """From names on a command line to networks, to images, and to the way that one sees the other."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from leanvit.backbones.base import Backbone
 from leanvit.config.evaluation import ImagesConfig, ProbeConfig
 from leanvit.core.console import track, warn
+from leanvit.data.batch import Unreadable
 from leanvit.data.images import load_images, usual_crop
 from leanvit.data.sources import (
     SAMPLE,
@@ -19,7 +20,7 @@ from leanvit.data.sources import (
     open_validation,
     require_classes,
 )
-from leanvit.evaluation.features import Described, Description, describe
+from leanvit.evaluation.features import Described, Description, describe_batches, join
 from leanvit.evaluation.models import open_networks
 
 
@@ -36,18 +37,28 @@ class Seen:
 
     def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
         """Describe all images of a source. Raises ValueError if too many cannot be read."""
+        return join(self.batches(source, text, ways))
+
+    def batches(
+        self, source: Source, text: str, ways: Mapping[str, Description]
+    ) -> Iterator[Described]:
+        """Describe the images of a source batch by batch, in order.
+
+        Raises ValueError, at the end, if too many could not be read.
+        """
         batch = self.config.batch
         images = load_images(
             source, size=self.size, crop=self.crop, batch=batch, workers=self.workers
         )
         total = -(-len(source) // batch)
-        found = describe(track(images, text, total, quiet=self.quiet), ways)
-        _require_readable(found, len(source), self.config.max_unreadable)
-        return found
+        bad: list[Unreadable] = []
+        for part in describe_batches(track(images, text, total, quiet=self.quiet), ways):
+            bad += part.unreadable
+            yield part
+        _require_readable(bad, len(source), self.config.max_unreadable)
 
 
-def _require_readable(found: Described, images: int, most: float) -> None:
-    bad = found.unreadable
+def _require_readable(bad: Sequence[Unreadable], images: int, most: float) -> None:
     if not bad:
         return
     text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"

@@ -9,19 +9,22 @@ from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.core.random import seeded
 from leanvit.weights.file import FILE, STUDENT, read_header
-from leanvit.weights.loading import load_backbone
+from leanvit.weights.loading import load_backbone, open_weights
+from leanvit.weights.report import build
 
 
 def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backbone]:
     """Return the networks to evaluate, by the name of their row, on a device.
 
-    model: the folder of a run (teacher, and student where the method has one), a backbone file,
-    or the name of a backbone, which is untrained. Raises ValueError if it is none of these.
+    model: the folder of a run (teacher, and student where the method has one), or anything else
+    that `load_backbone` takes: a name without weights is untrained. Raises ValueError if it is none
+    of these.
     """
     path = Path(model)
-    if not path.is_dir():
-        row = "trained" if path.is_file() else "untrained"
-        return {row: load_backbone(model).to(device)}
+    if not (path / FILE).is_file():
+        weights = open_weights(model)
+        row = "untrained" if weights.state is None else "trained"
+        return {row: build(weights).to(device)}
     networks = {"trained (teacher)": load_backbone(path).to(device)}
     if (path / STUDENT).is_file():
         networks["trained (student)"] = load_backbone(path / STUDENT).to(device)
@@ -29,9 +32,16 @@ def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backb
 
 
 def before_training(model: str | Path, backbone: Backbone) -> Backbone:
-    """Return the network with the weights that a fresh run with the same seed begins with."""
+    """Return the network with the weights that a fresh run with the same seed begins with.
+
+    Files of other codes do not say their seed; 0 stands for it.
+    """
     path = Path(model) / FILE if Path(model).is_dir() else Path(model)
-    with seeded(int(read_header(path).get("seed", 0)), "weights"):
+    try:
+        seed = int(read_header(path).get("seed", 0))
+    except ValueError:
+        seed = 0
+    with seeded(seed, "weights"):
         fresh = build_backbone(backbone.config)
     fresh.mean, fresh.std = backbone.mean, backbone.std
     return fresh.to(next(backbone.parameters()).device).eval()

@@ -30,17 +30,19 @@ def attend(
             return biased_attention(q, k, v, full(bias), scale), None
     if not with_logits:
         return _fused(q, k, v, bias, scale), None
-    if bias is not None and 1 < len(bias) < len(q):
-        bias = bias.repeat(len(q) // len(bias), 1, 1, 1)
     with unrounded(q):
         logits = full(q) @ full(k).mT * scale
-        logits = logits if bias is None else logits + bias
+        if bias is not None:
+            logits = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
     return logits.softmax(-1).to(v.dtype) @ v, logits
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Return the attention by torch's operator; biases of several items become those of heads."""
-    if bias is None or len(bias) in (1, len(q)):
+    """Return the attention by torch's operator; biases of several items become those of heads.
+
+    An exported graph does not know whether there is but one item a bias.
+    """
+    if bias is None or len(bias) == 1 or (not exporting() and len(bias) == len(q)):
         bias = None if bias is None else bias.to(q.dtype)
         return functional.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     q_, k_, v_ = (x.unflatten(0, (-1, len(bias))).flatten(1, 2) for x in (q, k, v))

@@ -58,34 +58,35 @@ class ChunkLayout:
 def chunk_layout(shapes: Shapes, prefix: int, window: int, device: torch.device) -> ChunkLayout:
     """Return the layout for images that are padded right and below to whole chunks.
 
-    prefix: g.
+    prefix: g. What is counted over images is torch's, so that an exported graph counts its own.
     """
     keys, slots, readers, prefixes, masks = [], [], [], [], []
     token = chunk = 0
     for images, rows, columns in shapes:
         key, mask, slot, reader = _one_image(rows, columns, prefix, window)
-        image = np.arange(images)[:, None]
-        tokens, chunks = token + image * len(slot), chunk + image * len(key)
-        keys.append((tokens[..., None] + key).reshape(-1, key.shape[1]))
-        slots.append((chunks * window**2 + slot).ravel())
-        readers.append((chunks + reader[:, None]).reshape(len(reader), -1))
-        prefixes.append((tokens + np.arange(prefix)).ravel())
+        first, places = np.arange(prefix), window**2
+        keys.append(_of_images(key, images, token, len(slot)).flatten(0, 1))
+        slots.append(_of_images(slot, images, chunk * places, len(key) * places).flatten())
+        readers.append(_of_images(reader, images, chunk, len(key)).transpose(0, 1).flatten(1))
+        prefixes.append(_of_images(first, images, token, len(slot)).flatten())
         masks.append(mask)
         token += images * len(slot)
         chunk += images * len(key)
-
-    def tensor(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
     return ChunkLayout(
-        keys=tensor(np.concatenate(keys)),
-        slots=tensor(np.concatenate(slots)),
-        readers=tensor(np.concatenate(readers, 1)),
-        prefixes=tensor(np.concatenate(prefixes)),
-        offsets=tensor(_offsets(window)),
-        masks=tuple(tensor(mask) for mask in masks),
+        keys=torch.cat(keys).to(device),
+        slots=torch.cat(slots).to(device),
+        readers=torch.cat(readers, 1).to(device),
+        prefixes=torch.cat(prefixes).to(device),
+        offsets=torch.from_numpy(_offsets(window)).to(device),
+        masks=tuple(torch.from_numpy(mask).to(device) for mask in masks),
         images=tuple(images for images, _, _ in shapes),
     )
+
+
+def _of_images(table: NDArray[np.int64], images: int, first: int, step: int) -> Tensor:
+    """Return [images, ...]: a table of numbers, counted from `first`, and `step` on each image."""
+    starts = first + step * torch.arange(images)
+    return starts.view(-1, *[1] * table.ndim) + torch.from_numpy(table)
 
 
 def one_neighbor(layout: ChunkLayout, neighbor: Tensor) -> ChunkLayout:

@@ -32,11 +32,12 @@ def window_attention(
     if not with_logits and _has_kernels(qkv, len(bias)):
         from leanvit.kernels.triton_window_attention import attend_windows
 
-        tables = layout.windows, layout.patterns
+        assert layout.tables is not None
+        tables = layout.tables.windows, layout.tables.patterns
         return attend_windows(qkv, fill, bias, *tables, MASKED)[0], None
     fill = fill.to(qkv.dtype)
-    if qkv.device.type == "cpu" and not with_logits and not exporting():
-        return attend_chunks(qkv, fill, bias, layout), None
+    if qkv.device.type == "cpu" and not with_logits and layout.tables is not None:
+        return attend_chunks(qkv, fill, bias, layout.tables), None
     return _attend(qkv, fill, bias, layout, with_logits)
 
 
@@ -52,23 +53,20 @@ def _has_kernels(qkv: Tensor, heads: int) -> bool:
 def _attend(
     qkv: Tensor, fill: Tensor, bias: Tensor, layout: WindowLayout, with_logits: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The same by torch's own attention, for all windows at once."""
-    heads, side = bias.shape[0], bias.shape[-1]
-    slots = qkv.index_select(0, layout.tokens)
-    slots = slots.index_copy(0, layout.padding, fill.expand(len(layout.padding), -1))
-    q, k, v = slots.view(-1, side, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
-    attended, logits = attend(q, k, v, _with_masks(bias, layout), with_logits=with_logits)
-    attended = attended.transpose(1, 2).reshape(-1, qkv.shape[1] // 3)
-    return attended.index_select(0, layout.slots), logits
-
-
-def _with_masks(bias: Tensor, layout: WindowLayout) -> Tensor:
-    """Return [1 or S / T, H, T, T]: the bias, and the mask of each window that wraps around."""
-    if not layout.masks:
-        return bias[None]
-    return torch.cat(
-        [
-            (bias[None] + mask[:, None]).expand(images, -1, -1, -1, -1).flatten(0, 1)
-            for images, mask in zip(layout.images, layout.masks, strict=True)
-        ]
-    )
+    """The same by torch's own attention, for all windows of a size at once."""
+    heads, side, width = *bias.shape[:2], qkv.shape[1]
+    attended, found = [], []
+    counts = [b * place.numel() for b, place in zip(layout.images, layout.slots, strict=True)]
+    tables = zip(layout.images, layout.places, layout.slots, layout.masks, strict=True)
+    for tokens, (images, places, slots, mask) in zip(qkv.split(counts), tables, strict=True):
+        place = places.flatten()
+        rows = tokens.view(images, -1, width).index_select(1, place.clamp(min=0))
+        if place.numel() > slots.numel():
+            rows = torch.where(place[:, None] < 0, fill, rows)
+        q, k, v = rows.view(-1, side, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+        biases = bias[None] if mask is None else bias + mask[:, None]
+        out, logits = attend(q, k, v, biases, with_logits=with_logits)
+        out = out.transpose(1, 2).reshape(images, -1, width // 3).index_select(1, slots)
+        attended.append(out.flatten(0, 1))
+        found += [] if logits is None else [logits]
+    return torch.cat(attended), torch.cat(found) if found else None

@@ -22,19 +22,19 @@ from leanvit.kernels.chunk_products import (
     attention_weights,
     chunk_length,
 )
-from leanvit.kernels.windows import WindowLayout
+from leanvit.kernels.windows import KernelTables
 
 
-def attend_chunks(qkv: Tensor, fill: Tensor, bias: Tensor, layout: WindowLayout) -> Tensor:
+def attend_chunks(qkv: Tensor, fill: Tensor, bias: Tensor, tables: KernelTables) -> Tensor:
     """Return the attended values [N, C] of qkv [N, 3C]; arguments as in `window_attention`."""
-    biases = [run.bias(full(bias)) for run in layout.runs]
+    biases = [run.bias(full(bias)) for run in tables.runs]
     sizes = [
         size
-        for run, own in zip(layout.runs, biases, strict=True)
+        for run, own in zip(tables.runs, biases, strict=True)
         for size in (run.windows, own.shape[1], own.shape[2])
     ]
     flat = torch.cat([own.flatten() for own in biases])
-    places = layout.tokens_by_run, layout.places_by_run
+    places = tables.tokens_by_run, tables.places_by_run
     out: Tensor = _attend(qkv, fill, flat, *places, len(bias), sizes)
     return out
 

@@ -1,14 +1,14 @@
 """Which tokens lie in which (shifted) window, for images of several sizes.
 
-A `WindowLayout` says for every window slot which token lies there. It is built once for a set of
-image sizes by padding, rolling and partitioning a map of token numbers; after that, tokens are
-moved into windows and back by their numbers.
+A `WindowLayout` says for every window slot which place of an image lies there. It is built once for
+a set of image sizes by padding, rolling and partitioning a map of place numbers; after that, tokens
+are moved into windows and back by their numbers.
 
 Letters: N tokens of all images, S = windows * T slots, T = window side squared, H heads,
 G = window patterns (a window's place in an image of one size), n tokens of a window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanvit.core.tracing import once_per_size
+from leanvit.core.tracing import exporting, once_per_size
 
 Shapes = tuple[tuple[int, int, int], ...]
 """(images, rows, columns) of each group of equally sized images."""
@@ -54,24 +54,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowLayout:
-    """Which token lies in which slot of which window."""
+class KernelTables:
+    """All windows of all images, as the kernels take them."""
 
-    tokens: Tensor
-    """[S] token of each slot; padding slots name token 0 and are listed in `padding`."""
-    slots: Tensor
-    """[N] slot of each token."""
-    padding: Tensor
-    """[p] slots that hold no token."""
-    images: tuple[int, ...]
-    """Images of each size."""
-    places: tuple[Tensor, ...]
-    """For each size [G, T]: row-major place in the image of each slot, -1 for padding."""
-    masks: tuple[Tensor, ...]
-    """For each size [G, T, T]: 0 or -100 added to logits, -inf for keys of skipped padding; empty
-    where all is 0."""
     runs: tuple[Run, ...]
-    """All windows once more, those that are alike together."""
+    """Windows that are alike together."""
     tokens_by_run: Tensor
     """[N] the tokens of run after run, window after window."""
     places_by_run: Tensor
@@ -83,6 +70,22 @@ class WindowLayout:
     between regions are masked. Skipped padding has the region -1, which nothing sees."""
 
 
+@dataclass(frozen=True, slots=True)
+class WindowLayout:
+    """Which place of an image lies in which slot of which window, for each size."""
+
+    images: tuple[int, ...]
+    """Images of each size; a symbol where an exported graph counts them when it runs."""
+    places: tuple[Tensor, ...]
+    """[G, T] row-major place in the image of each slot, -1 for padding."""
+    slots: tuple[Tensor, ...]
+    """[rows * columns] slot of each place, of the G * T slots of an image."""
+    masks: tuple[Tensor | None, ...]
+    """[G, T, T] 0 or -100 added to logits, -inf for keys of skipped padding; None: all is 0."""
+    tables: KernelTables | None
+    """None in an exported graph, where there are no kernels of ours."""
+
+
 @once_per_size
 def window_layout(
     shapes: Shapes, window: int, shift: int, device: torch.device, skip_padding: bool = False
@@ -91,32 +94,44 @@ def window_layout(
 
     The mask follows the real padded size. skip_padding: no token sees padding, unlike in EsViT.
     """
-    tokens, start = [], 0
     patterns = [_one_image(*shape[1:], window, shift, skip_padding) for shape in shapes]
-    for (images, rows, columns), (place, _, _) in zip(shapes, patterns, strict=True):
-        offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
-        tokens.append(np.where(place < 0, -1, place + offset).reshape(-1, window**2))
-        start += images * rows * columns
-    windows = np.concatenate(tokens)
-    slot_tokens = windows.ravel()
-    real = np.flatnonzero(slot_tokens >= 0)
-    slots = np.empty(start, dtype=np.int64)
-    slots[slot_tokens[real]] = real
 
     def tensor(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    alikes = _alike(patterns, [images for images, _, _ in shapes])
-    sorted_windows = windows[np.concatenate([numbers for *_, numbers in alikes])]
-    by_run = sorted_windows[sorted_windows >= 0]
-    masks = [mask for _, _, mask in patterns]
     return WindowLayout(
-        tokens=tensor(slot_tokens.clip(min=0)),
-        slots=tensor(slots),
-        padding=tensor(np.flatnonzero(slot_tokens < 0)),
         images=tuple(images for images, _, _ in shapes),
         places=tuple(tensor(place) for place, _, _ in patterns),
-        masks=tuple(map(tensor, masks)) if any(map(np.any, masks)) else (),
+        slots=tuple(tensor(_slots(place)) for place, _, _ in patterns),
+        masks=tuple(tensor(mask) if mask.any() else None for _, _, mask in patterns),
+        tables=None if exporting() else _tables(shapes, patterns, skip_padding, tensor),
+    )
+
+
+def _slots(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the slot of each place [rows * columns] of an image, of its places [G, T]."""
+    real = np.flatnonzero(places >= 0)
+    slots = np.empty_like(real)
+    slots[places.ravel()[real]] = real
+    return slots
+
+
+def _tables(
+    shapes: Shapes,
+    patterns: Sequence[Pattern],
+    skip_padding: bool,
+    tensor: Callable[[NDArray[Any]], Tensor],
+) -> KernelTables:
+    """Spread the patterns of each size over its images."""
+    tokens, start = [], 0
+    for (images, rows, columns), (place, _, _) in zip(shapes, patterns, strict=True):
+        offset = start + np.arange(images).reshape(-1, 1, 1) * rows * columns
+        tokens.append(np.where(place < 0, -1, place + offset).reshape(-1, place.shape[1]))
+        start += images * rows * columns
+    alikes = _alike(patterns, [images for images, _, _ in shapes])
+    sorted_windows = np.concatenate(tokens)[np.concatenate([numbers for *_, numbers in alikes])]
+    by_run = sorted_windows[sorted_windows >= 0]
+    return KernelTables(
         runs=tuple(
             Run(
                 len(numbers),
@@ -157,7 +172,7 @@ def _regions(side: int, window: int, shift: int) -> NDArray[np.int64]:
 
 
 def _numbered(shapes: Shapes, counts: Sequence[int]) -> NDArray[np.int32]:
-    """Return `WindowLayout.windows`; counts: patterns of each size."""
+    """Return `KernelTables.windows`; counts: patterns of each size."""
     found, pattern, token = [], 0, 0
     for (images, rows, columns), count in zip(shapes, counts, strict=True):
         firsts = token + np.arange(images)[:, None] * rows * columns

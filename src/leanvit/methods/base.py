@@ -74,11 +74,9 @@ class Method(nn.Module):
         """Return the network that takes the gradients, where it is not the encoder."""
         return None
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Give every backbone the weights that a run starts from."""
-        for network in (self.encoder(), self.learner()):
-            if network is not None:
-                network.load_state_dict(weights)
+    def backbones(self) -> list[Backbone]:
+        """Return every backbone that begins with the weights that a run starts from."""
+        return [network for network in (self.encoder(), self.learner()) if network is not None]
 
     def part(self, name: str) -> str:
         """Return the module that a trained parameter counts to, in norms and clipping."""

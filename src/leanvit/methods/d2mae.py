@@ -6,6 +6,8 @@ projection to queries and keys exist, makes the attention logits that the teache
 Letters: B images, H heads, T visible tokens, D channels.
 """
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from leanvit.backbones.base import Ask, Features, Tokens
@@ -53,16 +55,16 @@ class D2MAE(DMAE):
         """Return the backbone's blocks and the one that only makes logits."""
         return self.backbone.depth + 1
 
-    def ask(self, seen: Seen, logits: tuple[int, ...], hidden: tuple[int, ...]) -> Ask:
+    def ask(self, seen: Seen) -> Ask:
         """Ask for the decoder's block and the last, besides what is compared."""
-        inner = tuple(layer for layer in logits if layer < self.backbone.depth)
-        return super().ask(seen, inner, (*hidden, self.config.decode_from - 1, -1))
+        asked = super().ask(seen)
+        inner = tuple(layer for layer in asked.logits if layer < self.backbone.depth)
+        return replace(asked, logits=inner, hidden=(*asked.hidden, self.config.decode_from - 1, -1))
 
-    def decoded(self, found: Features, images: Tensor, seen: Seen) -> Tensor:
-        """Return the loss of the hidden pixels as the inner block shows them."""
+    def read(self, found: Features) -> Tokens:
+        """Return the tokens that the decoder reads: those of the inner block, normed."""
         tokens = found.hidden[-2]
-        grid, prefix = self.backbone.norm(tokens.grid), self.backbone.norm(tokens.prefix)
-        return self.reconstruction(Tokens(grid, prefix), images, seen)
+        return Tokens(self.backbone.norm(tokens.grid), self.backbone.norm(tokens.prefix))
 
     def logits(self, found: Features) -> list[Tensor]:
         """Return attention logits, those of the further block where it is compared."""

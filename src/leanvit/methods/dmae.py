@@ -3,6 +3,8 @@
 arXiv 2205.14443. Letters: B images, N patches, H heads, T visible tokens, D channels.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,6 @@ from leanvit.backbones.vit import ViT
 from leanvit.config import BackboneConfig, DmaeConfig
 from leanvit.losses.attention_distil import attention_distillation, hidden_distillation
 from leanvit.methods.base import StepOutput
-from leanvit.methods.dino import spread
 from leanvit.methods.mae import MAE, Seen
 from leanvit.methods.teacher import Teacher
 
@@ -31,7 +32,7 @@ class DMAE(MAE):
         self.attention = _pairs(
             config.attention_layers, config.teacher_attention_layers, depth, teacher.depth
         )
-        self.hidden = _pairs(
+        self.compared = _pairs(
             config.hidden_layers, config.teacher_hidden_layers, depth, teacher.depth
         )
         heads = student.config.heads, teacher.config.heads  # type: ignore[attr-defined]
@@ -44,7 +45,7 @@ class DMAE(MAE):
             _adapter(heads[1], heads[0]) for _ in self.attention if config.adapt_heads
         )
         self.width_adapters = nn.ParameterList(
-            _adapter(teacher.feature_dim, student.feature_dim) for _ in self.hidden
+            _adapter(teacher.feature_dim, student.feature_dim) for _ in self.compared
         )
 
     def student_depth(self) -> int:
@@ -54,34 +55,30 @@ class DMAE(MAE):
     def learn(self, images: Tensor, noise: Tensor, drop: Tensor | None = None) -> StepOutput:
         """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
         seen = self.hide(noise, drop)
-        ours = tuple(layer for layer, _ in self.attention)
-        hidden = tuple(layer for layer, _ in self.hidden)
-        (found,) = self.backbone([images], self.ask(seen, ours, hidden))
+        (found,) = self.backbone([images], self.ask(seen))
         known = self.teacher(
             images,
             Ask(
                 keep=seen.kept,
                 logits=tuple(layer for _, layer in self.attention),
-                hidden=tuple(layer for _, layer in self.hidden),
+                hidden=tuple(layer for _, layer in self.compared),
             ),
         )
-        terms = {"reconstruction": self.decoded(found, images, seen)}
+        terms = {"reconstruction": self.reconstruction(self.read(found), images, seen)}
         total = terms["reconstruction"]
         if self.attention:
             terms["attention"] = self.attention_loss(self.logits(found), known)
             total = total + self.config.attention_weight * terms["attention"]
-        if self.hidden:
+        if self.compared:
             terms["hidden"] = self.hidden_loss(found, known)
             total = total + self.config.hidden_weight * terms["hidden"]
-        return StepOutput(total, terms, {"feature_std": spread(found)})
+        return StepOutput(total, terms)
 
-    def ask(self, seen: Seen, logits: tuple[int, ...], hidden: tuple[int, ...]) -> Ask:
+    def ask(self, seen: Seen) -> Ask:
         """Return what is asked of the student."""
-        return Ask(keep=seen.kept, drop=seen.ask.drop, logits=logits, hidden=hidden)
-
-    def decoded(self, found: Features, images: Tensor, seen: Seen) -> Tensor:
-        """Return the loss of the hidden pixels."""
-        return self.reconstruction(Tokens(found.grid, found.prefix), images, seen)
+        logits = tuple(layer for layer, _ in self.attention)
+        hidden = tuple(layer for layer, _ in self.compared)
+        return replace(seen.ask, logits=logits, hidden=hidden)
 
     def logits(self, found: Features) -> list[Tensor]:
         """Return the student's attention logits [B, H, T, T], one for each compared block."""
@@ -103,7 +100,7 @@ class DMAE(MAE):
                 adapter,
             )
             for (layer, other), ours, theirs, adapter in zip(
-                self.hidden, found.hidden, known.hidden, self.width_adapters, strict=False
+                self.compared, found.hidden, known.hidden, self.width_adapters, strict=False
             )
         ]
         return torch.stack(losses).sum()

@@ -12,17 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Ask, Backbone, Packed, Tokens
+from leanvit.backbones.base import Ask, Backbone, Features, Packed, Tokens
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.layers import LayerNorm, init_linear
-from leanvit.backbones.vit import Plan, ViTBlock, sincos_positions
+from leanvit.backbones.layers import LayerNorm
+from leanvit.backbones.vit import Plan, ViT, ViTBlock, sincos_positions
 from leanvit.config import BackboneConfig, DecoderConfig, MaeConfig, ViTConfig
 from leanvit.core.precision import full, to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
 from leanvit.losses.masked import pixel_targets, reconstruction_loss
 from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
-from leanvit.methods.dino import spread
 from leanvit.methods.masking import mask_noise, visible_count, visible_patches
 
 
@@ -42,7 +41,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(ViTBlock(block, 0) for _ in range(config.depth))
         self.norm = LayerNorm(config.dim)
         self.predict = nn.Linear(config.dim, outputs)
-        init_linear(self)
+        init_as_mae(self)
 
     def forward(self, tokens: Tokens, kept: Tensor | None) -> Tensor:
         """Return a prediction for every patch [B, N, outputs].
@@ -85,6 +84,8 @@ class MAE(Method):
         super().__init__()
         self.config = config
         self.backbone = build_backbone(backbone)
+        if isinstance(self.backbone, ViT):
+            init_as_mae(self.backbone)
         _require_fitting(config, self.backbone)
         self.size = config.views.size
         self.patch = self.backbone.stride
@@ -112,12 +113,26 @@ class MAE(Method):
         drop = keep_mask(self.backbone.drop_rates(), 1, batch.index, at)
         return self.learn(images, noise, None if drop is None else to_device(drop, images.device))
 
+    def predict(self, images: Tensor, seen: Seen) -> Tensor:
+        """Return the prediction for every patch [B, N, p * p * 3], as the target has it."""
+        (found,) = self.backbone([images], self.ask(seen))
+        prediction: Tensor = self.decoder(self.read(found), seen.kept)
+        return prediction
+
+    def ask(self, seen: Seen) -> Ask:
+        """Return what is asked of the encoder."""
+        return seen.ask
+
+    def read(self, found: Features) -> Tokens:
+        """Return the tokens that the decoder reads, normed."""
+        return Tokens(found.grid, found.prefix)
+
     def learn(self, images: Tensor, noise: Tensor, drop: Tensor | None = None) -> StepOutput:
         """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
         seen = self.hide(noise, drop)
-        (found,) = self.backbone([images], seen.ask)
-        loss = self.reconstruction(Tokens(found.grid, found.prefix), images, seen)
-        return StepOutput(loss, {"reconstruction": loss}, {"feature_std": spread(found)})
+        (found,) = self.backbone([images], self.ask(seen))
+        loss = self.reconstruction(self.read(found), images, seen)
+        return StepOutput(loss, {"reconstruction": loss})
 
     def hide(self, noise: Tensor, drop: Tensor | None = None) -> Seen:
         """Choose the visible patches of each image by noise [B, N]."""
@@ -134,6 +149,17 @@ class MAE(Method):
         prediction = self.decoder(tokens, seen.kept)
         target = pixel_targets(images, self.patch, normalize=self.config.normalize)
         return reconstruction_loss(prediction, target, seen.mask)
+
+
+def init_as_mae(module: nn.Module) -> None:
+    """Initialise as MAE does: projections, that of patches too, by Glorot's uniform rule."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif name == "patch_embed.proj":
+            nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
 
 
 def _require_fitting(config: MaeConfig, backbone: Backbone) -> None:

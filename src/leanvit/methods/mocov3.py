@@ -1,12 +1,12 @@
 """MoCo-v3: each view's query finds, among all images, the key of the same image's other view.
 
-arXiv 2104.02057. Keys come from a moving average of the network, which has no predictor.
+arXiv 2104.02057. Keys come from a teacher, the moving average of the student, without predictor.
 Letters: B images, D channels.
 """
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -60,11 +60,11 @@ class MoCoV3(Method):
     def __init__(self, config: MocoV3Config, backbone: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.base = Network(backbone, config)
+        self.student = Network(backbone, config)
         self.predictor = mlp(config.output, config.hidden, config.output)
-        self.momentum = copy.deepcopy(self.base).requires_grad_(False)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         if config.freeze_patch_embed:
-            for parameter in _patch_embedding(self.base.backbone):
+            for parameter in _patch_embedding(self.student.backbone):
                 parameter.requires_grad_(False)
 
     def views(self) -> ViewSpec:
@@ -73,25 +73,24 @@ class MoCoV3(Method):
 
     def encoder(self) -> Backbone:
         """Return the backbone that takes the gradients, as the official evaluation does."""
-        return self.base.backbone
+        return self.student.backbone
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Give both backbones the weights that a run starts from."""
-        super().start_from(weights)
-        self.momentum.backbone.load_state_dict(weights)
+    def backbones(self) -> list[Backbone]:
+        """Return both backbones."""
+        return [self.student.backbone, self.teacher.backbone]
 
     def part(self, name: str) -> str:
         """Return backbone, projector or predictor."""
-        return name.removeprefix("base.").split(".")[0]
+        return name.removeprefix("student.").split(".")[0]
 
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Let the queries of each view find the keys of the other."""
         views = batch.groups[0].unbind(0)
         device = batch.groups[0].device
-        ask = learner_ask(self.base.backbone, len(views), batch.index, at, device)
+        ask = learner_ask(self.student.backbone, len(views), batch.index, at, device)
         with torch.no_grad():
-            _, keys = self.momentum(views, Ask())
-        found, projected = self.base(views, ask)
+            _, keys = self.teacher(views, Ask())
+        found, projected = self.student(views, ask)
         queries = [self.predictor(rows) for rows in projected]
         pairs = zip(queries, reversed(keys), strict=True)
         losses, hits = zip(
@@ -102,8 +101,8 @@ class MoCoV3(Method):
         return StepOutput(loss, {"contrast": loss}, stats)
 
     def after_step(self, at: Moment) -> None:
-        """Move the network that makes the keys."""
-        ema_update(self.momentum, self.base, at.value(self.config.momentum))
+        """Move the teacher."""
+        ema_update(self.teacher, self.student, at.value(self.config.momentum))
 
 
 def _patch_embedding(backbone: Backbone) -> list[nn.Parameter]:

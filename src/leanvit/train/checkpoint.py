@@ -18,6 +18,8 @@ from torch import Tensor
 
 from leanvit.core.files import Replacing, refusals_named, save_tensors, sync, write_synced
 
+CHECKPOINTS = "checkpoints"
+"""Where a run keeps them, in its folder."""
 TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 1
 

@@ -1,7 +1,10 @@
 """How far the features of two networks are from each other."""
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from leanvit.core.random import generator
 
 TOLERANCE = 1e-4
 """How far what was written may be from what was read: the largest difference of features over the
@@ -18,6 +21,11 @@ def difference(found: Tensor, right: Tensor) -> float:
     return float((found - right).abs().max() / right.abs().max())
 
 
-def images_for(size: int, count: int = 2) -> Tensor:
-    """Return images [count, 3, size, size] of normal numbers, the same each time."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+def images_for(size: int | tuple[int, int], count: int = 2) -> Tensor:
+    """Return images [count, 3, height, width] of normal numbers, the same each time.
+
+    size: (height, width), or the side of squares.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    drawn = generator(0, "compare", height, width, count)
+    return torch.from_numpy(drawn.standard_normal((count, 3, height, width), dtype=np.float32))

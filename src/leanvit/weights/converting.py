@@ -4,7 +4,7 @@ Letters: B images, S their side in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import replace_options
+from leanvit.config import BackboneConfig, CvTConfig, ViTConfig, replace_options
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import ConvertConfig
 from leanvit.core.distributed import require_alone
@@ -21,12 +21,12 @@ from leanvit.core.errors import RunError
 from leanvit.core.files import Replacing, save_tensors
 from leanvit.weights.card import CARD, card, read_run
 from leanvit.weights.compare import TOLERANCE, difference, images_for
-from leanvit.weights.contents import Report
 from leanvit.weights.file import header
 from leanvit.weights.graphs import export_onnx, export_program
-from leanvit.weights.libraries import LIBRARIES, Library, compare
-from leanvit.weights.loading import build, load_backbone, open_weights
+from leanvit.weights.libraries import LIBRARIES, compare
+from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
+from leanvit.weights.report import Report, build
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Target:
 
     what: str
     write: Callable[[Job], Checked]
-    usage: str
-    """Code that loads it; {out} is its name."""
+    usage: Callable[[BackboneConfig, str], str]
+    """Code that loads what has a name."""
     suffixes: tuple[str, ...] = ()
     """Of its file; none: it is a folder."""
     library: str = "leanvit"
@@ -145,7 +145,7 @@ def _require_free(out: Path, target: Target) -> None:
 def _write_card(job: Job, target: Target, model: Path) -> None:
     """Write the model card: in a folder, or beside a file under its name and `.md`."""
     run, rows = read_run(model) if model.is_dir() else (None, [])
-    usage = target.usage.format(out=job.out.name, size=job.backbone.config.image_size)
+    usage = target.usage(job.backbone.config, job.out.name)
     text = card(job.backbone, job.facts, usage=usage, run=run, rows=rows, library=target.library)
     place = job.out / CARD if job.out.is_dir() else job.out.with_suffix(".md")
     place.write_text(text)
@@ -157,19 +157,22 @@ def _write_card(job: Job, target: Target, model: Path) -> None:
 def _leanvit(job: Job) -> Checked:
     with Replacing(job.out) as beside:
         save_tensors(job.backbone.state_dict(), beside, header(job.backbone, job.facts))
-        return _read_again(job, beside, {})
+        return _compared(job, load_backbone(beside))
 
 
 def _official(layout: str, job: Job) -> Checked:
     config: Any = job.backbone.config
-    unseen: dict[str, Any] = {"layout": layout, "image_size": config.image_size}
-    if config.kind in ("vit", "cvt"):
-        unseen["heads"] = config.heads if config.kind == "cvt" else (config.heads,)
-    if config.kind == "timm":
-        unseen["network"] = f"timm:{config.name}"
+    notes = []
     with Replacing(job.out) as beside:
         write_official(job.backbone, layout, beside)
-        return _read_again(job, beside, unseen)
+        unseen: dict[str, Any] = {"image_size": config.image_size}
+        if isinstance(config, ViTConfig | CvTConfig):
+            unseen["heads"] = config.heads if isinstance(config, CvTConfig) else (config.heads,)
+        weights = open_weights(beside, options=unseen)
+        if isinstance(config, CvTConfig) and not config.position_bias:
+            weights = replace(weights, config=replace(weights.config, window=config.window))  # type: ignore[call-arg]
+            notes.append(f"The file does not show that windows are {config.window} tokens a side.")
+        return _compared(job, build(weights), notes)
 
 
 def _graph(export: Callable[..., Any], job: Job) -> Checked:
@@ -180,13 +183,25 @@ def _graph(export: Callable[..., Any], job: Job) -> Checked:
     )
 
 
-def _library(library: Library, job: Job) -> Checked:
-    return compare(job.backbone, job.out, library)
+def _library(name: str, job: Job) -> Checked:
+    config = job.backbone.config
+    other = config.image_size + job.backbone.stride
+    with Replacing(job.out) as beside:
+        beside.mkdir()
+        changed = LIBRARIES[name].write(job.backbone, beside)
+        found = compare(job.backbone, beside, name, [(other, other)])
+    if found is None:
+        package = LIBRARIES[name].package
+        return Checked({}, (*changed, f"NOT VERIFIED: {package} is not installed."))
+    differences = {
+        f"{found.package} {found.version}, {height} x {width} pixels": value
+        for (height, width), value in found.apart.items()
+    }
+    return Checked(differences, (*changed, *found.notes))
 
 
-def _read_again(job: Job, path: Path, options: Mapping[str, Any]) -> Checked:
-    """Compare the features of a file, as leanvit reads it, with those of the network."""
-    again = load_backbone(path, options=options)
+def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
+    """Compare the features of what was read again with those of the network."""
     size = job.backbone.config.image_size
     found = {}
     for side in (size, size + job.backbone.stride):
@@ -200,37 +215,53 @@ def _read_again(job: Job, path: Path, options: Mapping[str, Any]) -> Checked:
             f"The file does not give the features of the network (they differ by "
             f"{max(found.values()):.1e} of the largest), so it was not kept."
         )
-    return Checked(found)
+    return Checked(found, notes)
 
 
-_OURS = """import leanvit
+# How they are loaded
 
-backbone = leanvit.load_backbone("{out}")
-features = backbone.features(images)  # normalised, [B, 3, {size}, {size}]
+
+def _use_leanvit(config: BackboneConfig, name: str) -> str:
+    return f"""import leanvit
+
+backbone = leanvit.load_backbone("{name}")
+features = backbone.features(images)  # normalised, [B, 3, {config.image_size}, {config.image_size}]
 features.pooled, features.grid"""
-_PICKLE = """import torch
 
-checkpoint = torch.load("{out}", weights_only=True)  # as the official code loads its own"""
-_ONNX = """import onnxruntime
 
-session = onnxruntime.InferenceSession("{out}")
-pooled, grid = session.run(["pooled", "grid"], {{"images": images}})  # fp32, normalised, [B, 3, {size}, {size}]"""
-_PROGRAM = """import torch
+def _use_pickle(config: BackboneConfig, name: str) -> str:
+    return f"""import torch
 
-pooled, grid = torch.export.load("{out}").module()(images)  # normalised, [B, 3, {size}, {size}]"""
+checkpoint = torch.load("{name}", weights_only=True)  # what the official code loads"""
+
+
+def _use_onnx(config: BackboneConfig, name: str) -> str:
+    return f"""import onnxruntime
+
+session = onnxruntime.InferenceSession("{name}")
+pooled, grid = session.run(["pooled", "grid"], {{"images": images}})  # numpy, fp32, normalised"""
+
+
+def _use_program(config: BackboneConfig, name: str) -> str:
+    return f"""import torch
+
+pooled, grid = torch.export.load("{name}").module()(images)  # normalised, fp32"""
+
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "leanvit": Target("one file of leanvit", _leanvit, _OURS, (".safetensors",)),
+        "leanvit": Target("one file of leanvit", _leanvit, _use_leanvit, (".safetensors",)),
         **{
-            name: Target(library.what, partial(_library, library), library.usage, library=name)
+            name: Target(library.what, partial(_library, name), library.usage, (), name)
             for name, library in LIBRARIES.items()
         },
-        "onnx": Target("an ONNX graph", partial(_graph, export_onnx), _ONNX, (".onnx",), "onnx"),
+        "onnx": Target(
+            "an ONNX graph", partial(_graph, export_onnx), _use_onnx, (".onnx",), "onnx"
+        ),
         "export": Target(
             "a program of torch.export",
             partial(_graph, export_program),
-            _PROGRAM,
+            _use_program,
             (".pt2",),
             "pytorch",
         ),
@@ -238,7 +269,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             name: Target(
                 f"the layout of {name}",
                 partial(_official, name),
-                _PICKLE,
+                _use_pickle,
                 (".pth", ".pt"),
                 "pytorch",
             )

@@ -97,3 +97,26 @@ def as_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for scale in ("ls1", "ls2"):
             found.setdefault(f"{block}{scale}.gamma", torch.ones(width))
     return found
+
+
+def as_beit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state of a plain ViT with a position bias in the form of BEiT.
+
+    A bias of keys adds the same to all logits of a query, which the softmax ignores: BEiT has none.
+    """
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        owner = name.removesuffix("qkv.bias")
+        if owner != name:
+            found[f"{owner}q_bias"], _, found[f"{owner}v_bias"] = value.chunk(3)
+        else:
+            name = name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+            found[name] = value
+    return found
+
+
+def without_class_position(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state whose positions are those of patches alone; the class token has its own."""
+    places = state["pos_embed"]
+    token = state["cls_token"] + places[:, :1]
+    return dict(state) | {"cls_token": token, "pos_embed": places[:, 1:]}

@@ -20,18 +20,21 @@ from leanvit.config.backbones import TIMM
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
-from leanvit.weights.contents import Fate, Report, Row, Weights
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
+from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
-from leanvit.weights.reading import Checkpoint
+from leanvit.weights.reading import Contents
+from leanvit.weights.report import Fate, Report, Row, Weights
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 
 SHOWN = 3
 """Names that a message lists."""
+UNCOUNTED = "num_batches_tracked"
+"""What batch norm also keeps, and old files lack."""
 
 
-def understand(checkpoint: Checkpoint, asked: WeightsConfig) -> Weights:
+def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Return the backbone in a checkpoint of another code.
 
     Raises ValueError if it holds none, or several of which none comes first, if a tensor is
@@ -48,7 +51,7 @@ def understand(checkpoint: Checkpoint, asked: WeightsConfig) -> Weights:
 class _Reader:
     """One file on its way to a state of ours."""
 
-    def __init__(self, checkpoint: Checkpoint, asked: WeightsConfig) -> None:
+    def __init__(self, checkpoint: Contents, asked: WeightsConfig) -> None:
         self.checkpoint, self.asked = checkpoint, asked
         if asked.layout != "auto" and asked.layout not in LAYOUTS:
             raise unknown_name("layout", asked.layout, LAYOUTS)
@@ -59,11 +62,12 @@ class _Reader:
         self.naming = NAMINGS[self.part.naming]
         self.layout = self._layout()
         self.origin: dict[str, list[str]] = {}
+        self.read: dict[str, Tensor] = {}
         self.state = self._renamed()
 
     def refuse(self, text: str) -> ValueError:
         """Return the error that says what is wrong with the file."""
-        return ValueError(f"{self.checkpoint.path}: {text}")
+        return ValueError(f"{str(self.checkpoint.path)!r}: {text}")
 
     # Which network of the file
 
@@ -77,7 +81,7 @@ class _Reader:
                 raise self.refuse(f"there is no network under {asked!r}; there are: {places}.")
             found = chosen
         if not found:
-            some = ", ".join(map(repr, self.names[:SHOWN])) or "no tensor at all"
+            some = ", ".join(map(repr, self.names[:SHOWN]))
             raise self.refuse(
                 f"none of the layouts that leanvit knows ({', '.join(LAYOUTS)}) has such names: "
                 f"{some}. If timm has the network, name it: --network {TIMM}NAME."
@@ -93,9 +97,18 @@ class _Reader:
         known = parts_of(self.names)
         if not network or (known and not self.asked.network):
             return known
-        first = next(iter(_skeleton(named_backbone(TIMM + network)))).removeprefix("network.model.")
+        expected = [
+            name.removeprefix(NAMINGS["timm"].rest)
+            for name in _skeleton(self._timm_config())
+            if not name.endswith(UNCOUNTED)
+        ]
+        first, names = expected[0], set(self.names)
         places = [n.removesuffix(first) for n in self.names if f".{n}".endswith(f".{first}")]
-        return [Part(place, "timm") for place in places]
+        # the names of a stem may recur in blocks, those of a whole network do not
+        whole = [place for place in places if all(f"{place}{name}" in names for name in expected)]
+        return [
+            Part(place, "timm") for place in sorted(whole or places, key=len)[: len(whole) or 1]
+        ]
 
     def _timm_name(self) -> str:
         """Return timm's name of the network, if it was given or stands beside the file."""
@@ -103,6 +116,12 @@ class _Reader:
             config = named_backbone(self.asked.network, "network")
             return config.name if isinstance(config, TimmConfig) else ""
         return str(self.checkpoint.config.get("architecture", ""))
+
+    def _timm_config(self) -> TimmConfig:
+        from leanvit.backbones.timm_adapter import usual_size  # here, as timm loads slowly
+
+        name = self._timm_name() or "resnet50"  # the one that is known by its tensors
+        return TimmConfig(name=name, image_size=self._image_size() or usual_size(name))
 
     def _layout(self) -> str:
         fitting = layouts_of(self.part, self.names) or ["timm"]
@@ -125,7 +144,7 @@ class _Reader:
                 self.rows.append(Row(name, "dropped", why="beside the network"))
                 continue
             ours = self.naming.ours(name.removeprefix(place))
-            state[ours] = self.checkpoint.tensors[name]
+            state[ours] = self.read[name] = self.checkpoint.tensors[name]
             self.origin.setdefault(re.sub(r"#\d", "", ours), []).append(name)
         state = join_pieces(state)
         if self.naming.kind == "vit":
@@ -150,9 +169,7 @@ class _Reader:
             elif kind == "vil":
                 found = vil_config(shapes, self._image_size() or 224)
             else:
-                found = TimmConfig(
-                    name=self._timm_name() or "resnet50", image_size=self._image_size() or 224
-                )
+                found = self._timm_config()
         except ValueError as error:
             raise self.refuse(str(error)) from error
         self._require_asked(found)
@@ -161,9 +178,21 @@ class _Reader:
     def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
         config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
         config = replace(config, heads=self._heads(config))
+        config = self._as_said(config)
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
         same = torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-5)
         return replace(config, positions="sincos") if same else config
+
+    def _as_said(self, config: ViTConfig) -> ViTConfig:
+        """Take over what leaves no trace in the weights from what stands beside the file."""
+        beside = self.checkpoint.config
+        args = beside.get("model_args", {})
+        norm_last = args.get("fc_norm", args.get("use_fc_norm"))
+        mean = args.get("global_pool") == "avg" and norm_last is False
+        if config.pool == "class" and (mean or beside.get("pool") == "mean"):
+            config = replace(config, pool="mean")
+        first = args.get("init_values") or beside.get("layerscale_value")
+        return replace(config, layer_scale=float(first)) if first and config.layer_scale else config
 
     def _heads(self, config: ViTConfig) -> int:
         """Return the heads of a plain ViT: shown by other tensors, said, or as published."""
@@ -208,7 +237,14 @@ class _Reader:
                 return int(shape[0 if "tch_model" in self.part.place else 1])
         beside = self.checkpoint.config
         count = beside.get("num_attention_heads") or beside.get("model_args", {}).get("num_heads")
-        return count if isinstance(count, int) else 0
+        if isinstance(count, int):
+            return count
+        name = self._timm_name()
+        if not name:
+            return 0
+        from leanvit.backbones.timm_adapter import heads_of  # timm takes a while to load
+
+        return heads_of(name)
 
     def _positions_of_mae(self, config: ViTConfig) -> bool:
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
@@ -216,11 +252,17 @@ class _Reader:
 
     def _norm_eps(self) -> float:
         beside = self.checkpoint.config
+        if EPS in beside:  # a folder that leanvit wrote
+            return float(beside[EPS])
         said = beside.get("layer_norm_eps")
-        if said is None and beside.get("model_args", {}).get("norm_layer") == "layernorm":
-            said = 1e-6  # timm's own layer norm
+        if self.part.naming == "swin huggingface" and said not in (None, 1e-5):
+            raise ValueError(
+                f"some norms of transformers' Swin add 1e-05 to the variance and the others {said} "
+                f"(layer_norm_eps), which no Swin here does."
+            )
         if said is None:
-            said = LAYOUTS[self.layout].norm_eps.get(self.naming.kind, 1e-6)
+            usual = LAYOUTS[self.layout].norm_eps
+            said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))
         return float(said)
 
     def _image_size(self) -> int:
@@ -249,7 +291,8 @@ class _Reader:
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation: said, beside the file, or ImageNet's."""
-        beside: dict[str, Any] = dict(self.checkpoint.config.get("pretrained_cfg", {}))
+        about = self.checkpoint.config
+        beside: dict[str, Any] = dict(about.get("pretrained_cfg", about))
         path = self.checkpoint.path
         folder = path if path.is_dir() else path.parent
         processor = folder / "preprocessor_config.json"
@@ -284,7 +327,7 @@ class _Reader:
         """Return the state of exactly the network's parameters and buffers."""
         expected = _skeleton(config)
         for name in expected:
-            if name.endswith("num_batches_tracked") and name not in self.state:
+            if name.endswith(UNCOUNTED) and name not in self.state:
                 self.state[name] = torch.zeros((), dtype=torch.long)  # counts nothing that matters
         missing = [name for name in expected if name not in self.state]
         if missing:
@@ -301,22 +344,23 @@ class _Reader:
                 f"{tuple(self.state[name].shape)}; expected {expected[name]} "
                 f"({len(wrong)} such)."
             )
-        self._sort(expected)
+        self._sort(expected, config)
         return {name: self.state[name] for name in expected}
 
-    def _sort(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def _sort(self, expected: Mapping[str, tuple[int, ...]], config: BackboneConfig) -> None:
         """Say what became of each tensor. Raises ValueError for one that nobody knows."""
-        unknown = []
+        unknown, heads = [], self._heads_of_timm(config)
         for ours, origins in self.origin.items():
             for name in origins:
                 inner = name.removeprefix(self.part.place)
                 if ours in expected:
-                    folded = self.state[ours] is not self.checkpoint.tensors[name]
+                    folded = self.state[ours] is not self.read[name]
                     folded = folded and not self.naming.shared
                     fate: Fate = "folded" if folded else "used" if inner == ours else "renamed"
                     self.rows.append(Row(name, fate, ours))
                     continue
                 why = reason_to_drop(inner) or reason_to_drop(ours)
+                why = "head" if inner in heads else why
                 self.rows.append(Row(name, "dropped", why=why))
                 unknown += [] if why else [name]
         if unknown:
@@ -324,6 +368,13 @@ class _Reader:
                 f"{len(unknown)} tensors are no part of this network, as far as leanvit knows, "
                 f"such as {', '.join(map(repr, unknown[:SHOWN]))}."
             )
+
+    def _heads_of_timm(self, config: BackboneConfig) -> frozenset[str]:
+        if not isinstance(config, TimmConfig):
+            return frozenset()
+        from leanvit.backbones.timm_adapter import head_names  # here, as timm loads slowly
+
+        return head_names(config)
 
 
 def _skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:

@@ -39,7 +39,7 @@ class Layout:
     heads: Mapping[int, int] = field(default_factory=lambda: _AS_TIMM)
     """Channels of a plain ViT -> its heads, which leave no trace in weights."""
     norm_eps: Mapping[str, float] = field(default_factory=dict)
-    """Our family -> what its norms add to the variance, where it is not 1e-6."""
+    """Our family, or a naming -> what norms add to the variance, where it is not 1e-6."""
     writes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Our family -> the naming and the place of a file that we write, with its wrappers."""
 
@@ -125,8 +125,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
         ),
         "huggingface": Layout(
             "Hugging Face: ViT, ViT-MAE, DeiT, DINOv2, Swin, ResNet-50",
-            (Sign(".* huggingface"),),
-            norm_eps={"swin": 1e-5, "vit": 1e-12},
+            (Sign(".* (huggingface|transformers)"),),
+            norm_eps={"swin": 1e-5, "vit": 1e-12, "dinov2 huggingface": 1e-6},
             writes={
                 "vit": ("dinov2 huggingface", ""),
                 "swin": ("swin huggingface", ""),
@@ -142,7 +142,7 @@ AFTER = ("student", "state_dict", "model", "momentum_encoder", "tch_model")
 
 DROPPED = (
     (r"(relative_position_index|attn_mask)", "follows from the configuration"),
-    (r"mask_token", "token of hidden patches"),
+    (r"(embeddings\.)?mask_token", "token of hidden patches"),
     (r"decoder\w*(\..*)?", "decoder"),
     (r"head_dense\..*", "region head"),
     (r"(dino_|ibot_|projection_)?head\..*", "head"),

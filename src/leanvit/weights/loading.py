@@ -12,10 +12,10 @@ from leanvit.config import BackboneConfig, from_dict, named_backbone, replace_op
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
-from leanvit.weights.contents import Report, Row, Weights
 from leanvit.weights.file import FILE, HEADER, read_header
 from leanvit.weights.foreign import understand
-from leanvit.weights.reading import read_checkpoint
+from leanvit.weights.reading import Contents, read_checkpoint
+from leanvit.weights.report import Report, Row, Weights, build
 
 
 def load_backbone(
@@ -24,23 +24,13 @@ def load_backbone(
     """Return a backbone, in evaluation mode, on the CPU.
 
     path_or_name: the folder of a run, a backbone file, a checkpoint of another code
-    (docs/weights.md lists them) or the folder that timm or Hugging Face keep one in; or a name of
-    `list_backbones()` or `timm:NAME`, which give untrained weights. options: fields of
-    `WeightsConfig`, for what a file does not say, such as {"heads": (12,)}. Its `mean` and `std`
-    are those it was trained with.
+    (docs/weights.md lists them) or the folder that timm or Hugging Face keep one in; or
+    `timm:NAME.TAG`, weights that timm downloads; or a name of `list_backbones()` or `timm:NAME`,
+    which give untrained weights. options: fields of `WeightsConfig`, for what a file does not say,
+    such as {"heads": (12,)}. Its `mean` and `std` are those it was trained with.
     Raises ValueError if it is none of these or does not fit exactly.
     """
     return build(open_weights(path_or_name, options=options))
-
-
-def build(weights: Weights) -> Backbone:
-    """Return the backbone of weights, in evaluation mode, on the CPU."""
-    with seeded(0, "weights"):
-        backbone = build_backbone(weights.config)
-    if weights.state is not None:
-        backbone.load_state_dict(weights.state, strict=True)
-    backbone.mean, backbone.std = weights.mean, weights.std
-    return backbone.eval()
 
 
 def open_weights(path_or_name: str | Path, *, options: Mapping[str, Any] | None = None) -> Weights:
@@ -54,12 +44,25 @@ def open_weights(path_or_name: str | Path, *, options: Mapping[str, Any] | None 
         checkpoint = read_checkpoint(path)
         if HEADER in checkpoint.metadata:
             return _own(path)
-        return understand(checkpoint, asked)
+        return _foreign(checkpoint, asked)
+    if name.startswith(TIMM) and "." in name:
+        from leanvit.weights.timm_weights import trained_checkpoint  # here, as timm loads slowly
+
+        return _foreign(trained_checkpoint(name.removeprefix(TIMM)), asked)
     if not name.startswith(TIMM) and (path.suffix or path.parent != Path()):
         raise ValueError(f"There is no file or folder {name!r} to take weights from.")
     config = named_backbone(name, "backbone file or name")
     report = Report("leanvit", "", (), ("the weights are fresh",))
     return Weights(config, None, Backbone.mean, Backbone.std, report)
+
+
+def _foreign(checkpoint: Contents, asked: WeightsConfig) -> Weights:
+    """Read a checkpoint of another code."""
+    if asked.network or "architecture" not in checkpoint.config:
+        return understand(checkpoint, asked)
+    from leanvit.weights.timm_weights import understand_timm  # here, as timm loads slowly
+
+    return understand_timm(checkpoint, asked)
 
 
 def _own(path: Path) -> Weights:

@@ -2,7 +2,8 @@
 
 A map lists prefixes, theirs -> ours; a prefix is a whole number of parts of a dotted name, and the
 longest that is known counts. Where several of their tensors are one of ours, joined along the
-first axis as query, key and value are, ours carries `#0`, `#1`, ...
+first axis as query, key and value are, ours carries `#0`, `#1`, ... Where two of theirs are one of
+ours, the second is what we write.
 
 Placeholders of templates: {s} a stage from 0, {i} a block from 0; {n} s + 1, {odd} 2 i + 1,
 {even} 2 i + 2, {f} 2 s + 1, {m} 2 s + 2.
@@ -69,10 +70,11 @@ class Naming:
         for name, value in state.items():
             owner, dot, leaf = name.rpartition(".")
             pieces = [p for p in ("#0", "#1", "#2") if f"{owner}{p}" in back]
-            for piece, part in zip(pieces, value.chunk(max(len(pieces), 1)), strict=False):
-                found[f"{back[owner + piece]}{dot}{leaf}"] = part.contiguous()
             if not pieces:
                 found[_renamed(name, back).removeprefix(self.rest)] = value
+                continue
+            for piece, part in zip(pieces, value.chunk(len(pieces)), strict=True):
+                found[f"{back[owner + piece]}{dot}{leaf}"] = part.contiguous()
         return found | self._twice(found)
 
     def _twice(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,17 +131,38 @@ _VIT_TORCHVISION = {
 _HUGGINGFACE_EMBEDDINGS = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
-    "embeddings.register_tokens": "reg_token",
+    "embeddings.register_tokens": "register_tokens",
     "embeddings.mask_token": "mask_token",
     "embeddings.distillation_token": "dist_token",
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "layernorm": "norm",
 }
+_TRANSFORMERS_ATTENTION = {
+    "attention.q_proj": "attn.qkv#0",
+    "attention.k_proj": "attn.qkv#1",
+    "attention.v_proj": "attn.qkv#2",
+    "attention.o_proj": "attn.proj",
+}
+"""Names within a block in the memory of transformers 5; its files have the older ones."""
+
+
+def _within(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Return names of a part under the names of the whole."""
+    return {f"{theirs}.{name}": f"{ours}.{part}" for name, part in names.items()}
+
+
 _HUGGINGFACE_ATTENTION = {
     "encoder.layer.{i}.attention.attention.query": "layers.{i}.attn.qkv#0",
     "encoder.layer.{i}.attention.attention.key": "layers.{i}.attn.qkv#1",
     "encoder.layer.{i}.attention.attention.value": "layers.{i}.attn.qkv#2",
     "encoder.layer.{i}.attention.output.dense": "layers.{i}.attn.proj",
+}
+_VIT_TRANSFORMERS = {
+    **_HUGGINGFACE_EMBEDDINGS,
+    **_within("layers.{i}", "layers.{i}", _TRANSFORMERS_ATTENTION),
+    "layers.{i}.layernorm_before": "layers.{i}.norm1",
+    "layers.{i}.layernorm_after": "layers.{i}.norm2",
+    "layers.{i}.mlp": "layers.{i}.mlp",
 }
 _VIT_HUGGINGFACE = {
     **_HUGGINGFACE_EMBEDDINGS,
@@ -151,6 +174,7 @@ _VIT_HUGGINGFACE = {
 }
 _DINOV2_HUGGINGFACE = {
     **_HUGGINGFACE_EMBEDDINGS,
+    **_within("encoder.layer.{i}", "layers.{i}", _TRANSFORMERS_ATTENTION),
     **_HUGGINGFACE_ATTENTION,
     "encoder.layer.{i}.norm1": "layers.{i}.norm1",
     "encoder.layer.{i}.norm2": "layers.{i}.norm2",
@@ -167,9 +191,13 @@ _SWIN_TORCHVISION = {
     "features.{f}.{i}.mlp.3": "layers.{s}.blocks.{i}.mlp.fc2",
     "features.{m}": "layers.{s}.downsample",
 }
+_SWIN_BLOCK = "encoder.layers.{s}.blocks.{i}"
 _SWIN_HUGGINGFACE = {
     "embeddings.patch_embeddings.projection": "patch_embed.proj",
     "embeddings.norm": "patch_embed.norm",
+    **_within(_SWIN_BLOCK, _SWIN_BLOCK.removeprefix("encoder."), _TRANSFORMERS_ATTENTION),
+    f"{_SWIN_BLOCK}.attention.relative_position_bias": "layers.{s}.blocks.{i}.attn",
+    f"{_SWIN_BLOCK}.mlp": "layers.{s}.blocks.{i}.mlp",
     "encoder.layers.{s}.blocks.{i}.layernorm_before": "layers.{s}.blocks.{i}.norm1",
     "encoder.layers.{s}.blocks.{i}.attention.self": "layers.{s}.blocks.{i}.attn",
     "encoder.layers.{s}.blocks.{i}.attention.self.query": "layers.{s}.blocks.{i}.attn.qkv#0",
@@ -238,6 +266,11 @@ NAMINGS: Mapping[str, Naming] = MappingProxyType(
             ),
             _spelled(_VIT_HUGGINGFACE),
         ),
+        "vit transformers": Naming(
+            "vit",
+            ("layers.0.layernorm_before.weight", "embeddings.patch_embeddings.projection.weight"),
+            _spelled(_VIT_TRANSFORMERS),
+        ),
         "dinov2 huggingface": Naming(
             "vit",
             (
@@ -257,7 +290,7 @@ NAMINGS: Mapping[str, Naming] = MappingProxyType(
         "swin huggingface": Naming(
             "swin",
             (
-                "encoder.layers.0.blocks.0.attention.self.query.weight",
+                "encoder.layers.0.blocks.0.layernorm_before.weight",
                 "embeddings.patch_embeddings.projection.weight",
             ),
             _spelled(_SWIN_HUGGINGFACE),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import SwinConfig, ViTConfig
+from leanvit.config import SwinConfig, TimmConfig, ViTConfig
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.names import NAMINGS
@@ -50,6 +50,8 @@ def _require_known(backbone: Backbone, layout: str) -> None:
     config = backbone.config
     if isinstance(config, SwinConfig) and config.skip_padding:
         raise ValueError(f"{layout} has no Swin whose tokens do not see padding (skip_padding).")
+    if isinstance(config, TimmConfig) and config.name != "resnet50":
+        raise ValueError(f"{layout} has resnet50 of timm's networks alone, not {config.name}.")
     if not isinstance(config, ViTConfig):
         return
     extras = {

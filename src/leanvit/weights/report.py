@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig
+from leanvit.core.random import seeded
 
 Fate = Literal["used", "renamed", "folded", "dropped"]
 FATES: tuple[Fate, ...] = ("used", "renamed", "folded", "dropped")
@@ -82,6 +85,16 @@ class Weights:
     report: Report
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the file says of its making, if leanvit wrote it."""
+
+
+def build(weights: Weights) -> Backbone:
+    """Return the network, in evaluation mode, on the CPU. Raises RuntimeError for another state."""
+    with seeded(0, "weights"):
+        backbone = build_backbone(weights.config)
+    if weights.state is not None:
+        backbone.load_state_dict(weights.state, strict=True)
+    backbone.mean, backbone.std = weights.mean, weights.std
+    return backbone.eval()
 
 
 def _general(name: str) -> str:

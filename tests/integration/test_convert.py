@@ -1,0 +1,158 @@
+"""`leanvit convert`, as a user runs it: what is read, written, said and refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import leanvit
+from leanvit.cli import main
+from leanvit.config import BackboneConfig, ViTConfig
+from leanvit.core.errors import RunError
+from leanvit.core.files import save_tensors
+from leanvit.weights import converting, official
+from leanvit.weights.converting import TARGETS, convert
+from leanvit.weights.file import header, read_header
+from leanvit.weights.layouts import LAYOUTS
+from leanvit.weights.loading import load_backbone
+from tests.tiny import CVT, SWIN, SWIN_SKIP, TIMM, VIL, VIT, VIT_FULL, build, noise
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "weights.md"
+FACTS = {"method": "esvit", "seed": 3, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+
+
+def saved(config: BackboneConfig, path: Path) -> Path:
+    backbone = build(config)
+    save_tensors(backbone.state_dict(), path, header(backbone, FACTS))
+    return path
+
+
+def name_of(to: str) -> str:
+    return f"{to}{TARGETS[to].suffixes[0] if TARGETS[to].suffixes else ''}"
+
+
+OFFICIAL: Mapping[str, tuple[BackboneConfig, ...]] = {
+    "swin": (SWIN,),
+    "esvit": (SWIN, CVT, VIL, VIT),
+    "dinov2": (VIT,),
+    "dino": (VIT,),
+    "mae_lite": (VIT,),
+    "moco_v3": (VIT,),
+    "mae": (VIT,),
+    "deit": (VIT,),
+}
+
+
+@pytest.mark.parametrize("to", ["leanvit", *OFFICIAL])
+def test_there_and_back_is_the_same_state(to: str, tmp_path: Path) -> None:
+    for number, config in enumerate(OFFICIAL.get(to, (SWIN, CVT, VIL, VIT, VIT_FULL, TIMM))):
+        model = saved(config, tmp_path / f"{number}.safetensors")
+        out = tmp_path / str(number) / name_of(to)
+        converted = convert(model, out=out, options={"to": to})
+        assert max(converted.checked.differences.values()) <= 1e-4
+        options: dict[str, Any] = {"heads": config.heads} if config is CVT else {}
+        if config is VIT and to != "leanvit":
+            options = {"heads": (VIT.heads,)}
+        again = load_backbone(out, options=options | {"image_size": config.image_size})
+        before = load_backbone(model)
+        for name, value in before.state_dict().items():
+            assert again.state_dict()[name].equal(value), name
+        assert (out.with_suffix(".md")).read_text().startswith("---\n")
+        assert not list(out.parent.glob(".*")), "nothing is left beside it"
+
+
+def test_what_is_known_goes_along(tmp_path: Path) -> None:
+    model = saved(SWIN, tmp_path / "a.safetensors")
+    convert(model, out=tmp_path / "b.pth", options={"to": "esvit"})
+    convert(tmp_path / "b.pth", out=tmp_path / "c.safetensors", options={"mean": (0.5, 0.5, 0.5)})
+    facts = read_header(tmp_path / "c.safetensors")
+    assert facts["converted_from"] == "esvit"
+    assert facts["mean"] == [0.5] * 3 and facts["std"] == [0.229, 0.224, 0.225]
+    convert(model, out=tmp_path / "d.safetensors")
+    kept = read_header(tmp_path / "d.safetensors")
+    assert kept["seed"] == 3 and kept["mean"] == [0.1, 0.2, 0.3]
+    card = (tmp_path / "d.md").read_text()
+    assert "esvit" in card and 'load_backbone("d.safetensors")' in card
+
+
+def test_the_command_explains_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved(VIT, tmp_path / "a.safetensors")
+    assert main(["convert", str(model), "--to", "dino", "--out", str(tmp_path / "b.pth")]) == 0
+    said = capsys.readouterr().out
+    assert "Written to" in said and "features differ by 0.0e+00" in said
+    assert main(["convert", str(tmp_path / "b.pth"), "--heads", str(VIT.heads)]) == 0
+    said = capsys.readouterr().out
+    assert "layout dino under 'teacher.backbone'" in said
+    assert "blocks.*.attn.qkv.weight" in said and "-> layers.*.attn.qkv.weight" in said
+    assert "Written" not in said
+    assert main(["convert", str(model), "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["read"]["layout"] == "leanvit" and plain["written"] is None
+    assert main(["convert", "--help"]) == 0
+    assert "--to" in capsys.readouterr().out
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    model = saved(VIT_FULL, tmp_path / "a.safetensors")
+    (tmp_path / "there.safetensors").touch()
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"to": "onx"}, "b", "Unknown format 'onx'; did you mean 'onnx'"),
+        ({"to": "onnx"}, "b.pt", "a file that ends in .onnx"),
+        ({}, "there.safetensors", "is there already"),
+        ({"to": "dino"}, "b.pth", "dino has no ViT with registers and layer_scale"),
+        ({"to": "swin"}, "b.pth", "swin has no vit network; the layouts for it are: esvit, "),
+        ({"graph_size": -1}, "b.safetensors", "graph_size is -1"),
+    ]
+    for options, out, message in cases:
+        with pytest.raises(ValueError, match=message):
+            convert(model, out=tmp_path / out, options=options)
+        assert not (tmp_path / out).exists() or out.startswith("there")
+    with pytest.raises(ValueError, match="an untrained network: there are no weights"):
+        convert("vit_tiny", out=tmp_path / "c.safetensors")
+    skipping = saved(SWIN_SKIP, tmp_path / "s")
+    with pytest.raises(ValueError, match="do not see padding"):
+        convert(skipping, out=tmp_path / "d.pth", options={"to": "esvit"})
+
+
+def test_heads_that_the_other_code_does_not_have(tmp_path: Path) -> None:
+    """A ViT of 192 channels has 12 heads in MAE-Lite: 3 would load there and mean nothing."""
+    tiny = ViTConfig(image_size=32, patch=8, dim=192, depth=1, heads=3)
+    model = saved(tiny, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="has 12 heads in mae_lite, this one has 3"):
+        convert(model, out=tmp_path / "b.pth", options={"to": "mae_lite"})
+
+
+def test_a_file_of_other_features_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(SWIN, tmp_path / "a.safetensors")
+    write = official.write_official
+
+    def faulty(backbone: Any, layout: str, path: Path) -> None:
+        write(backbone, layout, path)
+        tree = torch.load(path, weights_only=True)
+        tree["teacher"]["norm.bias"] += 1
+        torch.save(tree, path)
+
+    monkeypatch.setattr(converting, "write_official", faulty)
+    with pytest.raises(RunError, match="so it was not kept"):
+        convert(model, out=tmp_path / "b.pth", options={"to": "esvit"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors"]
+
+
+def test_the_document_names_every_layout_and_format() -> None:
+    text = DOCUMENT.read_text()
+    read, written = text.split("## What is written")
+    assert all(f"| `{name}` |" in read for name in LAYOUTS)
+    assert all(f"`{name}`" in written for name in TARGETS)
+
+
+def test_the_public_functions(tmp_path: Path) -> None:
+    model = saved(SWIN, tmp_path / "a.safetensors")
+    leanvit.convert(model, out=tmp_path / "b.pth", options={"to": "esvit"})
+    backbone = leanvit.load_backbone(tmp_path / "b.pth", options={"image_size": SWIN.image_size})
+    image = noise(1, 3, 32, 32)
+    assert backbone.features(image).pooled.equal(load_backbone(model).features(image).pooled)
