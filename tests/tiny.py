@@ -15,15 +15,21 @@ from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
+    CropConfig,
     CvTConfig,
     DinoConfig,
     EsViTConfig,
+    FineTuneViewsConfig,
     HeadConfig,
+    MocoV3Config,
     MultiCropConfig,
     RunConfig,
+    SimMIMConfig,
+    SupervisedConfig,
     SwinConfig,
     TimmConfig,
     TrainConfig,
+    TwoViewsConfig,
     ViLConfig,
     ViTConfig,
     constant,
@@ -68,6 +74,7 @@ FAMILIES: Mapping[str, BackboneConfig] = {
     "vit_full": VIT_FULL,
 }
 """A small network of every family: what holds for all is tested on each of them."""
+CLASSES = 3
 HEAD = HeadConfig(prototypes=24, hidden=16, bottleneck=8)
 
 
@@ -113,6 +120,25 @@ def dino(**changes: object) -> DinoConfig:
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
+def mocov3(**changes: object) -> MocoV3Config:
+    """Return MoCo-v3's options for the tiny networks, with resolved durations."""
+    config = MocoV3Config(
+        views=TwoViewsConfig(size=32), hidden=16, output=8, momentum=constant(0.9)
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def simmim(**changes: object) -> SimMIMConfig:
+    """Return SimMIM's options for the tiny networks."""
+    return replace(SimMIMConfig(views=CropConfig(size=32), mask_patch=8), **changes)  # type: ignore[arg-type]
+
+
+def supervised(**changes: object) -> SupervisedConfig:
+    """Return the options of supervised training for the tiny networks and `CLASSES` classes."""
+    config = SupervisedConfig(views=FineTuneViewsConfig(size=32), classes=CLASSES)
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
 def run_config(**train: object) -> RunConfig:
     """Return a resolved run of EsViT on the tiny Swin."""
     settings: dict[str, object] = {
@@ -138,14 +164,14 @@ def view_batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> ViewBatch:
-    """Return random views of `batch` images."""
+    """Return random views of `batch` images, of `CLASSES` classes in turn."""
     sizes = [(2, views.global_size), *zip(views.local_counts, views.local_sizes, strict=True)]
     groups = tuple(
         noise(count, batch, 3, side, side, seed=seed + number, dtype=dtype)
         for number, (count, side) in enumerate(sizes)
         if count
     )
-    return ViewBatch(groups, torch.arange(batch), torch.full((batch,), -1))
+    return ViewBatch(groups, torch.arange(batch), torch.arange(batch) % CLASSES)
 
 
 def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Path:

@@ -49,6 +49,7 @@ COMMON = (
     *("init", "init_from", "data.workers", "data.max_unreadable"),
     *("backbone.image_size", "backbone.drop_path"),
     *("method.views.global_size", "method.views.local_sizes", "method.views.local_counts"),
+    "method.views.size",
     *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
     *("optim.lr.peak", "optim.weight_decay.peak", "optim.clip"),
     *("train.duration", "train.batch", "train.accumulate", "train.precision", "train.device"),

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import RunConfig, resolve
+from leanvit.config import DinoConfig, RunConfig, resolve
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
@@ -254,11 +254,12 @@ def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) 
         )
     assert run.views is not None
     size = max(view.size for group in run.views.groups for view in group)
+    option = "global_size" if isinstance(config.method, DinoConfig) else "size"
     small = sum(side < size for side in sides)
     if small > len(sides) / 2:
         found.append(
             f"{small} images are smaller than the largest view of {size} pixels and would be "
-            f"enlarged; smaller views (method.views.global_size) cost less and lose nothing."
+            f"enlarged; smaller views (method.views.{option}) cost less and lose nothing."
         )
     if run.state.run < 100:
         found.append(f"{run.state.run} steps are too few to learn anything; train longer.")

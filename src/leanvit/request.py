@@ -78,6 +78,8 @@ def gather_facts(source: Source) -> Facts:
     cuda = torch.cuda.is_available()
     return Facts(
         images=len(source),
+        classes=len(source.classes),
+        unlabelled=int((source.targets < 0).sum()),
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),

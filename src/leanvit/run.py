@@ -404,7 +404,9 @@ def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Pat
     """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
 
     def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
-        parts = {"backbone": plain["backbone"], "method.head": plain["method"]["head"]}
+        heads = (name for name in ("head", "decoder") if name in plain["method"])
+        parts = {f"method.{name}": plain["method"][name] for name in heads}
+        parts["backbone"] = plain["backbone"]
         kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
         return kinds | dict(leaves(parts))
 

@@ -14,7 +14,19 @@ from leanvit.methods.catalogue import build_method
 from leanvit.methods.esvit import EsViT
 from leanvit.train.state import TrainState
 from tests.distributed.launch import in_processes
-from tests.tiny import CVT, HEAD, SWIN, VIT, dino, esvit, run_config, view_batch
+from tests.tiny import (
+    CVT,
+    HEAD,
+    SWIN,
+    VIT,
+    dino,
+    esvit,
+    mocov3,
+    run_config,
+    simmim,
+    supervised,
+    view_batch,
+)
 
 STEPS, BATCH = 5, 8
 METHODS: dict[str, dict[str, Any]] = {
@@ -39,6 +51,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "mse": {"method": esvit(region_loss="mse")},
     "flash": {"method": esvit(attention="flash")},
     "micro-batches": {"method": esvit(), "accumulate": 2},
+    "mocov3": {
+        "method": mocov3(),
+        "backbone": replace(SWIN, drop_path=0.3),
+        "optim": SGDConfig(lr=constant(1e-2), lr_rule="none"),  # as above
+    },
+    "simmim": {"method": simmim(), "backbone": replace(SWIN, drop_path=0.3)},
+    "supervised": {"method": supervised(average=0.9), "backbone": replace(VIT, drop_path=0.3)},
+    "supervised in micro-batches": {
+        "method": supervised(mix=MixConfig(views=1, switch=0.0)),
+        "accumulate": 2,
+    },
 }
 DTYPES = {"fp64": (torch.float64, 1e-9), "fp32": (torch.float32, 1e-5)}
 
@@ -93,7 +116,7 @@ def both() -> tuple[Any, list[Any]]:
     return one, in_processes(2, train_all)
 
 
-ROUNDING = {"sinkhorn": 5.0}
+ROUNDING = {"sinkhorn": 5.0, "mocov3": 10.0}
 """How much more gradients, their norms and moments may differ in fp32; weights may not."""
 LOCAL = ("feature_std", "teacher_entropy")
 """Numbers of a process's own images: their mean is not that of the whole batch."""

@@ -14,6 +14,7 @@ from leanvit.core.distributed import (
     world_size,
 )
 from leanvit.core.syncbn import SyncBatchNorm
+from leanvit.losses.contrastive import info_nce
 from leanvit.methods.heads import Center
 from tests.distributed.launch import in_processes
 from tests.tiny import HEAD, build, noise
@@ -128,6 +129,29 @@ def test_convolutions() -> None:
     for found in two:
         for number in range(2, len(one)):
             close(found[number], one[number])
+
+
+def contrast() -> tuple[Tensor, Tensor, Tensor]:
+    """A process's mean loss, the hits of its rows, and the gradient of the mean over processes."""
+    queries = halves(noise(ROWS, 6, dtype=torch.float64)).requires_grad_()
+    keys = queries.detach() + halves(noise(ROWS, 6, seed=1, dtype=torch.float64))
+    loss, hits = info_nce(queries, keys, 0.2)
+    (loss / world_size()).backward()
+    assert queries.grad is not None
+    return loss.detach(), hits, queries.grad
+
+
+def halves(x: Tensor) -> Tensor:
+    """This process's share of rows: keys come in equal numbers."""
+    return x.chunk(world_size())[rank()]
+
+
+def test_the_contrast_is_against_the_keys_of_all() -> None:
+    (loss, hits, gradient), two = contrast(), in_processes(2, contrast)
+    close((two[0][0] + two[1][0]) / 2, loss)
+    close((two[0][1] + two[1][1]) / 2, hits)
+    close(torch.cat([found[2] for found in two]), gradient)
+    assert 0 < hits < 1
 
 
 def test_center() -> None:

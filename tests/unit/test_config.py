@@ -16,11 +16,11 @@ from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
     CvTConfig,
-    DinoConfig,
     Duration,
     EsViTConfig,
     Facts,
     LARSConfig,
+    MethodConfig,
     MixConfig,
     MultiCropConfig,
     RunConfig,
@@ -46,8 +46,11 @@ from leanvit.recipes import RECIPES, recipe
 OPTIMIZERS = tuple(KINDS[OptimConfig])
 ESVIT = replace_options(recipe("esvit"), {"train.batch": 64})
 LAPTOP = Facts(images=1000, cores=8, device="cpu", bf16=False)
+ROOMY = replace(LAPTOP, images=5000, classes=10)
+"""Enough images for a batch of every recipe, with classes for those that need them."""
 GPU = Facts(
     images=100_000,
+    classes=10,
     cores=32,
     device="cuda",
     bf16=True,
@@ -78,7 +81,7 @@ def test_json_brings_every_configuration_back(name: str, backbone: str, optimize
 
 def test_a_resolved_configuration_comes_back_from_json() -> None:
     for name in RECIPES:
-        resolved = resolve(recipe(name), LAPTOP)
+        resolved = resolve(recipe(name), ROOMY)
         plain = json.loads(json.dumps(resolved.to_dict()))
         assert from_dict(RunConfig, plain["config"]) == resolved.config
         assert plain["origins"] == resolved.origins
@@ -136,7 +139,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("optim.lr.peek", 1, "Unknown option 'optim.lr.peek'; did you mean 'optim.lr.peak'?"),
         ("backbone.pool", "mean", "Unknown option 'backbone.pool'"),
         ("backbone.kind", "swim", "Unknown kind of backbone 'swim'; did you mean 'swin'?"),
-        ("method.kind", "mae", "Unknown kind of method 'mae'. Known: dino, esvit."),
+        ("method.kind", "mocov2", "Unknown kind of method 'mocov2'; did you mean 'mocov3'?"),
         ("optim.kind", 3, "Unknown kind of optim '3'. Known: adamw, lars, sgd."),
         ("optim.kind", ..., "optim needs a kind: one of adamw, sgd, lars."),
         ("train.kind", "x", "Unknown option 'train.kind'"),
@@ -418,7 +421,7 @@ def test_durations_become_steps(name: str, word: str, expected: int) -> None:
 
 
 def test_no_open_value_is_left() -> None:
-    for (name, facts), optimizer in product(product(RECIPES, (LAPTOP, GPU)), OPTIMIZERS):
+    for (name, facts), optimizer in product(product(RECIPES, (ROOMY, GPU)), OPTIMIZERS):
         config = resolve(compose(recipe(name), optimizer=optimizer), facts).config
         found = dict(leaves(to_dict(config)))
         assert "auto" not in found.values()
@@ -427,7 +430,7 @@ def test_no_open_value_is_left() -> None:
 
 
 def test_resolving_twice_changes_nothing() -> None:
-    for name, facts, rule in product(RECIPES, (LAPTOP, GPU), ("linear", "sqrt", "none")):
+    for name, facts, rule in product(RECIPES, (ROOMY, GPU), ("linear", "sqrt", "none")):
         config = replace_options(recipe(name), {"optim.lr_rule": rule})
         once = resolve(config, facts).config
         again = resolve(once, facts)
@@ -464,7 +467,7 @@ def test_every_value_has_an_origin() -> None:
 
 
 def test_every_value_that_moved_says_why() -> None:
-    for name, facts in product(RECIPES, (LAPTOP, GPU)):
+    for name, facts in product(RECIPES, (ROOMY, GPU)):
         resolved = resolve(recipe(name), facts)
         before, after = (dict(leaves(to_dict(c))) for c in (recipe(name), resolved.config))
         for option, origin in resolved.origins.items():
@@ -498,6 +501,36 @@ def test_what_cannot_run_is_refused(changes: str, facts: Facts, message: str) ->
     options = {name: word if word[-1] in "tg%a" else json.loads(word) for name, word in pairs}
     with pytest.raises(ValueError, match=refusal(message)):
         resolve(replace_options(ESVIT, options), facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "facts", "message"),
+    [
+        ("mocov3", {"train.accumulate": 2}, ROOMY, "a step cannot be split: set train.accumulate"),
+        ("mocov3", {"train.batch": 1}, ROOMY, "a batch of 1 has none: raise train.batch"),
+        ("supervised", {}, replace(ROOMY, classes=0), "and these images have none; docs/data.md"),
+        ("supervised", {"method.classes": 10}, LAPTOP, "and these images have none; docs/data.md"),
+        ("supervised", {}, replace(ROOMY, unlabelled=3), "3 of 5000 images have none; leave those"),
+        ("supervised", {"method.classes": 9}, ROOMY, "is 9, but the images have 10; leave it at"),
+        ("supervised", {"method.mix.views": 2}, ROOMY, "is 2, but there is 1 view."),
+        ("supervised", {"train.batch": 33}, ROOMY, "a micro-batch has 33: make it even."),
+    ],
+)
+def test_other_methods_refuse_what_they_cannot(
+    name: str, options: Mapping[str, Any], facts: Facts, message: str
+) -> None:
+    with pytest.raises(ValueError, match=refusal(message)):
+        resolve(replace_options(recipe(name), options), facts)
+
+
+def test_classes_are_those_of_the_images() -> None:
+    resolved = resolve(recipe("supervised"), ROOMY)
+    assert resolved.config.method.classes == 10  # type: ignore[attr-defined]
+    assert resolved.origins["method.classes"] == "recipe; the images have so many"
+    more = resolve(replace_options(recipe("supervised"), {"method.classes": 12}), ROOMY)
+    assert more.config.method.classes == 12  # type: ignore[attr-defined]
+    resolve(recipe("mocov3"), LAPTOP)  # needs no classes
+    resolve(replace_options(recipe("mocov3"), {"train.batch": 2}), LAPTOP)
 
 
 def test_what_just_fits_is_not_refused() -> None:
@@ -617,4 +650,4 @@ def test_kinds_name_their_types() -> None:
         for name, kind in kinds.items():
             assert kind.kind == name  # type: ignore[attr-defined]
             assert issubclass(kind, section)
-    assert {kind.kind for kind in METHODS} == {DinoConfig.kind, EsViTConfig.kind}
+    assert {kind.kind for kind in METHODS} == set(KINDS[MethodConfig])

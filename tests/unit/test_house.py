@@ -224,8 +224,8 @@ def test_a_recipe_builds_resolves_and_states_its_figures(name: str) -> None:
     assert isinstance(config, RunConfig)
     assert config.recipe == name == RECIPES[name].__name__
     for facts in (
-        Facts(images=5_000, cores=4, device="cpu", bf16=False),
-        Facts(images=1_281_167, cores=64, device="cuda", bf16=True, world=8),
+        Facts(images=5_000, classes=10, cores=4, device="cpu", bf16=False),
+        Facts(images=1_281_167, classes=1_000, cores=64, device="cuda", bf16=True, world=8),
     ):
         assert resolve(config, facts).config.train.duration.unit == "st"
     said = inspect.getdoc(RECIPES[name]) or ""

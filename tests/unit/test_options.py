@@ -29,12 +29,6 @@ from tests.tiny import build, write_classes, write_images
 Options = Mapping[str, Any]
 
 TINY: Options = {
-    "method.head.prototypes": 16,
-    "method.head.hidden": 16,
-    "method.head.bottleneck": 8,
-    "method.views.global_size": 32,
-    "method.views.local_sizes": (16,),
-    "method.views.local_counts": (2,),
     "backbone.image_size": 32,
     "data.source": "images",
     "data.workers": 0,
@@ -46,16 +40,39 @@ TINY: Options = {
     "watch.every": "4st",
     "watch.images": 0,
     # every schedule has a start, a peak and an end that differ, at steps 0, 1 and beyond
-    "method.teacher_temp.end": 0.1,
-    "method.teacher_temp.warmup": "1st",
-    "method.teacher_momentum.start": 0.9,
-    "method.teacher_momentum.warmup": "1st",
     "optim.lr.start": 1e-4,
     "optim.lr.warmup": "1st",
     "optim.weight_decay.start": 0.01,
     "optim.weight_decay.warmup": "1st",
 }
 """Runs of 4 steps on 12 images, a tenth of a second each."""
+
+DISTILLED: Options = {
+    "method.head.prototypes": 16,
+    "method.head.hidden": 16,
+    "method.head.bottleneck": 8,
+    "method.views.global_size": 32,
+    "method.views.local_sizes": (16,),
+    "method.views.local_counts": (2,),
+    "method.teacher_temp.end": 0.1,
+    "method.teacher_temp.warmup": "1st",
+    "method.teacher_momentum.start": 0.9,
+    "method.teacher_momentum.warmup": "1st",
+}
+CONTRASTED: Options = {
+    "method.views.size": 32,
+    "method.hidden": 16,
+    "method.output": 8,
+    "method.momentum.start": 0.9,
+    "method.momentum.end": 0.95,
+    "method.momentum.warmup": "1st",
+}
+HIDDEN: Options = {"method.views.size": 32, "method.mask_patch": 8}
+LABELLED: Options = {
+    "method.views.size": 32,
+    "method.views.jitter": 0.5,
+    "data.source": "classes",
+}
 
 NARROW: Options = {"backbone.patch": 4, "backbone.dim": 8}
 SWIN: Options = {
@@ -112,19 +129,22 @@ PARTS: Mapping[str, Part] = {
         "esvit",
         "swin_tiny",
         "adamw",
-        SWIN,
+        {**DISTILLED, **SWIN},
         ("method", "backbone", "data", "optim", "train", "watch", "init", "init_from"),
     ),
-    "dino": Part("dino", "vit_tiny", "adamw", VIT, ("method", "backbone")),
-    "cvt": Part("dino", "cvt_tiny", "adamw", CVT, ("backbone",)),
-    "timm": Part("dino", "timm:test_vit", "adamw", {}, ("backbone",)),
-    "vil": Part("esvit", "vil_2262", "adamw", VIL, ("backbone",)),
-    "sgd": Part("esvit", "swin_tiny", "sgd", SWIN, ("optim",)),
-    "lars": Part("esvit", "swin_tiny", "lars", SWIN, ("optim",)),
+    "dino": Part("dino", "vit_tiny", "adamw", {**DISTILLED, **VIT}, ("method", "backbone")),
+    "cvt": Part("dino", "cvt_tiny", "adamw", {**DISTILLED, **CVT}, ("backbone",)),
+    "timm": Part("dino", "timm:test_vit", "adamw", DISTILLED, ("backbone",)),
+    "vil": Part("esvit", "vil_2262", "adamw", {**DISTILLED, **VIL}, ("backbone",)),
+    "sgd": Part("esvit", "swin_tiny", "sgd", {**DISTILLED, **SWIN}, ("optim",)),
+    "lars": Part("esvit", "swin_tiny", "lars", {**DISTILLED, **SWIN}, ("optim",)),
+    "mocov3": Part("mocov3", "vit_tiny", "adamw", {**CONTRASTED, **VIT}, ("method",)),
+    "simmim": Part("simmim", "swin_tiny", "adamw", {**HIDDEN, **SWIN}, ("method",)),
+    "supervised": Part("supervised", "vit_tiny", "adamw", {**LABELLED, **VIT}, ("method",)),
 }
 
 
-MIXED: Options = {"method.mix.views": 2}
+MIXED: Options = {"method.mix.views": 1}
 CLIPPED: Options = {"optim.clip": 0.01}
 LOOKED_AT: Options = {"data.source": "classes", "watch.images": 12, "watch.every": "2st"}
 TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
@@ -151,6 +171,27 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.mix.mixup": (0.1, {**MIXED, "method.mix.switch": 0.0}),
     "method.mix.cutmix": (0.1, {**MIXED, "method.mix.switch": 1.0}),
     "method.mix.switch": (0.0, {**MIXED, "method.mix.switch": 1.0}),
+    "method.views.size": (24, {}),
+    "method.views.scale": ((0.2, 0.5), {}),
+    "method.views.interpolation": ("bilinear", {}),
+    "method.views.randaugment": (5.0, {}),
+    "method.views.randaugment_std": (0.0, {}),
+    "method.views.erase": (1.0, {}),
+    "method.hidden": (24, {}),
+    "method.output": (4, {}),
+    "method.temperature": (0.5, {}),
+    "method.momentum.start": (0.8, {}),
+    "method.momentum.peak": (0.95, {}),
+    "method.momentum.end": (0.99, {}),
+    "method.momentum.warmup": ("2st", {}),
+    "method.momentum.shape": ("linear", {}),
+    "method.freeze_patch_embed": (False, {}),
+    "method.mask_patch": (4, {}),
+    "method.mask_ratio": (0.3, {}),
+    "method.loss": ("l2", {}),
+    "method.classes": (3, {}),
+    "method.smoothing": (0.3, {}),
+    "method.average": (0.9, {}),
     "method.student_temp": (0.2, {}),
     "method.teacher_temp.start": (0.03, {}),
     "method.teacher_temp.peak": (0.05, {}),
@@ -236,7 +277,12 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
 PLACES = ("data.source", "watch.val", "init")
 """Options that name files, which lie in the probe's folder."""
 
-OWN_CHANGES: Mapping[tuple[str, str], object] = {("dino", "backbone.heads"): 1}
+OWN_CHANGES: Mapping[tuple[str, str], object] = {
+    ("dino", "backbone.heads"): 1,
+    ("mocov3", "method.views.blur"): (0.0, 0.0),
+    ("mocov3", "method.views.interpolation"): "bicubic",
+    ("supervised", "method.mix.views"): 0,
+}
 """(part, option) -> value, where the value above does not fit."""
 
 
@@ -372,7 +418,8 @@ def test_an_option_without_its_companion_changes_nothing(probe: Probe) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_the_same_options_do_the_same(part: str, probe: Probe) -> None:
     first = probe(part, {})
-    again = probe(part, {"optim.clip": 3.0})  # the default, so another run of the same
+    clip = PARTS[part].config({}).optim.clip
+    again = probe(part, {"optim.clip": clip})  # what it is anyway, so another run of the same
     assert first["weights"] == again["weights"]
     assert first == again
     assert len(first["rows"]) == 5 and len(first["checkpoints"]) == 2

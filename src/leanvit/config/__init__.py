@@ -29,6 +29,9 @@ from leanvit.config.methods import (
     MaeConfig,
     MethodConfig,
     MixConfig,
+    MocoV3Config,
+    SimMIMConfig,
+    SupervisedConfig,
 )
 from leanvit.config.names import look_up, unknown_name
 from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
@@ -69,12 +72,15 @@ __all__ = [
     "MaeConfig",
     "MethodConfig",
     "MixConfig",
+    "MocoV3Config",
     "MultiCropConfig",
     "OptimConfig",
     "Resolved",
     "RunConfig",
     "SGDConfig",
     "Schedule",
+    "SimMIMConfig",
+    "SupervisedConfig",
     "SwinConfig",
     "TimmConfig",
     "TrainConfig",

@@ -31,6 +31,9 @@ from leanvit.config.methods import (
     EsViTConfig,
     MaeConfig,
     MethodConfig,
+    MocoV3Config,
+    SimMIMConfig,
+    SupervisedConfig,
 )
 from leanvit.config.names import look_up, unknown_name
 from leanvit.config.run import AdamWConfig, LARSConfig, OptimConfig, RunConfig, SGDConfig
@@ -55,6 +58,9 @@ KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
                 "dmae": DmaeConfig,
                 "esvit": EsViTConfig,
                 "mae": MaeConfig,
+                "mocov3": MocoV3Config,
+                "simmim": SimMIMConfig,
+                "supervised": SupervisedConfig,
             }
         ),
         OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),

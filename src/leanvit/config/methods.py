@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from leanvit.config.checks import (
     AT_LEAST_ONE,
+    BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
@@ -12,7 +13,12 @@ from leanvit.config.checks import (
     require_schedule,
 )
 from leanvit.config.duration import Duration, Schedule
-from leanvit.config.views import CropConfig, MultiCropConfig
+from leanvit.config.views import (
+    CropConfig,
+    FineTuneViewsConfig,
+    MultiCropConfig,
+    TwoViewsConfig,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,3 +222,70 @@ class D2maeConfig(DmaeConfig):
     def __post_init__(self) -> None:
         DmaeConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "decode_from")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MocoV3Config(MethodConfig):
+    """Contrast of two views with a momentum encoder (MoCo-v3, arXiv 2104.02057)."""
+
+    kind: ClassVar[str] = "mocov3"
+
+    views: TwoViewsConfig = field(default_factory=TwoViewsConfig)
+    """The two crops and their augmentations."""
+    hidden: int = 4096
+    """Width of the hidden layers of projector and predictor."""
+    output: int = 256
+    """Width of queries and keys."""
+    temperature: float = 0.2
+    """What cosines are divided by."""
+    momentum: Schedule = field(default_factory=lambda: Schedule(start=0.99, peak=0.99, end=1.0))
+    """Momentum of the moving average that makes the keys."""
+    freeze_patch_embed: bool = True
+    """Leave the patch embedding as it was drawn, which steadies long runs."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "hidden", "output")
+        require(self, POSITIVE, "temperature")
+        require_schedule(self, SHARE, "momentum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimMIMConfig(MethodConfig):
+    """Masked image modelling of raw pixels (SimMIM, arXiv 2111.09886)."""
+
+    kind: ClassVar[str] = "simmim"
+
+    views: CropConfig = field(default_factory=lambda: CropConfig(scale=(0.67, 1.0)))
+    """The crop."""
+    mask_patch: int = 32
+    """Side of a hidden square in pixels."""
+    mask_ratio: float = 0.6
+    """Share of the squares that is hidden."""
+    loss: Literal["l1", "l2"] = "l1"
+    """Error of hidden pixels: absolute, or squared."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "mask_patch")
+        require(self, SHARE, "mask_ratio")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisedConfig(MethodConfig):
+    """Training with classes (DeiT, arXiv 2012.12877)."""
+
+    kind: ClassVar[str] = "supervised"
+
+    views: FineTuneViewsConfig = field(default_factory=FineTuneViewsConfig)
+    """The crop and its augmentations."""
+    classes: int | Literal["auto"] = "auto"
+    """Number of classes; auto: those of the images."""
+    mix: MixConfig = field(default_factory=lambda: MixConfig(views=1))
+    """Mixup and CutMix; mix.views 0 for neither."""
+    smoothing: float = 0.1
+    """Label smoothing: share of the target that is spread over all classes."""
+    average: float = 0.0
+    """Momentum of a moving average of the weights, which is then the result; 0 for none."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "classes")
+        require(self, BELOW_ONE, "smoothing", "average")

@@ -11,7 +11,7 @@ from typing import Any
 
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.duration import Duration, steps
-from leanvit.config.methods import DinoConfig
+from leanvit.config.methods import DinoConfig, MixConfig, MocoV3Config, SupervisedConfig
 from leanvit.config.run import RunConfig
 
 
@@ -21,6 +21,10 @@ class Facts:
 
     images: int
     """Number of images."""
+    classes: int = 0
+    """Number of their classes."""
+    unlabelled: int = 0
+    """Images without a class."""
     cores: int
     """Processor cores that this process may use."""
     device: str
@@ -61,7 +65,7 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
         for name, _ in leaves(to_dict(config))
     }
     values: dict[str, Any] = {}
-    for rule in (_machine, _learning_rate, _durations):
+    for rule in (_machine, _classes, _learning_rate, _durations):
         for name, (value, reason) in rule(config, facts).items():
             values[name] = value
             origins[name] = f"{origins[name]}; {reason}"
@@ -101,6 +105,29 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
     return decided
 
 
+def _classes(config: RunConfig, facts: Facts) -> Decisions:
+    if not isinstance(config.method, SupervisedConfig):
+        return {}
+    if not facts.classes:
+        raise ValueError(
+            "supervised learns classes and these images have none; docs/data.md says how a source "
+            "names them. Other methods, such as mocov3, need no classes."
+        )
+    if facts.unlabelled:
+        raise ValueError(
+            f"supervised learns classes, and {facts.unlabelled} of {facts.images} images have "
+            f"none; leave those out."
+        )
+    if config.method.classes == "auto":
+        return {"method.classes": (facts.classes, "the images have so many")}
+    if config.method.classes < facts.classes:
+        raise ValueError(
+            f"method.classes is {config.method.classes}, but the images have {facts.classes}; "
+            f"leave it at auto."
+        )
+    return {}
+
+
 def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
     rule, batch, peak = config.optim.lr_rule, config.train.batch, config.optim.lr.peak
     if rule == "none":
@@ -108,10 +135,11 @@ def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
     ratio = batch / 256
     if rule == "sqrt":
         ratio = math.sqrt(ratio)
-    return {
-        "optim.lr.peak": (peak * ratio, f"{peak:g} at 256 images, {rule} rule, batch {batch}"),
-        "optim.lr_rule": ("none", "applied to the peak"),
-    }
+    decided: Decisions = {"optim.lr_rule": ("none", "applied to the peak")}
+    if ratio != 1:
+        reason = f"{peak:g} at 256 images, {rule} rule, batch {batch}"
+        decided["optim.lr.peak"] = (peak * ratio, reason)
+    return decided
 
 
 def epoch_steps(images: int, batch: int) -> int:
@@ -174,6 +202,10 @@ def _check(config: RunConfig, facts: Facts) -> None:
             "Batch norm in the backbone couples the images of a batch, so a step cannot be split: "
             "set train.accumulate to 1, or choose another backbone and heads without batch norm."
         )
+    if isinstance(config.method, SupervisedConfig):
+        _check_mixing(config.method.mix, 1, train.batch // share)
+    if isinstance(config.method, MocoV3Config):
+        _check_contrast(train.accumulate, train.batch)
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, train.accumulate, train.batch // share)
         only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
@@ -211,10 +243,27 @@ def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
             "Sinkhorn-Knopp shares the images of a whole batch among the prototypes, so a step "
             "cannot be split: set train.accumulate to 1 or method.targets to center."
         )
-    views = 2 + sum(method.views.local_counts)
-    if method.mix.views > views:
-        raise ValueError(f"method.mix.views is {method.mix.views}, but there are {views} views.")
-    if method.mix.views and micro % 2:
+    _check_mixing(method.mix, 2 + sum(method.views.local_counts), micro)
+
+
+def _check_mixing(mix: MixConfig, views: int, micro: int) -> None:
+    if mix.views > views:
+        there = f"there are {views} views" if views > 1 else "there is 1 view"
+        raise ValueError(f"method.mix.views is {mix.views}, but {there}.")
+    if mix.views and micro % 2:
         raise ValueError(
             f"Mixing pairs the images two by two, but a micro-batch has {micro}: make it even."
+        )
+
+
+def _check_contrast(accumulate: int, batch: int) -> None:
+    if accumulate > 1:
+        raise ValueError(
+            "mocov3 takes the other images of a whole batch as negatives, and its batch norms "
+            "couple them, so a step cannot be split: set train.accumulate to 1."
+        )
+    if batch < 2:
+        raise ValueError(
+            f"mocov3 tells an image from the others of its batch, and a batch of {batch} has none: "
+            f"raise train.batch to 2 or, far better, hundreds."
         )

@@ -127,6 +127,18 @@ def all_max(tensor: Tensor) -> Tensor:
     return largest
 
 
+def all_rows(tensor: Tensor) -> Tensor:
+    """Return the rows of all processes, in their order; gradients do not pass.
+
+    Every process is to bring the same number of rows.
+    """
+    if world_size() == 1:
+        return tensor
+    rows = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
+    dist.all_gather_into_tensor(rows, tensor.detach().contiguous())
+    return rows
+
+
 def all_sum_with_grad(tensor: Tensor) -> Tensor:
     """Return the sum over all processes; the gradient is summed over them too."""
     if world_size() == 1:

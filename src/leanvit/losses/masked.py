@@ -6,6 +6,8 @@ Letters: B images, h and w rows and columns of patches, N = h * w of them, p sid
 import torch
 from torch import Tensor
 
+from leanvit.core.precision import full
+
 PIXEL_EPS = 1e-6
 """What is added to the variance of a patch's pixels."""
 
@@ -47,6 +49,19 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of errors [B, N, C] over the hidden patches; mask [B, N], true: hidden."""
     weight = mask.to(error.dtype)
     return (error.mean(-1) * weight).sum() / weight.sum()
+
+
+def hidden_pixel_loss(
+    prediction: Tensor, images: Tensor, mask: Tensor, *, squared: bool = False
+) -> Tensor:
+    """Return the mean absolute (or squared) error over the hidden pixels and their channels.
+
+    prediction and images [B, 3, H, W], mask [B, H, W], true: hidden (SimMIM, section 3.4).
+    """
+    error = full(prediction) - full(images)
+    error = error.square() if squared else error.abs()
+    hidden = torch.where(mask[:, None], error, 0.0)
+    return hidden.sum() / (mask.sum() * images.shape[1])
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

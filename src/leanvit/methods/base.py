@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Backbone
+from leanvit.backbones.base import Ask, Backbone
 from leanvit.config import Schedule
 from leanvit.core import random
+from leanvit.core.precision import to_device
 from leanvit.core.schedules import schedule_value
 from leanvit.data.views import ViewSpec
 
@@ -73,6 +74,10 @@ class Method(nn.Module):
         """Return the network that takes the gradients, where it is not the encoder."""
         return None
 
+    def backbones(self) -> list[Backbone]:
+        """Return every backbone that begins with the weights that a run starts from."""
+        return [network for network in (self.encoder(), self.learner()) if network is not None]
+
     def part(self, name: str) -> str:
         """Return the module that a trained parameter counts to, in norms and clipping."""
         return name.split(".")[0]
@@ -97,6 +102,18 @@ def keep_mask(rates: list[float], views: int, index: Tensor, at: Moment) -> Tens
     units = np.stack(drawn, -1).reshape(*shape, len(drawn))
     kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
     return torch.from_numpy(kept).flatten(2)
+
+
+def learner_ask(
+    backbone: Backbone, views: int, index: Tensor, at: Moment, device: torch.device
+) -> Ask:
+    """Draw what a learner's pass over `views` views of each image is asked with."""
+    drop = keep_mask(backbone.drop_rates(), views, index, at)
+    neighbors = neighbor_draw(backbone, at)
+    drop, neighbors = (
+        None if draw is None else to_device(draw, device) for draw in (drop, neighbors)
+    )
+    return Ask(drop=drop, neighbors=neighbors)
 
 
 def neighbor_draw(backbone: Backbone, at: Moment) -> Tensor | None:

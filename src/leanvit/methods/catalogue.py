@@ -11,6 +11,9 @@ from leanvit.config import (
     EsViTConfig,
     MaeConfig,
     MethodConfig,
+    MocoV3Config,
+    SimMIMConfig,
+    SupervisedConfig,
 )
 from leanvit.core.random import seeded
 from leanvit.methods.base import Method
@@ -19,9 +22,21 @@ from leanvit.methods.dino import DINO
 from leanvit.methods.dmae import DMAE
 from leanvit.methods.esvit import EsViT
 from leanvit.methods.mae import MAE
+from leanvit.methods.mocov3 import MoCoV3
+from leanvit.methods.simmim import SimMIM
+from leanvit.methods.supervised import Supervised
 
 METHODS: Mapping[type[MethodConfig], Callable[..., Method]] = MappingProxyType(
-    {D2maeConfig: D2MAE, DinoConfig: DINO, DmaeConfig: DMAE, EsViTConfig: EsViT, MaeConfig: MAE}
+    {
+        D2maeConfig: D2MAE,
+        DinoConfig: DINO,
+        DmaeConfig: DMAE,
+        EsViTConfig: EsViT,
+        MaeConfig: MAE,
+        MocoV3Config: MoCoV3,
+        SimMIMConfig: SimMIM,
+        SupervisedConfig: Supervised,
+    }
 )
 
 

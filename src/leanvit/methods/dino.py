@@ -10,17 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Ask, Backbone, Features
+from leanvit.backbones.base import Backbone, Features
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
 from leanvit.core.ema import ema_update
-from leanvit.core.precision import to_device, unrounded
+from leanvit.core.precision import unrounded
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototypes import Projection
 from leanvit.losses.sinkhorn import sinkhorn_bias
 from leanvit.losses.view import Mixing, view_loss
-from leanvit.methods.base import Method, Moment, StepOutput, keep_mask, neighbor_draw
+from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
 from leanvit.methods.heads import Center, Head
 from leanvit.methods.mixing import mix_views
 
@@ -84,13 +84,7 @@ class DINO(Method):
         with torch.no_grad():
             (seen,) = self.teacher.backbone([batch.groups[0].flatten(0, 1)])
         views = sum(len(group) for group in groups)
-        drop = keep_mask(self.student.backbone.drop_rates(), views, batch.index, at)
-        neighbors = neighbor_draw(self.student.backbone, at)
-        drop, neighbors = (
-            None if draw is None else to_device(draw, groups[0].device)
-            for draw in (drop, neighbors)
-        )
-        ask = Ask(drop=drop, neighbors=neighbors)
+        ask = learner_ask(self.student.backbone, views, batch.index, at, groups[0].device)
         found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
         return self.objective(found, seen, mixing, at)
 

@@ -30,6 +30,11 @@ def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return kept, mask
 
 
+def enlarged(mask: Tensor, times: int) -> Tensor:
+    """Return a mask [B, h, w] in which every entry is a square: [B, h * times, w * times]."""
+    return mask.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
 def visible_count(patches: int, ratio: float) -> int:
     """Return how many of N patches stay visible when a share is hidden.
 

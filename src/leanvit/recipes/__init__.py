@@ -16,11 +16,15 @@ from leanvit.recipes.mae import (
     mae_vit_small_in1k,
     mae_vit_tiny_in1k,
 )
+from leanvit.recipes.mocov3 import mocov3, mocov3_vit_tiny_in1k
+from leanvit.recipes.simmim import simmim, simmim_swin_mini_in1k
+from leanvit.recipes.supervised import deit_tiny_h12_in1k, supervised
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "d2mae": d2mae,
         "d2mae_vit_tiny_in1k": d2mae_vit_tiny_in1k,
+        "deit_tiny_h12_in1k": deit_tiny_h12_in1k,
         "dino": dino,
         "dino_laptop": dino_laptop,
         "dmae": dmae,
@@ -32,6 +36,11 @@ RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
         "mae_laptop": mae_laptop,
         "mae_vit_small_in1k": mae_vit_small_in1k,
         "mae_vit_tiny_in1k": mae_vit_tiny_in1k,
+        "mocov3": mocov3,
+        "mocov3_vit_tiny_in1k": mocov3_vit_tiny_in1k,
+        "simmim": simmim,
+        "simmim_swin_mini_in1k": simmim_swin_mini_in1k,
+        "supervised": supervised,
     }
 )
 

@@ -95,15 +95,17 @@ def start_method(method: Method, config: RunConfig) -> Start | None:
 
 
 def _backbone(method: Method, config: RunConfig) -> Start:
-    """Give both networks the same backbone."""
+    """Give all networks the same backbone."""
     weights = initial_weights(config.init)
     assert weights.state is not None
-    networks = [n for n in (method.encoder(), method.learner()) if n is not None]
-    for network in networks:
+    started: set[int] = set()
+    for network in method.backbones():
         network.load_state_dict(weights.state)
+        started |= {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
     report = weights.report
     dropped = Counter(row.why for row in report.rows if row.fate == "dropped")
-    fresh = [part for part in dict.fromkeys(map(_part, method.state_dict())) if part != "backbone"]
+    whole = method.state_dict(keep_vars=True)
+    fresh = dict.fromkeys(_part(name) for name, value in whole.items() if id(value) not in started)
     return Start(
         config.init,
         report.layout,

@@ -1,0 +1,91 @@
+"""SimMIM: a linear head predicts the pixels of large squares that are hidden from the network.
+
+arXiv 2111.09886. Letters: B images, h and w rows and columns of the final regions, u squares a
+side, S side of the view.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leanvit.backbones.base import Ask, Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.config import BackboneConfig, SimMIMConfig
+from leanvit.core.precision import to_device
+from leanvit.data.batch import ViewBatch
+from leanvit.data.views import ViewSpec, single_crop
+from leanvit.losses.masked import hidden_pixel_loss
+from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.dino import spread
+from leanvit.methods.masking import enlarged, mask_noise, visible_count, visible_patches
+
+
+class SimMIM(Method):
+    """Masked image modelling with a token in place of what is hidden."""
+
+    def __init__(self, config: SimMIMConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = build_backbone(backbone)
+        _require_fitting(config, self.backbone)
+        self.squares = config.views.size // config.mask_patch
+        self.visible = visible_count(self.squares**2, config.mask_ratio)
+        token = torch.empty(self.backbone.stage_dims[0])
+        self.fill_token = nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
+        self.decoder = nn.Conv2d(self.backbone.feature_dim, 3 * self.backbone.stride**2, 1)
+
+    def views(self) -> ViewSpec:
+        """Return one crop."""
+        return single_crop(self.config.views)
+
+    def encoder(self) -> Backbone:
+        """Return the encoder."""
+        return self.backbone
+
+    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
+        """Hide squares and predict them."""
+        images = batch.groups[0][0]
+        noise = to_device(mask_noise(batch.index, self.squares**2, at), images.device)
+        _, hidden = visible_patches(noise, self.visible)
+        ask = learner_ask(self.backbone, 1, batch.index, at, images.device)
+        return self.learn(images, hidden.view(-1, self.squares, self.squares), ask)
+
+    def learn(self, images: Tensor, hidden: Tensor, ask: Ask) -> StepOutput:
+        """Return the loss of images [B, 3, S, S] of which squares [B, u, u] are hidden (true)."""
+        tokens = enlarged(hidden, self.config.mask_patch // self.backbone.stage_strides[0])
+        ask = Ask(fill=(tokens, self.fill_token), drop=ask.drop, neighbors=ask.neighbors)
+        (found,) = self.backbone([images], ask)
+        predicted = self.decoder(found.grid.permute(0, 3, 1, 2))  # [B, 3 * stride^2, h, w]
+        loss = hidden_pixel_loss(
+            functional.pixel_shuffle(predicted, self.backbone.stride),
+            images,
+            enlarged(hidden, self.config.mask_patch),
+            squared=self.config.loss == "l2",
+        )
+        return StepOutput(loss, {"reconstruction": loss}, {"feature_std": spread(found)})
+
+
+def _require_fitting(config: SimMIMConfig, backbone: Backbone) -> None:
+    """Raise ValueError if squares, tokens and regions do not fit into each other and the view.
+
+    A square hides whole tokens of the first stage; it may be smaller than a region of the last,
+    since pixels are what is compared.
+    """
+    if "fill" not in backbone.can:
+        raise ValueError(
+            f"{config.kind} puts a token in place of hidden patches, which "
+            f"{type(backbone).__name__} cannot; take a ViT, Swin, CvT or Vision Longformer."
+        )
+    size, square, token = config.views.size, config.mask_patch, backbone.stage_strides[0]
+    if square % token:
+        raise ValueError(
+            f"Hidden squares of {square} pixels (method.mask_patch) are not made of whole tokens "
+            f"of {token}; choose a multiple of {token}."
+        )
+    for side, what in ((square, "hidden squares"), (backbone.stride, "regions")):
+        if size % side:
+            below = size // side * side
+            raise ValueError(
+                f"Views of {size} pixels (method.views.size) are not made of whole {what} of "
+                f"{side}; the nearest sizes are {below} and {below + side}."
+            )

@@ -1,0 +1,81 @@
+"""Supervised training: images with classes, as DeiT trains them (arXiv 2012.12877).
+
+What self-supervised backbones are compared with. Letters: B images, C classes.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.backbones.layers import init_linear
+from leanvit.config import BackboneConfig, SupervisedConfig
+from leanvit.core.ema import ema_update
+from leanvit.core.precision import to_device
+from leanvit.data.batch import ViewBatch
+from leanvit.data.views import ViewSpec, fine_tuning
+from leanvit.kernels.linear import Linear
+from leanvit.losses.classes import class_loss
+from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.dino import spread
+from leanvit.methods.mixing import mix_views
+
+
+class Supervised(Method):
+    """A linear layer on the view feature tells the class."""
+
+    def __init__(self, config: SupervisedConfig, backbone: BackboneConfig) -> None:
+        super().__init__()
+        if config.classes == "auto":
+            raise ValueError("Nothing says how many classes there are: set method.classes.")
+        self.config = config
+        self.backbone = build_backbone(backbone)
+        self.head = Linear(self.backbone.feature_dim, config.classes)
+        init_linear(self.head)
+        self.average = (
+            copy.deepcopy(self.backbone).requires_grad_(False) if config.average else None
+        )
+
+    def views(self) -> ViewSpec:
+        """Return one strongly augmented crop."""
+        return fine_tuning(self.config.views)
+
+    def encoder(self) -> Backbone:
+        """Return the moving average of the backbone if there is one, else the backbone."""
+        return self.backbone if self.average is None else self.average
+
+    def learner(self) -> Backbone | None:
+        """Return the backbone, where its average is the encoder."""
+        return None if self.average is None else self.backbone
+
+    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
+        """Tell the classes of images that were mixed."""
+        (views,), mixing = mix_views(batch.groups[:1], self.config.mix, at.seed, at.step)
+        ask = learner_ask(self.backbone, 1, batch.index, at, views.device)
+        (found,) = self.backbone([views[0]], ask)
+        loss, told = class_loss(
+            self.head(found.pooled),
+            to_device(batch.target, views.device),
+            mixing,
+            smoothing=self.config.smoothing,
+        )
+        return StepOutput(loss, {"class": loss}, {"feature_std": spread(found), "accuracy": told})
+
+    @torch.no_grad()
+    def after_step(self, at: Moment) -> None:
+        """Move the average, with what its batch norms know: it never runs in training itself."""
+        if self.average is None:
+            return
+        ema_update(self.average, self.backbone, self.config.average)
+        _follow_buffers(self.average, self.backbone, self.config.average)
+
+
+def _follow_buffers(average: nn.Module, network: nn.Module, momentum: float) -> None:
+    """Average the buffers that are numbers with a fraction, and copy counters."""
+    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, 1 - momentum)
+        else:
+            ours.copy_(theirs)
