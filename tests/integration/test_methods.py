@@ -10,14 +10,23 @@ import pytest
 import torch
 
 import leanvit
-from leanvit.config import MixConfig, RunConfig, SGDConfig, compose, constant, steps
+from leanvit.config import (
+    MixConfig,
+    RunConfig,
+    SGDConfig,
+    compose,
+    constant,
+    replace_options,
+    steps,
+)
 from leanvit.core.files import save_tensors
 from leanvit.data.batch import ViewBatch
 from leanvit.methods.catalogue import build_method
 from leanvit.train.checkpoint import newest_checkpoint
+from leanvit.train.start import start_method
 from leanvit.train.state import TrainState
 from leanvit.weights.file import header
-from tests.integration.test_training import Counter, rows, step
+from tests.integration.test_training import Counter, losses, rows, step
 from tests.tiny import (
     CLASSES,
     SWIN,
@@ -44,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "backbone": SWIN,
     },
 }
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses"
 FILES = {"supervised": ("backbone.safetensors", "student.safetensors")}
 
 
@@ -90,6 +100,17 @@ def test_five_and_five_steps_are_ten(name: str, tmp_path: Path, images: Path) ->
         assert (whole / file).read_bytes() == (cut / file).read_bytes(), file
     assert rows(whole) == rows(cut)
     assert [row["step"] for row in rows(whole)] == list(range(11))
+
+
+@pytest.mark.parametrize("name", ["mocov3", "simmim", "supervised"])
+def test_golden_losses(name: str, tmp_path: Path, images: Path) -> None:
+    """Ten steps from pixels to losses; a change that moves them says so on purpose."""
+    config = compose(config_of(name), **options(images))
+    if name == "supervised":  # RandAugment is Pillow's, and moves with its version
+        config = replace_options(config, {"method.views.randaugment": 0.0})
+    leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    golden = (GOLDEN / f"{name}_tiny.txt").read_text().split()
+    assert losses(tmp_path / "run") == pytest.approx(list(map(float, golden)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -166,6 +187,9 @@ def test_initial_weights_reach_every_network(tmp_path: Path, images: Path) -> No
             "optim.lr.end": 0.0,
         },
     )
+    begun = start_method(build_method(config.method, VIT, 0), config)
+    assert begun is not None and begun.taken == ("backbone",)
+    assert begun.fresh == ("projector", "predictor", "optimizer", "schedules")
     leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
     checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None
