@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
+from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
 from leanvit.core.files import save_tensors
+from leanvit.core.random import seeded
 from leanvit.data.sources import About, Sample, Source, open_source
 from leanvit.recipes import recipe
 from leanvit.request import gather_facts
@@ -68,6 +70,17 @@ CONTRASTED: Options = {
     "method.momentum.warmup": "1st",
 }
 HIDDEN: Options = {"method.views.size": 32, "method.mask_patch": 8}
+DECODED: Options = {
+    "method.views.size": 32,
+    "method.decoder.dim": 8,
+    "method.decoder.heads": 2,
+}
+TAUGHT: Options = {
+    **DECODED,
+    "method.teacher": "teacher.safetensors",
+    "method.hidden_layers": (0,),
+    "method.teacher_hidden_layers": (0,),
+}
 LABELLED: Options = {
     "method.views.size": 32,
     "method.views.jitter": 0.5,
@@ -138,6 +151,15 @@ PARTS: Mapping[str, Part] = {
     "vil": Part("esvit", "vil_2262", "adamw", {**DISTILLED, **VIL}, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", {**DISTILLED, **SWIN}, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", {**DISTILLED, **SWIN}, ("optim",)),
+    "mae": Part("mae", "vit_tiny", "adamw", {**DECODED, **VIT}, ("method",)),
+    "dmae": Part("dmae", "vit_tiny", "adamw", {**TAUGHT, **VIT}, ("method",)),
+    "d2mae": Part(
+        "d2mae",
+        "vit_tiny",
+        "adamw",
+        {**TAUGHT, **VIT, "method.decode_from": 1},
+        ("method",),
+    ),
     "mocov3": Part("mocov3", "vit_tiny", "adamw", {**CONTRASTED, **VIT}, ("method",)),
     "simmim": Part("simmim", "swin_tiny", "adamw", {**HIDDEN, **SWIN}, ("method",)),
     "supervised": Part("supervised", "vit_tiny", "adamw", {**LABELLED, **VIT}, ("method",)),
@@ -188,6 +210,19 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.freeze_patch_embed": (False, {}),
     "method.mask_patch": (4, {}),
     "method.mask_ratio": (0.3, {}),
+    "method.decoder.dim": (16, {}),
+    "method.decoder.depth": (2, {}),
+    "method.decoder.heads": (1, {}),
+    "method.normalize": (False, {}),
+    "method.teacher": ("other.safetensors", {}),
+    "method.attention_layers": ((0,), {}),
+    "method.teacher_attention_layers": ((0,), {}),
+    "method.attention_weight": (0.5, {}),
+    "method.adapt_heads": (False, {}),
+    "method.hidden_layers": ((1,), {}),
+    "method.teacher_hidden_layers": ((1,), {}),
+    "method.hidden_weight": (0.5, {}),
+    "method.decode_from": (2, {}),
     "method.loss": ("l2", {}),
     "method.classes": (3, {}),
     "method.smoothing": (0.3, {}),
@@ -274,7 +309,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
 }
 """Option -> (another legal value, what else must be set for it to matter)."""
 
-PLACES = ("data.source", "watch.val", "init")
+PLACES = ("data.source", "watch.val", "init", "method.teacher")
 """Options that name files, which lie in the probe's folder."""
 
 OWN_CHANGES: Mapping[tuple[str, str], object] = {
@@ -374,6 +409,11 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     start = build(PARTS["esvit"].config({}).backbone)
     save_tensors(start.state_dict(), folder / "start.safetensors", header(start, {}))
     first = replace_options(PARTS["esvit"].config({}), {"data.source": str(folder / "images")})
+    taught = PARTS["mae"].config({}).backbone
+    for number, name in enumerate(("teacher", "other")):
+        with seeded(number, "teacher"):
+            teacher = build_backbone(taught)
+        save_tensors(teacher.state_dict(), folder / f"{name}.safetensors", header(teacher, {}))
     known: dict[str, dict[str, Any]] = {}
 
     def run(part: str, options: Options) -> dict[str, Any]:
@@ -381,7 +421,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
         if key not in known:
             config = PARTS[part].config(options)
             every = dict(leaves(to_dict(config)))
-            places = {name: str(folder / every[name]) for name in PLACES if every[name]}
+            places = {name: str(folder / every[name]) for name in PLACES if every.get(name)}
             config = replace_options(config, places)
             known[key] = fingerprint(config, folder / str(len(known)))
         return known[key]
