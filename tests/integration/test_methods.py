@@ -11,14 +11,23 @@ import pytest
 import torch
 
 import leanvit
-from leanvit.config import MixConfig, RunConfig, SGDConfig, compose, constant, steps
+from leanvit.config import (
+    MixConfig,
+    RunConfig,
+    SGDConfig,
+    compose,
+    constant,
+    replace_options,
+    steps,
+)
 from leanvit.core.files import save_tensors
 from leanvit.data.batch import ViewBatch
 from leanvit.methods.catalogue import build_method
 from leanvit.train.checkpoint import newest_checkpoint
+from leanvit.train.start import start_method
 from leanvit.train.state import TrainState
 from leanvit.weights.file import header
-from tests.integration.test_training import Counter, rows, step
+from tests.integration.test_training import Counter, losses, rows, step
 from tests.tiny import (
     CLASSES,
     SWIN,
@@ -43,7 +52,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "mae of a Swin": {"method": mae(), "backbone": SWIN},
     "dmae": {"method": dmae(hidden_layers=(-1,)), "backbone": VIT},
     "d2mae": {"method": d2mae(), "backbone": VIT},
-    "mocov3": {"method": mocov3(), "backbone": VIT},
+    "mocov3": {"method": mocov3(), "backbone": SWIN},
+    "mocov3 of a ViT": {"method": mocov3(), "backbone": VIT},
     "simmim": {"method": simmim(), "backbone": SWIN},
     "simmim of a ViT": {"method": simmim(), "backbone": VIT},
     "supervised": {"method": supervised(average=0.9), "backbone": VIT},
@@ -52,6 +62,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "backbone": SWIN,
     },
 }
+GOLDEN = Path(__file__).parent.parent / "golden" / "losses"
 FILES = {"supervised": ("backbone.safetensors", "student.safetensors")}
 
 
@@ -113,6 +124,21 @@ def test_five_and_five_steps_are_ten(name: str, tmp_path: Path, images: Path) ->
     assert [row["step"] for row in rows(whole)] == list(range(11))
 
 
+@pytest.mark.parametrize("name", ["mae", "dmae", "d2mae", "mocov3", "simmim", "supervised"])
+def test_golden_losses(name: str, tmp_path: Path, images: Path) -> None:
+    """Ten steps from pixels to losses; a change that moves them says so on purpose.
+
+    Batch norm over few images that still look alike makes much of rounding.
+    """
+    config = compose(config_of(name, batch=14), **options(images))
+    if name == "supervised":  # RandAugment is Pillow's, and moves with its version
+        config = replace_options(config, {"method.views.randaugment": 0.0})
+    leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    golden = (GOLDEN / f"{name}_tiny.txt").read_text().split()
+    tolerance = 1e-3 if name == "mocov3" else 1e-5
+    assert losses(tmp_path / "run") == pytest.approx(list(map(float, golden)), rel=tolerance)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_step_reads_nothing_back(name: str) -> None:
     state = fresh(config_of(name))
@@ -145,10 +171,10 @@ def test_thirty_steps_on_sixteen_images_teach(name: str) -> None:
     for number in range(30):
         step_once(state, batch_of(16, number))
         shown.append(state.meter.read())
-    first, last = shown[0], shown[-1]
-    assert last["loss"] < (0.3 if name == "mocov3" else 0.85) * first["loss"]
+    first, last, contrast = shown[0], shown[-1], name.startswith("mocov3")
+    assert last["loss"] < (0.4 if contrast else 0.85) * first["loss"]
     if "accuracy" in last:
-        assert last["accuracy"] > first["accuracy"] + (0.6 if name == "mocov3" else 0.1)
+        assert last["accuracy"] > first["accuracy"] + (0.6 if contrast else 0.1)
         assert last["feature_std"] > 0.1
 
 
@@ -176,7 +202,7 @@ def test_initial_weights_reach_every_network(tmp_path: Path, images: Path) -> No
     start, facts = build(VIT), {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
     save_tensors(start.state_dict(), tmp_path / "start.safetensors", header(start, facts))
     config = compose(
-        config_of("mocov3", duration=steps(1), save_every=steps(1)),
+        config_of("mocov3 of a ViT", duration=steps(1), save_every=steps(1)),
         data=str(images),
         options={
             **options(images)["options"],
@@ -187,6 +213,9 @@ def test_initial_weights_reach_every_network(tmp_path: Path, images: Path) -> No
             "optim.lr.end": 0.0,
         },
     )
+    begun = start_method(build_method(config.method, VIT, 0), config)
+    assert begun is not None and begun.taken == ("backbone",)
+    assert begun.fresh == ("projector", "predictor", "optimizer", "schedules")
     leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
     checkpoint = newest_checkpoint(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None

@@ -36,7 +36,7 @@ def plain_mlp(x: Tensor, layers: nn.Sequential) -> Tensor:
     """Linear, batch norm, ReLU and so on, from their weights; the last without ReLU."""
     places = [n for n, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     for place in places:
-        linear, norm = layers[place], layers[place + 1].state_dict()
+        linear, norm = layers[place], dict(layers[place + 1].named_parameters())
         assert isinstance(linear, nn.Linear) and list(linear.state_dict()) == ["weight"]
         x = x @ linear.weight.T
         x = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()

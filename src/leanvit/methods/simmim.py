@@ -16,7 +16,6 @@ from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
 from leanvit.losses.masked import hidden_pixel_loss
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
-from leanvit.methods.dino import spread
 from leanvit.methods.masking import enlarged, mask_noise, visible_count, visible_patches
 
 
@@ -62,7 +61,7 @@ class SimMIM(Method):
             enlarged(hidden, self.config.mask_patch),
             squared=self.config.loss == "l2",
         )
-        return StepOutput(loss, {"reconstruction": loss}, {"feature_std": spread(found)})
+        return StepOutput(loss, {"reconstruction": loss})
 
 
 def _require_fitting(config: SimMIMConfig, backbone: Backbone) -> None:
