@@ -17,10 +17,14 @@ from leanvit.config import (
     BackboneConfig,
     CropConfig,
     CvTConfig,
+    D2maeConfig,
+    DecoderConfig,
     DinoConfig,
+    DmaeConfig,
     EsViTConfig,
     FineTuneViewsConfig,
     HeadConfig,
+    MaeConfig,
     MocoV3Config,
     MultiCropConfig,
     RunConfig,
@@ -125,6 +129,25 @@ def mocov3(**changes: object) -> MocoV3Config:
     config = MocoV3Config(
         views=TwoViewsConfig(size=32), hidden=16, output=8, momentum=constant(0.9)
     )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+DECODER = DecoderConfig(dim=8, depth=1, heads=2)
+
+
+def mae(**changes: object) -> MaeConfig:
+    """Return MAE's options for the tiny networks."""
+    return replace(MaeConfig(views=CropConfig(size=32), decoder=DECODER), **changes)  # type: ignore[arg-type]
+
+
+def dmae(**changes: object) -> DmaeConfig:
+    """Return D-MAE's options for the tiny networks; the teacher is still to be named."""
+    return replace(DmaeConfig(views=CropConfig(size=32), decoder=DECODER), **changes)  # type: ignore[arg-type]
+
+
+def d2mae(**changes: object) -> D2maeConfig:
+    """Return D2-MAE's options for the tiny networks; the teacher is still to be named."""
+    config = D2maeConfig(views=CropConfig(size=32), decoder=DECODER, decode_from=2)
     return replace(config, **changes)  # type: ignore[arg-type]
 
 

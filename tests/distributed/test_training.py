@@ -21,6 +21,7 @@ from tests.tiny import (
     VIT,
     dino,
     esvit,
+    mae,
     mocov3,
     run_config,
     simmim,
@@ -56,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "backbone": replace(SWIN, drop_path=0.3),
         "optim": SGDConfig(lr=constant(1e-2), lr_rule="none"),  # as above
     },
+    "mae": {"method": mae(), "backbone": replace(VIT, drop_path=0.3)},
     "simmim": {"method": simmim(), "backbone": replace(SWIN, drop_path=0.3)},
     "supervised": {"method": supervised(average=0.9), "backbone": replace(VIT, drop_path=0.3)},
     "supervised in micro-batches": {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ from tests.tiny import (
     SWIN,
     VIT,
     build,
+    d2mae,
+    dmae,
     draw_nothing,
+    mae,
     mocov3,
     noise,
     run_config,
@@ -44,6 +48,10 @@ from tests.tiny import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 RUNS: dict[str, dict[str, Any]] = {
+    "mae": {"method": mae(), "backbone": VIT},
+    "mae of a Swin": {"method": mae(), "backbone": SWIN},
+    "dmae": {"method": dmae(hidden_layers=(-1,)), "backbone": VIT},
+    "d2mae": {"method": d2mae(), "backbone": VIT},
     "mocov3": {"method": mocov3(), "backbone": SWIN},
     "mocov3 of a ViT": {"method": mocov3(), "backbone": VIT},
     "simmim": {"method": simmim(), "backbone": SWIN},
@@ -74,6 +82,19 @@ def fresh(config: RunConfig) -> TrainState:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give the methods that imitate one a teacher: wider, deeper, with other heads."""
+    network = build(replace(VIT, dim=24, depth=4, heads=3))
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_tensors(network.state_dict(), path, header(network, {}))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("dmae", "d2mae"):
+            named = replace(RUNS[name]["method"], teacher=str(path))
+            patch.setitem(RUNS[name], "method", named)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +172,7 @@ def test_thirty_steps_on_sixteen_images_teach(name: str) -> None:
         step_once(state, batch_of(16, number))
         shown.append(state.meter.read())
     first, last, contrast = shown[0], shown[-1], name.startswith("mocov3")
-    assert last["loss"] < (0.4 if contrast else 0.8) * first["loss"]
+    assert last["loss"] < (0.4 if contrast else 0.85) * first["loss"]
     if "accuracy" in last:
         assert last["accuracy"] > first["accuracy"] + (0.6 if contrast else 0.1)
         assert last["feature_std"] > 0.1
@@ -230,7 +251,7 @@ def test_batch_norm_in_the_contrast_refuses_micro_batches() -> None:
         fresh(config_of("mocov3", accumulate=2))
 
 
-@pytest.mark.parametrize("name", ["simmim", "supervised"])
+@pytest.mark.parametrize("name", ["mae", "dmae", "simmim", "supervised"])
 def test_micro_batches_change_nothing(name: str) -> None:
     ends = []
     for parts in (1, 2):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from leanvit.core.precision import full
+
 
 def attention_distillation(student: Tensor, teacher: Tensor, adapter: Tensor | None) -> Tensor:
     """Return the mean squared distance of attention logits, which are scaled and before softmax.
@@ -14,9 +16,9 @@ def attention_distillation(student: Tensor, teacher: Tensor, adapter: Tensor | N
     student: [B, H_s, T, T]; teacher: [B, H_t, T, T] of the same tokens in the same order; adapter:
     [H_t, H_s], how the teacher's heads are made of the student's; None for the same heads.
     """
-    student, teacher = student.float(), teacher.float()
+    student, teacher = full(student), full(teacher)
     if adapter is not None:
-        student = torch.einsum("gh,bhts->bgts", adapter.float(), student)
+        student = torch.einsum("gh,bhts->bgts", full(adapter), student)
     return functional.mse_loss(student, teacher)
 
 
@@ -25,4 +27,4 @@ def hidden_distillation(student: Tensor, teacher: Tensor, adapter: Tensor) -> Te
 
     adapter: [D_t, D_s].
     """
-    return functional.mse_loss(functional.linear(student.float(), adapter.float()), teacher.float())
+    return functional.mse_loss(functional.linear(full(student), full(adapter)), full(teacher))

@@ -38,7 +38,7 @@ def pixel_targets(images: Tensor, side: int, *, normalize: bool) -> Tensor:
 
     normalize: every patch with mean 0 and deviation 1 (MAE's better target).
     """
-    patches = patches_of(images.float(), side)
+    patches = patches_of(full(images), side)
     if not normalize:
         return patches
     mean, deviation = patch_moments(patches)
@@ -66,4 +66,4 @@ def hidden_pixel_loss(
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return the mean squared error of the hidden patches: [B, N, C], [B, N, C], [B, N]."""
-    return masked_mean((prediction.float() - target).square(), mask)
+    return masked_mean((full(prediction) - target).square(), mask)

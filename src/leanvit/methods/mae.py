@@ -28,29 +28,32 @@ from leanvit.methods.masking import mask_noise, visible_count, visible_patches
 class Decoder(nn.Module):
     """A light plain transformer over all patches of an image.
 
-    width: channels of the encoder; outputs: values to predict for each patch; side: patches a side.
+    encoder: whose tokens are read; side: patches a side.
     """
 
-    def __init__(self, config: DecoderConfig, width: int, outputs: int, side: int) -> None:
+    def __init__(self, config: DecoderConfig, encoder: Backbone, side: int) -> None:
         super().__init__()
         self.side = side
-        self.embed = nn.Linear(width, config.dim)
-        self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, config.dim), std=0.02))
+        self.embed = nn.Linear(encoder.feature_dim, config.dim)
+        self.mask_token = None
+        if "keep" in encoder.can:
+            token = nn.init.normal_(torch.empty(1, 1, config.dim), std=0.02)
+            self.mask_token = nn.Parameter(token)
         self.register_buffer("pos_embed", sincos_positions(side, config.dim), persistent=False)
         block = ViTConfig(dim=config.dim, heads=config.heads, depth=config.depth)
         self.layers = nn.ModuleList(ViTBlock(block, 0) for _ in range(config.depth))
         self.norm = LayerNorm(config.dim)
-        self.predict = nn.Linear(config.dim, outputs)
+        self.predict = nn.Linear(config.dim, 3 * encoder.stride**2)
         init_as_mae(self)
 
     def forward(self, tokens: Tokens, kept: Tensor | None) -> Tensor:
-        """Return a prediction for every patch [B, N, outputs].
+        """Return the pixels of every patch [B, N, p * p * 3].
 
         tokens: the encoder's; kept: [B, n] which patches they are, None for all of them.
         """
         x = full(self.embed(tokens.grid.flatten(1, 2)))
         b, _, d = x.shape
-        if kept is not None:
+        if kept is not None and self.mask_token is not None:
             hidden = self.mask_token.to(x.dtype).expand(b, self.side**2, d)
             x = hidden.scatter(1, kept[..., None].expand(-1, -1, d), x)
         x = x + self.pos_embed[:, 1:]  # type: ignore[index]
@@ -91,8 +94,7 @@ class MAE(Method):
         self.patch = self.backbone.stride
         self.rows = self.size // self.patch
         self.visible = visible_count(self.rows**2, config.mask_ratio)
-        width, outputs = self.backbone.feature_dim, 3 * self.patch**2
-        self.decoder = Decoder(config.decoder, width, outputs, self.rows)
+        self.decoder = Decoder(config.decoder, self.backbone, self.rows)
         self.fill_token = None
         if "keep" not in self.backbone.can:
             token = torch.empty(self.backbone.stage_dims[0])
