@@ -8,8 +8,6 @@ from torch import Tensor
 
 from leanvit.core.precision import full
 
-from leanvit.core.precision import full
-
 PIXEL_EPS = 1e-6
 """What is added to the variance of a patch's pixels."""
 
