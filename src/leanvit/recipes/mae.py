@@ -23,6 +23,8 @@ TINY, SMALL = "vit_tiny_h12", "vit_small_h12"
 LIGHT = DecoderConfig()
 WIDER = DecoderConfig(dim=192, heads=6)
 """The lightweight paper's decoders for ViT-Tiny and ViT-Small."""
+SMALL_VIEWS = CropConfig(size=32, scale=(0.2, 1.0))
+SMALL_DECODER = DecoderConfig(dim=64, depth=1, heads=4)
 
 
 def mae() -> RunConfig:
@@ -89,10 +91,21 @@ def mae_laptop() -> RunConfig:
 
     Paper: no figure at this setting; ours: not run.
     """
-    views = CropConfig(size=32, scale=(0.2, 1.0))
+    return _laptop("mae_laptop", MaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER))
+
+
+def dmae_laptop() -> RunConfig:
+    """D-MAE of the same size; name the teacher, such as a wider `mae_laptop`.
+
+    Paper: no figure at this setting; ours: not run.
+    """
+    return _laptop("dmae_laptop", DmaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER))
+
+
+def _laptop(name: str, method: MethodConfig) -> RunConfig:
     return RunConfig(
-        recipe="mae_laptop",
-        method=MaeConfig(views=views, decoder=DecoderConfig(dim=64, depth=1, heads=4)),
+        recipe=name,
+        method=method,
         backbone=ViTConfig(
             image_size=32,
             patch=4,
