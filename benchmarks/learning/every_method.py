@@ -158,9 +158,9 @@ def write_table(found: Mapping[str, list[dict[str, float]]], scratch: Sequence[f
     cores = len(os.sched_getaffinity(0))
     TABLE.write_text(
         f"# Every method on CIFAR-10: accuracy in percent after minutes on a CPU\n\n"
-        f"`benchmarks/learning/every_method.py`, {datetime.now(UTC).date()}, revision {commit()}, torch "
-        f"{torch.__version__}, {cores} cores. A ViT of 1.2 M parameters, patches of 4 pixels, 64 "
-        f"images a step, {10 * BANK:,} images; k-NN (k = {K}) and fine-tuning "
+        f"`benchmarks/learning/every_method.py`, {datetime.now(UTC).date()}, revision {commit()}, "
+        f"torch {torch.__version__}, {cores} cores. A ViT of 1.2 M parameters, patches of 4 "
+        f"pixels, 64 images a step, {10 * BANK:,} images; k-NN (k = {K}) and fine-tuning "
         f"({TUNING['duration']}, the improved recipe) learn from those with classes and are tested "
         f"on {10 * TEST:,} others, once. Deviations are over seeds.\n\n"
         f"Fine-tuned from fresh weights: {spread(scratch)}.\n\n"
