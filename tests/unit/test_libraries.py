@@ -202,7 +202,11 @@ def picture() -> Image.Image:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-@pytest.mark.parametrize("config", [SWIN, VIT, RESNET], ids=["swin", "vit", "resnet50"])
+@pytest.mark.parametrize(
+    "config",
+    [SWIN, VIT, replace(VIT, pool="mean"), RESNET],
+    ids=["swin", "vit", "vit of a mean", "resnet50"],
+)
 def test_the_code_on_the_card_runs(library: str, config: BackboneConfig, tmp_path: Path) -> None:
     ours = build(config).eval()
     ours.mean, ours.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
