@@ -143,10 +143,20 @@ def convert(
     facts = {**weights.facts, "mean": weights.mean, "std": weights.std}
     if weights.report.layout != "leanvit":
         facts["converted_from"] = weights.report.layout
-    text = _card(Job(backbone, out, facts, config), target, Path(model))
+    run, rows = _run_of(Path(model))
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         checked = target.write(Job(backbone, out, facts, config))
+        usage = target.usage(weights.config, out.name)
+        text = card(
+            backbone,
+            facts,
+            usage=usage,
+            run=run,
+            rows=rows,
+            notes=checked.notes,
+            library=target.library,
+        )
         write_synced(_card_place(out, target), text.encode())
     return Converted(weights.report, backbone, out, config.to, checked)
 
@@ -178,12 +188,10 @@ def _card_place(out: Path, target: Target) -> Path:
     return out.with_name(f"{out.name}.md") if target.suffixes else out / CARD
 
 
-def _card(job: Job, target: Target, model: Path) -> str:
-    """Return the model card, with what a run tells of its weights."""
+def _run_of(model: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return what a run tells of its weights, by its folder or its file of them."""
     folder = model.parent if model.name == FILE else model
-    run, rows = read_run(folder) if folder.is_dir() else (None, [])
-    usage = target.usage(job.backbone.config, job.out.name)
-    return card(job.backbone, job.facts, usage=usage, run=run, rows=rows, library=target.library)
+    return read_run(folder) if folder.is_dir() else (None, [])
 
 
 # Formats
