@@ -143,9 +143,8 @@ def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
     assert "norms of dino add 1e-06 to the variance, here 1e-05" in str(told)
     assert b"b.pth" not in (tmp_path / "b.pth").read_bytes(), "nor its name while it was written"
     card = (tmp_path / "b.pth.md").read_text()
-    assert (
-        all(f"- {note}\n" in card for note in told.checked.notes) and len(told.checked.notes) == 2
-    )
+    notes = told.checked.notes
+    assert len(notes) == 2 and all(f"- {note}\n" in card for note in notes)
     plain = told.to_dict()
     assert plain["backbone"]["pool"] == "mean" and plain["mean"] == [0.1, 0.2, 0.3]
 

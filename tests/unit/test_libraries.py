@@ -89,7 +89,8 @@ def test_a_library_gives_our_features_and_gives_them_back(case: str, tmp_path: P
     names, back = changed(config, tmp_path)
     assert {part for part in parts if any(part in name for name in names)} == parts
     assert all(any(part in name for part in parts) for name in names)
-    said = any("norm_layer" in note for note in notes)
+    said = sum("norm_layer" in note or "class token; the view" in note for note in notes)
+    assert any("class token; the view" in n for n in notes) == (case == "torchvision vit, mean")
     assert len(notes) == bool(parts) + said, "what is changed is said, and nothing else"
     assert back == config
     loaded = leanvit.load_backbone(tmp_path)

@@ -20,6 +20,7 @@ from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
     CONFIG,
     WEIGHTS,
+    regions_pooled,
     require_plain,
     require_resnet,
     require_windows,
@@ -91,17 +92,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     if isinstance(config, ViTConfig):
         plain |= {"num_attention_heads": config.heads, "pool": config.pool}
     write_weights(folder, state, plain)
-    if not _pools_regions(config):
-        return []
-    return [
-        "what torchvision's network returns is the class token; the view feature is the mean of "
-        "the regions, which the card shows how to get"
-    ]
-
-
-def _pools_regions(config: BackboneConfig) -> bool:
-    """Return whether our view feature is another than what torchvision's network returns."""
-    return isinstance(config, ViTConfig) and config.pool == "mean"
+    return regions_pooled("torchvision", config)
 
 
 def network(folder: Path) -> nn.Module:
@@ -150,7 +141,7 @@ def usage(config: BackboneConfig, folder: str) -> str:
     """Return code that loads the folder in torchvision and describes a PIL `image`."""
     name, _ = arguments(config)
     pooled, extractor = "network(transform(image)[None])", ""
-    if _pools_regions(config):
+    if regions_pooled("torchvision", config):
         pooled = 'tokens(transform(image)[None])["encoder"][:, 1:].mean(1)'
         extractor = '\ntokens = create_feature_extractor(network, ["encoder"])'
     tool = "\nfrom torchvision.models.feature_extraction import create_feature_extractor"
