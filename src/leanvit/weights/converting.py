@@ -26,7 +26,9 @@ from leanvit.weights.graphs import export_onnx, export_program
 from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
+from leanvit.weights.reading import non_finite
 from leanvit.weights.report import Report, build
+from leanvit.weights.strangers import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,33 +134,43 @@ def convert(
     asked = {field.name: getattr(config, field.name) for field in fields(WeightsConfig)}
     weights = open_weights(model, options=asked)
     backbone = build(weights)
+    broken = non_finite(weights.state or {})
+    wrong = f"an infinity or NaN stands in {listed(broken)}: its training went wrong"
     if not str(out):
-        return Converted(weights.report, backbone)
+        notes = (*weights.report.notes, wrong) if broken else weights.report.notes
+        return Converted(replace(weights.report, notes=notes), backbone)
+    if broken:
+        raise ValueError(f"Of {str(model)!r}, {wrong}; take an earlier checkpoint.")
     if weights.state is None:
         raise ValueError(
             f"{str(model)!r} names an untrained network: there are no weights to keep."
         )
-    target, out = TARGETS[config.to], Path(out)
-    _require_free(out, target)
     facts = {**weights.facts, "mean": weights.mean, "std": weights.std}
     if weights.report.layout != "leanvit":
         facts["converted_from"] = weights.report.layout
-    run, rows = _run_of(Path(model))
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        checked = target.write(Job(backbone, out, facts, config))
-        usage = target.usage(weights.config, out.name)
+    checked = _write(Job(backbone, Path(out), facts, config), Path(model))
+    return Converted(weights.report, backbone, Path(out), config.to, checked)
+
+
+def _write(job: Job, model: Path) -> Checked:
+    """Write a backbone and its card; say what was found when it was read again."""
+    target = TARGETS[job.config.to]
+    _require_free(job.out, target)
+    run, rows = _run_of(model)
+    with writing(job.out):
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        checked = target.write(job)
         text = card(
-            backbone,
-            facts,
-            usage=usage,
+            job.backbone,
+            job.facts,
+            usage=target.usage(job.backbone.config, job.out.name),
             run=run,
             rows=rows,
             notes=checked.notes,
             library=target.library,
         )
-        write_synced(_card_place(out, target), text.encode())
-    return Converted(weights.report, backbone, out, config.to, checked)
+        write_synced(_card_place(job.out, target), text.encode())
+    return checked
 
 
 def _require_use(config: ConvertConfig, writes: bool) -> None:

@@ -43,7 +43,8 @@ class Report:
 
     def __str__(self) -> str:
         if self.layout == "leanvit" and self.rows:
-            return f"layout leanvit: {len(self.rows)} tensors, all used under their own names"
+            all_ours = f"layout leanvit: {len(self.rows)} tensors, all used under their own names"
+            return "\n".join([all_ours, *(f"note: {note}" for note in self.notes)])
         counts: dict[tuple[str, ...], int] = {}
         for row in sorted(self.rows, key=lambda row: FATES.index(row.fate)):
             inside = row.theirs.startswith(self.place)
