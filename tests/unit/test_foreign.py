@@ -236,6 +236,14 @@ def test_supervised_swin_has_masks_and_another_eps(tmp_path: Path) -> None:
     assert said.features(image).grid.equal(swin.features(image).grid)
 
 
+def test_a_bare_swin_says_what_it_does_not_show(tmp_path: Path) -> None:
+    state = dict(build(SWIN).state_dict())
+    assert "norms add 1e-06" in str(open_weights(saved(state, tmp_path / "bare")).report)
+    named = saved({"teacher": state, "student": state}, tmp_path / "named")
+    assert "norms add" not in str(open_weights(named).report)
+    refused(named, r"its heads are \(1, 2\), not \(3, 6\)", heads=(3, 6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {name: value.to(dtype) for name, value in network().state_dict().items()}

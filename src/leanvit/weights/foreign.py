@@ -300,6 +300,12 @@ class _Reader:
         if said is None:
             usual = LAYOUTS[self.layout].norm_eps
             said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))
+            bare = not re.search(r"\b(teacher|student)\.", self.part.place)
+            if self.part.naming == "swin" and self.layout == "esvit" and bare:
+                self.notes.append(
+                    "norms add 1e-06 to the variance, as in EsViT; in supervised Swins they add "
+                    "1e-05, and without masks weights do not show it"
+                )
         return float(said)
 
     def _image_size(self) -> int:
@@ -353,7 +359,11 @@ class _Reader:
         return mean or (0.485, 0.456, 0.406), std or (0.229, 0.224, 0.225)
 
     def _require_asked(self, found: BackboneConfig) -> None:
-        """Refuse a file that holds another network than the one that was named."""
+        """Refuse a file that holds another network than the one that was asked for."""
+        shown = getattr(found, "heads", ())
+        shown = shown if isinstance(shown, tuple) else (shown,)
+        if self.asked.heads and shown and self.asked.heads != shown:
+            raise self.refuse(f"its heads are {shown}, not {self.asked.heads} (--heads).")
         if not self.asked.network:
             return
         asked = named_backbone(self.asked.network, "network")
