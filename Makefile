@@ -16,7 +16,7 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 demo: install
 	$(BIN)/leanvit pretrain esvit_laptop --data sample --out runs/demo --overwrite

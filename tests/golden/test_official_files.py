@@ -32,6 +32,9 @@ def read(name: str) -> tuple[Golden, dict[str, Tensor]]:
 
 def esvit_file(weights: dict[str, Tensor], path: Path, wrapper: str = "") -> None:
     """Write what the official code saves: two networks with heads, and everything around them."""
+    # golden figures come of the second name of what sparse attention shares; files have one tensor
+    twice = {name.replace("_global.", "."): v for name, v in weights.items() if "_global." in name}
+    weights = weights | twice
     head = {"mlp.0.weight": torch.ones(8, 8), "last_layer.weight_v": torch.ones(4, 2)}
     heads = {f"{h}.{k}": v for h in ("head", "head_dense") for k, v in head.items()}
     derived = {

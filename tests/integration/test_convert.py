@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,16 @@ def test_there_and_back_is_the_same_state(to: str, tmp_path: Path) -> None:
         out = tmp_path / str(number) / name_of(to)
         converted = convert(model, out=out, options={"to": to})
         assert max(converted.checked.differences.values()) <= 1e-4
-        options: dict[str, Any] = {"heads": config.heads} if config is CVT else {}
-        if config is VIT and to != "leanvit":
-            options = {"heads": (VIT.heads,)}
-        again = load_backbone(out, options=options | {"image_size": config.image_size})
+        options: dict[str, Any] = {}
+        if to != "leanvit":  # its own files say all
+            options = {"image_size": config.image_size}
+            heads = {CVT: CVT.heads, VIT: (VIT.heads,)}.get(config)
+            options |= {"heads": heads} if heads else {}
+        again = load_backbone(out, options=options)
         before = load_backbone(model)
         for name, value in before.state_dict().items():
             assert again.state_dict()[name].equal(value), name
-        assert (out.with_suffix(".md")).read_text().startswith("---\n")
+        assert out.with_name(f"{out.name}.md").read_text().startswith("---\n")
         assert not list(out.parent.glob(".*")), "nothing is left beside it"
 
 
@@ -74,7 +77,7 @@ def test_what_is_known_goes_along(tmp_path: Path) -> None:
     convert(model, out=tmp_path / "d.safetensors")
     kept = read_header(tmp_path / "d.safetensors")
     assert kept["seed"] == 3 and kept["mean"] == [0.1, 0.2, 0.3]
-    card = (tmp_path / "d.md").read_text()
+    card = (tmp_path / "d.safetensors.md").read_text()
     assert "esvit" in card and 'load_backbone("d.safetensors")' in card
 
 
@@ -82,7 +85,7 @@ def test_the_command_explains_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     model = saved(VIT, tmp_path / "a.safetensors")
     assert main(["convert", str(model), "--to", "dino", "--out", str(tmp_path / "b.pth")]) == 0
     said = capsys.readouterr().out
-    assert "Written to" in said and "features differ by 0.0e+00" in said
+    assert "Written to" in said and "features are the same to the last bit: 32 x 32" in said
     assert main(["convert", str(tmp_path / "b.pth"), "--heads", str(VIT.heads)]) == 0
     said = capsys.readouterr().out
     assert "layout dino under 'teacher.backbone'" in said
@@ -115,6 +118,46 @@ def test_what_is_refused(tmp_path: Path) -> None:
     skipping = saved(SWIN_SKIP, tmp_path / "s")
     with pytest.raises(ValueError, match="do not see padding"):
         convert(skipping, out=tmp_path / "d.pth", options={"to": "esvit"})
+
+
+def test_nothing_is_overwritten_and_no_option_ignored(tmp_path: Path) -> None:
+    model = saved(VIT, tmp_path / "a.safetensors")
+    (tmp_path / "b.pth.md").write_text("mine")
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("b.pth", {"to": "dino"}, r"b\.pth\.md' is there already"),
+        ("", {"to": "dino"}, "--to dino needs a place to write to"),
+        ("c.pth", {"to": "dino", "graph_size": 64}, "graph_size is of --to onnx and --to export"),
+        ("b.pth.md/c.pth", {"to": "dino"}, r"^Cannot write to '[^.]*b\.pth\.md/c\.pth': "),
+    ]
+    for out, options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            convert(model, out=out and tmp_path / out, options=options)
+    assert (tmp_path / "b.pth.md").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b.pth.md"}
+
+
+def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
+    model = saved(replace(VIT, pool="mean", norm_eps=1e-5), tmp_path / "a.safetensors")
+    told = convert(model, out=tmp_path / "b.pth", options={"to": "dino"})
+    assert "in dino it is the class token's" in str(told)
+    assert "norms of dino add 1e-06 to the variance, here 1e-05" in str(told)
+    assert b"b.pth" not in (tmp_path / "b.pth").read_bytes(), "nor its name while it was written"
+    card = (tmp_path / "b.pth.md").read_text()
+    notes = told.checked.notes
+    assert len(notes) == 2 and all(f"- {note}\n" in card for note in notes)
+    plain = told.to_dict()
+    assert plain["backbone"]["pool"] == "mean" and plain["mean"] == [0.1, 0.2, 0.3]
+
+
+def test_weights_that_are_not_finite_are_shown_and_not_written(tmp_path: Path) -> None:
+    backbone = build(VIT)
+    backbone.get_parameter("norm.bias").data[3] = float("nan")
+    save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
+    wrong = "an infinity or NaN stands in 'norm.bias'"
+    assert wrong in str(convert(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match=wrong):
+        convert(tmp_path / "a.safetensors", out=tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_heads_that_the_other_code_does_not_have(tmp_path: Path) -> None:

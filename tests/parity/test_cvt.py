@@ -200,7 +200,7 @@ def test_sizes_are_read_off_the_weights() -> None:
         assert cvt_config(shapes(config)) == replace(config, drop_path=0.0)
     biased = replace(CVT, image_size=224, position_bias=True)
     assert cvt_config(shapes(biased), heads=CVT.heads) == biased
-    with pytest.raises(ValueError, match=r"No named CvT has the widths \(8, 12\); give the heads"):
+    with pytest.raises(ValueError, match=r"no named one has the widths \(8, 12\); give the heads"):
         cvt_config(shapes(CVT))
     with pytest.raises(ValueError, match="not the parameters of a CvT"):
         cvt_config({"conv1.weight": (64, 3, 7, 7)})

@@ -1,5 +1,6 @@
 """Checkpoints of the official codes: what is in them, what is told, and what is refused."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,12 @@ import leanvit
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.vit import sincos_positions
 from leanvit.config import SwinConfig, ViTConfig
+from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.weights.loading import open_weights
-from tests.tiny import SWIN, VIT, build, noise
+from leanvit.weights.names import NAMINGS
+from leanvit.weights.shapes import vit_config
+from tests.tiny import SWIN, VIL, VIT, build, noise
 
 DIM, HEADS, SIDE, PATCH = 192, 12, 32, 8
 State = dict[str, Tensor]
@@ -232,6 +236,14 @@ def test_supervised_swin_has_masks_and_another_eps(tmp_path: Path) -> None:
     assert said.features(image).grid.equal(swin.features(image).grid)
 
 
+def test_a_bare_swin_says_what_it_does_not_show(tmp_path: Path) -> None:
+    state = dict(build(SWIN).state_dict())
+    assert "norms add 1e-06" in str(open_weights(saved(state, tmp_path / "bare")).report)
+    named = saved({"teacher": state, "student": state}, tmp_path / "named")
+    assert "norms add" not in str(open_weights(named).report)
+    refused(named, r"its heads are \(1, 2\), not \(3, 6\)", heads=(3, 6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_become_fp32(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {name: value.to(dtype) for name, value in network().state_dict().items()}
@@ -265,6 +277,74 @@ def test_bare_weights_with_maes_positions_need_their_heads_said(tmp_path: Path) 
     refused(path, "5 heads do not divide 192", heads=(5,))
     decoder = saved({"model": state | {"decoder_embed.weight": torch.ones(2, 2)}}, tmp_path / "mae")
     refused(decoder, "say it with --heads")
+
+
+@pytest.mark.parametrize("place", ["", "model.", "teacher.", "teacher.backbone.", "state_dict."])
+@pytest.mark.parametrize("shift", [0, DIM // 2], ids=["mae", "moco_v3"])
+def test_positions_of_twelve_heads_are_known_anywhere(
+    place: str, shift: int, tmp_path: Path
+) -> None:
+    """MoCo-v3 says the row first, MAE the column; nobody else's light networks have either."""
+    waves = sincos_positions(SIDE // PATCH, DIM).roll(shift, -1)
+    state = put(dict(network().state_dict()) | {"pos_embed": waves}, place)
+    refused(saved(state, tmp_path / "file"), "12 in MAE-Lite and MoCo-v3.*say it with --heads")
+
+
+def test_what_reading_never_trusts(tmp_path: Path) -> None:
+    """Names and shapes that would break the reader, or keep it busy for good."""
+    state, ours = dict(network().state_dict()), build(VIL)
+    bias = "blocks.0.attn.qkv.bias"
+    lone = {n: v for n, v in state.items() if n != bias} | {"blocks.0.attn.q_bias": torch.ones(DIM)}
+    sparse = NAMINGS["vil"].theirs(ours.state_dict())
+    apart = sparse | {"layer1.1.attn.proj_global.bias": sparse["layer1.1.attn.proj.bias"] + 1}
+    cases: list[tuple[State, str]] = [
+        (lone, "'blocks.0.attn.q_bias' has no v_bias"),
+        (state | {"blocks.99999999.norm1.bias": torch.ones(1)}, "more than 64 blocks"),
+        (state | {"blocks.x.norm1.bias": torch.ones(1)}, "not the parameters of a plain ViT"),
+        (state | {"pos_embed": torch.ones(())}, "not the parameters of a plain ViT"),
+        (state | {"dist_token": torch.ones(1), "pos_embed": torch.ones(2)}, "of a plain ViT"),
+        (apart, "'layer1.1.attn.proj_global.bias' are the same parameter here, but differ"),
+    ]
+    for number, (each, match) in enumerate(cases):
+        refused(saved(each, tmp_path / str(number)), match)
+
+
+def huggingface(folder: Path, processor: object = None, **said: object) -> Path:
+    """Write a plain ViT as transformers does, beside what is said of it."""
+    folder.mkdir()
+    state = NAMINGS["vit huggingface"].theirs(build(VIT).state_dict())
+    save_tensors(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 2} | said))
+    if processor is not None:
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def test_what_stands_beside_weights_is_checked(tmp_path: Path) -> None:
+    plain = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    good = leanvit.load_backbone(huggingface(tmp_path / "a", plain, hidden_act="gelu"))
+    assert good.mean == (0.1, 0.2, 0.3) and good.std == (0.5,) * 3
+    bare = leanvit.load_backbone(huggingface(tmp_path / "b", plain | {"do_normalize": False}))
+    assert bare.mean == (0.0,) * 3 and bare.std == (1.0,) * 3
+    cases: list[tuple[object, dict[str, object], str]] = [
+        (plain, {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'.*no trace"),
+        (plain, {"model_args": {"act_layer": "relu"}}, "act_layer is 'relu'"),
+        (plain, {"model_args": 5}, "model_args in its config.json is 5; expected an object"),
+        (plain, {"pretrained_cfg": [1]}, "pretrained_cfg in its config.json"),
+        ([1], {}, "preprocessor_config.json' is no JSON object"),
+        (plain | {"image_std": [1, 0, 1]}, {}, "its std is .*one number a channel"),
+        (plain | {"image_mean": ["a"] * 3}, {}, "its mean is .*one number a channel"),
+        (plain | {"image_mean": 0.5}, {}, "its mean is 0.5"),
+    ]
+    for number, (processor, said, match) in enumerate(cases):
+        refused(huggingface(tmp_path / str(number), processor, **said), match)
+
+
+def test_the_width_of_an_mlp_is_exact() -> None:
+    """240 / 176 * 176 is a little less than 240 in floating point."""
+    shapes = {n: tuple(v.shape) for n, v in build(VIT).state_dict().items()}
+    found = vit_config(shapes | {"layers.0.mlp.fc1.weight": (240, 176)}, heads=2)
+    assert int(176 * found.mlp_ratio) == 240 and int(176 * (240 / 176)) == 239
 
 
 def test_what_is_missing_unknown_or_of_another_shape(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ WRITTEN: dict[str, tuple[BackboneConfig, set[str], bool]] = {
     "swin, its own eps": (SWIN_FIVE, set(), False),
     "swin that pads": (replace(SWIN_FIVE, image_size=36), set(), False),
     "vit": (VIT, {"gamma"}, True),
-    "vit, scaled, mean": (SCALED, set(), False),
+    "vit, scaled, mean": (SCALED, set(), True),
     "vit, all additions": (ADDED, set(), False),
     "resnet50": (RESNET, set(), False),
 }

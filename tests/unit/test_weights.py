@@ -1,5 +1,6 @@
 """One file that is a backbone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 import leanvit
-from leanvit.config import BackboneConfig
+from leanvit.config import BackboneConfig, to_dict
 from leanvit.core.files import save_tensors
 from leanvit.weights.file import FILE, header, read_header
-from tests.tiny import FAMILIES, SWIN, build, noise
+from tests.tiny import FAMILIES, SWIN, VIT, build, noise
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
@@ -50,6 +51,37 @@ def test_what_is_no_backbone_is_said(tmp_path: Path) -> None:
     for name, message in cases:
         with pytest.raises(ValueError, match=message):
             leanvit.load_backbone(name)
+
+
+def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
+    """None of them is worth building a network for."""
+    state, usual = {"x": torch.zeros(1)}, to_dict(VIT)
+    for number, (facts, match) in enumerate(
+        [
+            ("[]", "its header names none"),
+            ("5", "its header names none"),
+            ("{", "not a backbone that leanvit wrote"),
+            (json.dumps({"backbone": usual | {"depth": 10**9}}), "do not fit its own header"),
+            (json.dumps({"backbone": usual | {"dim": 10**9, "depth": 1}}), "has such sizes"),
+            (json.dumps({"backbone": usual | {"depth": 1}}), "'cls_token' is missing"),
+        ]
+    ):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(state, path, {"leanvit": facts})
+        with pytest.raises(ValueError, match=match):
+            leanvit.load_backbone(path)
+
+
+def test_options_have_an_effect_or_are_refused(tmp_path: Path) -> None:
+    backbone = build(VIT)
+    path = tmp_path / "model.safetensors"  # as Hugging Face would have it called
+    save_tensors(backbone.half().state_dict(), path, header(backbone, {"mean": [0.5] * 3}))
+    for place in (path, tmp_path, "vit_tiny"):
+        found = leanvit.load_backbone(place, options={"std": (0.1, 0.2, 0.3)})
+        assert found.std == (0.1, 0.2, 0.3)
+        assert found.mean == ((0.5,) * 3 if place != "vit_tiny" else (0.485, 0.456, 0.406))
+        with pytest.raises(ValueError, match=r"says itself .*; layout and heads help to read"):
+            leanvit.load_backbone(place, options={"heads": (1,), "layout": "dino"})
 
 
 def test_a_file_is_readable_as_any_other(tmp_path: Path) -> None:

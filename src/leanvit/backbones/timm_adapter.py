@@ -97,12 +97,13 @@ def _options(name: str) -> frozenset[str]:
 
 
 def heads_of(name: str) -> int:
-    """Return the attention heads of timm's plain ViT; 0 if timm does not have it by this name."""
+    """Return the attention heads of timm's plain ViT; 0 if timm has none by this name."""
     if not timm.is_model(name):
         return 0
     with seeded(0, "skeleton"), torch.device("meta"):
         model: Any = timm.create_model(name)
-    return int(model.blocks[0].attn.num_heads)
+    heads = (getattr(each, "num_heads", 0) for each in model.modules())
+    return next((int(count) for count in heads if count), 0)
 
 
 def require_architecture(name: str) -> None:

@@ -25,6 +25,15 @@ def refusals_named(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a disk's refusal into a ValueError that names what a user asked for."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"Cannot write to {str(path)!r}: {error.strerror or error}.") from error
+
+
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:

@@ -14,7 +14,7 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import replace_options, to_dict
 from leanvit.config.evaluation import FEATURE_FILES, EmbedConfig
 from leanvit.core.distributed import require_alone
-from leanvit.core.files import Replacing, sync
+from leanvit.core.files import Replacing, sync, writing
 from leanvit.data.sources import Source, open_source
 from leanvit.evaluation.features import Described, describe_grid, describe_network
 from leanvit.evaluation.formats import FORMATS, NAMES_BYTES, Facts, Part
@@ -56,13 +56,11 @@ def embed(
     )
     parts = _parts(seen.batches(source, "embedding", {FEATURES: way}), source, config.dtype)
     facts = _facts(model, network, seen, config, source)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with Replacing(out) as beside:
             FORMATS[out.suffix].write(beside, _with_room(parts, len(source), out), facts)
             sync(beside)
-    except OSError as error:
-        raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror or error}.") from error
     return out
 
 

@@ -119,14 +119,15 @@ def card(
     usage: str,
     run: Plain | None = None,
     rows: Sequence[Plain] = (),
+    notes: Sequence[str] = (),
     library: str = "leanvit",
 ) -> str:
     """Return a model card in Markdown.
 
     facts: the header of a backbone file, `license` among them if the owner chose one; usage: code
     in Python that loads what the card lies beside; run: the content of `resolved.json`; rows:
-    results, each with `evaluation` and columns of its own; library: what loads the file, as Hugging
-    Face calls it.
+    results, each with `evaluation` and columns of its own; notes: what a user should know of the
+    file; library: what loads it, as Hugging Face calls it.
     """
     config = backbone.config
     method = str(facts.get("method") or _at(run, "config.method.kind") or "")
@@ -140,6 +141,8 @@ def card(
         "## Usage",
         f"```python\n{usage.strip()}\n```",
     ]
+    if notes:
+        parts.append("\n".join(f"- {' '.join(note.split())}" for note in notes))
     trained = _training(facts, run)
     if trained:
         parts += ["## Training", _table(trained)]

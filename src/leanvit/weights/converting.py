@@ -4,7 +4,7 @@ Letters: B images, S their side in pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,20 +13,22 @@ from typing import Any
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import BackboneConfig, CvTConfig, ViTConfig, replace_options
+from leanvit.config import BackboneConfig, CvTConfig, ViTConfig, replace_options, to_dict
 from leanvit.config.names import unknown_name
-from leanvit.config.weights import ConvertConfig
+from leanvit.config.weights import ConvertConfig, WeightsConfig
 from leanvit.core.distributed import require_alone
 from leanvit.core.errors import RunError
-from leanvit.core.files import Replacing, save_tensors
+from leanvit.core.files import Replacing, save_tensors, write_synced, writing
 from leanvit.weights.card import CARD, card, read_run
 from leanvit.weights.compare import TOLERANCE, difference, images_for
-from leanvit.weights.file import header
+from leanvit.weights.file import FILE, header
 from leanvit.weights.graphs import export_onnx, export_program
 from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
+from leanvit.weights.reading import non_finite
 from leanvit.weights.report import Report, build
+from leanvit.weights.strangers import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +70,44 @@ class Converted:
     """What `convert` read and wrote."""
 
     report: Report
-    backbone: str
+    backbone: Backbone
     out: Path | None = None
     to: str = ""
     checked: Checked = Checked({})
 
     def __str__(self) -> str:
-        lines = [str(self.report), self.backbone]
+        lines = [str(self.report), self._described()]
         if self.out is not None:
-            lines.append(f"Written to {self.out} ({TARGETS[self.to].what}), with a card beside it.")
-        lines += [
-            f"Read again, features differ by {value:.1e} of the largest: {what}."
-            for what, value in self.checked.differences.items()
-        ]
-        return "\n".join([*lines, *self.checked.notes])
+            target = TARGETS[self.to]
+            card = _card_place(self.out, target)
+            lines += ["", f"Written to {self.out} ({target.what}); its card is {card}."]
+        for what, value in self.checked.differences.items():
+            apart = f"within {value:.1e} of the largest" if value else "to the last bit"
+            if value <= TOLERANCE:  # of what is further apart a note says why
+                lines.append(f"Read again, features are the same {apart}: {what}.")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.checked.notes)])
+
+    def _described(self) -> str:
+        """Return the network in two lines; what an option turns off is left out."""
+        facts = to_dict(self.backbone.config)
+        shown = (f"{n} {v}" for n, v in facts.items() if v and n not in ("kind", "drop_path"))
+        mean, std = (", ".join(map(str, v)) for v in (self.backbone.mean, self.backbone.std))
+        return (
+            f"{facts['kind']} of {self._parameters():,} parameters: {', '.join(shown)}\n"
+            f"images normalised by mean {mean} and deviation {std}"
+        )
+
+    def _parameters(self) -> int:
+        return sum(value.numel() for value in self.backbone.parameters())
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {
             "read": self.report.to_dict(),
-            "backbone": self.backbone,
+            "backbone": to_dict(self.backbone.config),
+            "parameters": self._parameters(),
+            "mean": list(self.backbone.mean),
+            "std": list(self.backbone.std),
             "written": None if self.out is None else str(self.out),
             "to": self.to or None,
             "differences": dict(self.checked.differences),
@@ -110,45 +130,80 @@ def convert(
     config = replace_options(ConvertConfig(), options or {})
     if config.to not in TARGETS:
         raise unknown_name("format", config.to, TARGETS)
-    asked = {n: getattr(config, n) for n in ("layout", "part", "network", "heads", "image_size")}
-    weights = open_weights(model, options=asked | {"mean": config.mean, "std": config.std})
+    _require_use(config, bool(str(out)))
+    asked = {field.name: getattr(config, field.name) for field in fields(WeightsConfig)}
+    weights = open_weights(model, options=asked)
     backbone = build(weights)
-    count = sum(value.numel() for value in backbone.parameters())
-    about = f"{type(backbone).__name__} of {count:,} parameters, {weights.config}"
+    broken = non_finite(weights.state or {})
+    wrong = f"an infinity or NaN stands in {listed(broken)}: its training went wrong"
     if not str(out):
-        return Converted(weights.report, about)
+        notes = (*weights.report.notes, wrong) if broken else weights.report.notes
+        return Converted(replace(weights.report, notes=notes), backbone)
+    if broken:
+        raise ValueError(f"Of {str(model)!r}, {wrong}; take an earlier checkpoint.")
     if weights.state is None:
         raise ValueError(
             f"{str(model)!r} names an untrained network: there are no weights to keep."
         )
-    target, out = TARGETS[config.to], Path(out)
-    _require_free(out, target)
     facts = {**weights.facts, "mean": weights.mean, "std": weights.std}
     if weights.report.layout != "leanvit":
         facts["converted_from"] = weights.report.layout
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checked = target.write(Job(backbone, out, facts, config))
-    _write_card(Job(backbone, out, facts, config), target, Path(model))
-    return Converted(weights.report, about, out, config.to, checked)
+    checked = _write(Job(backbone, Path(out), facts, config), Path(model))
+    return Converted(weights.report, backbone, Path(out), config.to, checked)
+
+
+def _write(job: Job, model: Path) -> Checked:
+    """Write a backbone and its card; say what was found when it was read again."""
+    target = TARGETS[job.config.to]
+    _require_free(job.out, target)
+    run, rows = _run_of(model)
+    with writing(job.out):
+        job.out.parent.mkdir(parents=True, exist_ok=True)
+        checked = target.write(job)
+        text = card(
+            job.backbone,
+            job.facts,
+            usage=target.usage(job.backbone.config, job.out.name),
+            run=run,
+            rows=rows,
+            notes=checked.notes,
+            library=target.library,
+        )
+        write_synced(_card_place(job.out, target), text.encode())
+    return checked
+
+
+def _require_use(config: ConvertConfig, writes: bool) -> None:
+    """Raise ValueError for options that would have no effect."""
+    if not writes and config.to != ConvertConfig().to:
+        raise ValueError(f"--to {config.to} needs a place to write to: --out PATH.")
+    if config.graph_size and config.to not in ("onnx", "export"):
+        raise ValueError(
+            f"graph_size is of --to onnx and --to export; {config.to} takes images of any size "
+            f"that its network does: leave it out."
+        )
 
 
 def _require_free(out: Path, target: Target) -> None:
     """Raise ValueError if something is there already, or its name does not fit the format."""
-    if out.exists():
-        raise ValueError(f"{str(out)!r} is there already; remove it or name another (--out).")
+    for place in (out, _card_place(out, target)):
+        if place.exists():
+            raise ValueError(f"{str(place)!r} is there already; remove it or name another (--out).")
     if target.suffixes and out.suffix not in target.suffixes:
         raise ValueError(
             f"--out is {str(out)!r}; name a file that ends in {' or '.join(target.suffixes)}."
         )
 
 
-def _write_card(job: Job, target: Target, model: Path) -> None:
-    """Write the model card: in a folder, or beside a file under its name and `.md`."""
-    run, rows = read_run(model) if model.is_dir() else (None, [])
-    usage = target.usage(job.backbone.config, job.out.name)
-    text = card(job.backbone, job.facts, usage=usage, run=run, rows=rows, library=target.library)
-    place = job.out / CARD if job.out.is_dir() else job.out.with_suffix(".md")
-    place.write_text(text)
+def _card_place(out: Path, target: Target) -> Path:
+    """Return where the model card lies: in a folder, or beside a file under its name and `.md`."""
+    return out.with_name(f"{out.name}.md") if target.suffixes else out / CARD
+
+
+def _run_of(model: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Return what a run tells of its weights, by its folder or its file of them."""
+    folder = model.parent if model.name == FILE else model
+    return read_run(folder) if folder.is_dir() else (None, [])
 
 
 # Formats
@@ -169,9 +224,20 @@ def _official(layout: str, job: Job) -> Checked:
         if isinstance(config, ViTConfig | CvTConfig):
             unseen["heads"] = config.heads if isinstance(config, CvTConfig) else (config.heads,)
         weights = open_weights(beside, options=unseen)
+        found: Any = weights.config
         if isinstance(config, CvTConfig) and not config.position_bias:
-            weights = replace(weights, config=replace(weights.config, window=config.window))  # type: ignore[call-arg]
-            notes.append(f"The file does not show that windows are {config.window} tokens a side.")
+            found = replace(found, window=config.window)
+            notes.append(f"the file does not show that windows are {config.window} tokens a side")
+        if isinstance(config, ViTConfig) and config.pool == "mean":
+            found = replace(found, pool="mean")
+            notes.append(
+                f"the file does not show that the view feature is the mean of the regions: in "
+                f"{layout} it is the class token's"
+            )
+        eps, there = getattr(config, "norm_eps", None), getattr(found, "norm_eps", None)
+        if eps != there:
+            notes.append(f"norms of {layout} add {there:g} to the variance, here {eps:g}")
+        weights = replace(weights, config=found)
         return _compared(job, build(weights), notes)
 
 

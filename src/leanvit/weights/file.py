@@ -26,9 +26,20 @@ def read_header(path: Path) -> dict[str, Any]:
     """Return what a backbone file says of itself. Raises ValueError if it is none of ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {})[HEADER])
+            metadata = file.metadata() or {}
     except PermissionError as error:
         raise ValueError(f"{path} may not be read.") from error
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a backbone that leanvit wrote.") from error
-    return dict(found)
+    return facts_of(metadata, path)
+
+
+def facts_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return what `header` put into a file's metadata. Raises ValueError if it is none of ours."""
+    try:
+        found = json.loads(metadata[HEADER])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a backbone that leanvit wrote.") from error
+    if not (isinstance(found, dict) and isinstance(found.get("backbone"), dict)):
+        raise ValueError(f"{path} is not a backbone that leanvit wrote: its header names none.")
+    return found

@@ -19,14 +19,17 @@ def fold_vit(state: State, origin: Origin) -> tuple[list[str], dict[str, str]]:
     """Bring a plain ViT into our form.
 
     Returns notes of what was done besides renaming, and tensors that are not needed, with why.
+    Raises ValueError where half of what belongs together is missing.
     """
-    notes = []
-    for theirs, ours in (("register_tokens", "reg_token"),):
-        _move(state, origin, theirs, ours)
+    notes = list[str]()
+    _move(state, origin, "register_tokens", "reg_token")
     for name in [n for n in state if n.endswith((".gamma_1", ".gamma_2"))]:
         owner, _, number = name.rpartition(".gamma_")
         _move(state, origin, name, f"{owner}.ls{number}.gamma")
     _join_biases(state, origin)
+    places = state.get("pos_embed")
+    if places is None or places.ndim != 3:  # no plain ViT's, as whoever reads its sizes will say
+        return notes, {}
     needless = _drop_half_a_block(state, origin)
     notes += _give_class_token_a_place(state)
     notes += _make_registers_of_distillation(state, origin)
@@ -43,6 +46,8 @@ def _join_biases(state: State, origin: Origin) -> None:
     """Make BEiT's biases of queries and values one with that of keys, which is zero there."""
     for name in [n for n in state if n.endswith(".q_bias")]:
         owner = name.removesuffix("q_bias")
+        if f"{owner}v_bias" not in state:
+            raise ValueError(f"{origin[name][0]!r} has no v_bias beside it.")
         parts = [state.pop(name), state.pop(f"{owner}v_bias")]
         state[f"{owner}qkv.bias"] = torch.cat([parts[0], torch.zeros_like(parts[0]), parts[1]])
         origin[f"{owner}qkv.bias"] = origin.pop(name) + origin.pop(f"{owner}v_bias")
@@ -50,7 +55,8 @@ def _join_biases(state: State, origin: Origin) -> None:
 
 def _drop_half_a_block(state: State, origin: Origin) -> dict[str, str]:
     """Leave out the last block of D2-MAE, which is a norm and the projection before attention."""
-    numbers = [int(name.split(".")[1]) for name in state if name.startswith("layers.")]
+    blocks = [name.split(".")[1] for name in state if name.startswith("layers.")]
+    numbers = [int(block) for block in blocks if block.isdecimal()]
     last = f"layers.{max(numbers, default=0)}."
     names = [name for name in state if name.startswith(last)]
     whole = any(name.startswith((f"{last}mlp.", f"{last}attn.proj.")) for name in names)
@@ -64,8 +70,8 @@ def _drop_half_a_block(state: State, origin: Origin) -> dict[str, str]:
 
 def _give_class_token_a_place(state: State) -> list[str]:
     """Give the class token the position 0 where a code adds none to it."""
-    places, token = state.get("pos_embed"), state.get("cls_token")
-    if places is None or token is None or math.isqrt(places.shape[1]) ** 2 != places.shape[1]:
+    places, token = state["pos_embed"], state.get("cls_token")
+    if token is None or math.isqrt(places.shape[1]) ** 2 != places.shape[1]:
         return []
     state["pos_embed"] = torch.cat([torch.zeros_like(places[:, :1]), places], 1)
     return ["the class token has no position of its own: 0 is added to it"]

@@ -3,7 +3,6 @@
 Letters: D channels.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.vit import sincos_positions
 from leanvit.config import BackboneConfig, TimmConfig, ViTConfig, named_backbone
 from leanvit.config.backbones import TIMM
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import WeightsConfig
-from leanvit.core.random import seeded
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
 from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
-from leanvit.weights.reading import Contents
-from leanvit.weights.report import Fate, Report, Row, Weights
+from leanvit.weights.reading import Contents, read_json
+from leanvit.weights.report import Fate, Report, Row, Weights, skeleton
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 
 SHOWN = 3
 """Names that a message lists."""
+TWELVE_HEADS = ("mae_lite", "moco_v3")
+"""Layouts whose light networks have more heads than everybody else's."""
 UNCOUNTED = "num_batches_tracked"
 """What batch norm also keeps, and old files lack."""
 
@@ -55,6 +54,9 @@ class _Reader:
         self.checkpoint, self.asked = checkpoint, asked
         if asked.layout != "auto" and asked.layout not in LAYOUTS:
             raise unknown_name("layout", asked.layout, LAYOUTS)
+        for section in ("model_args", "pretrained_cfg"):
+            if not isinstance(found := self._beside(section), dict):
+                raise self.refuse(f"{section} in its config.json is {found!r}; expected an object.")
         self.names = list(checkpoint.tensors)
         self.rows: list[Row] = []
         self.notes: list[str] = []
@@ -99,7 +101,7 @@ class _Reader:
             return known
         expected = [
             name.removeprefix(NAMINGS["timm"].rest)
-            for name in _skeleton(self._timm_config())
+            for name in skeleton(self._timm_config())
             if not name.endswith(UNCOUNTED)
         ]
         first, names = expected[0], set(self.names)
@@ -144,11 +146,21 @@ class _Reader:
                 self.rows.append(Row(name, "dropped", why="beside the network"))
                 continue
             ours = self.naming.ours(name.removeprefix(place))
-            state[ours] = self.read[name] = self.checkpoint.tensors[name]
+            value = self.checkpoint.tensors[name]
+            if ours in state and not value.equal(state[ours]):
+                other = self.origin[re.sub(r"#\d", "", ours)][-1]
+                raise self.refuse(
+                    f"{other!r} and {name!r} are the same parameter here, but differ; remove the "
+                    f"one that is not of this network."
+                )
+            state[ours] = self.read[name] = value
             self.origin.setdefault(re.sub(r"#\d", "", ours), []).append(name)
         state = join_pieces(state)
         if self.naming.kind == "vit":
-            notes, needless = fold_vit(state, self.origin)
+            try:
+                notes, needless = fold_vit(state, self.origin)
+            except ValueError as error:
+                raise self.refuse(str(error)) from error
             self.notes += notes
             self.rows += [Row(name, "dropped", why=why) for name, why in needless.items()]
         return state
@@ -160,6 +172,7 @@ class _Reader:
         shapes = {name: tuple(value.shape) for name, value in self.state.items()}
         heads, kind = self.asked.heads, self.naming.kind
         try:
+            self._require_activation()
             if kind == "vit":
                 found: BackboneConfig = self._vit(shapes)
             elif kind == "swin":
@@ -175,6 +188,27 @@ class _Reader:
         self._require_asked(found)
         return found
 
+    def _require_activation(self) -> None:
+        """Refuse another activation than our families have: it leaves no trace in weights."""
+        usual = {"vit": "gelu", "swin": "gelu", "timm": "relu"}  # timm: ResNets of transformers
+        said = {
+            "hidden_act": (self.checkpoint.config.get("hidden_act"), usual.get(self.naming.kind)),
+            "act_layer": (
+                self._beside("model_args").get("act_layer"),
+                "gelu" if self.naming.kind != "timm" else None,
+            ),
+        }
+        for word, (there, expected) in said.items():
+            if there not in (None, expected):
+                raise ValueError(
+                    f"its {word} is {there!r}, which leaves no trace in weights; leanvit's has "
+                    f"{expected or 'what timm gives it by its name'}."
+                )
+
+    def _beside(self, section: str) -> Mapping[str, Any]:
+        """Return a section of the config.json beside the file; empty without one."""
+        return self.checkpoint.config.get(section) or {}
+
     def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
         config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
         config = replace(config, heads=self._heads(config))
@@ -185,8 +219,7 @@ class _Reader:
 
     def _as_said(self, config: ViTConfig) -> ViTConfig:
         """Take over what leaves no trace in the weights from what stands beside the file."""
-        beside = self.checkpoint.config
-        args = beside.get("model_args", {})
+        beside, args = self.checkpoint.config, self._beside("model_args")
         norm_last = args.get("fc_norm", args.get("use_fc_norm"))
         mean = args.get("global_pool") == "avg" and norm_last is False
         if config.pool == "class" and (mean or beside.get("pool") == "mean"):
@@ -198,7 +231,8 @@ class _Reader:
         """Return the heads of a plain ViT: shown by other tensors, said, or as published."""
         shown = self._heads_shown()
         published = LAYOUTS[self.layout].heads.get(config.dim)
-        if self.layout == "timm" and config.dim in (192, 384) and self._positions_of_mae(config):
+        light = published and config.dim in (192, 384) and self.layout not in TWELVE_HEADS
+        if light and self._positions_are_waves(config):
             published = None  # a file of MAE-Lite or MoCo-v3 without its prefixes looks like this
         said = self.asked.heads[0] if self.asked.heads else 0
         for known, source in ((shown, "the file shows"), (self._guarded(published), "has")):
@@ -236,7 +270,7 @@ class _Reader:
                 shape = self.checkpoint.tensors[name].shape
                 return int(shape[0 if "tch_model" in self.part.place else 1])
         beside = self.checkpoint.config
-        count = beside.get("num_attention_heads") or beside.get("model_args", {}).get("num_heads")
+        count = beside.get("num_attention_heads") or self._beside("model_args").get("num_heads")
         if isinstance(count, int):
             return count
         name = self._timm_name()
@@ -246,9 +280,12 @@ class _Reader:
 
         return heads_of(name)
 
-    def _positions_of_mae(self, config: ViTConfig) -> bool:
+    def _positions_are_waves(self, config: ViTConfig) -> bool:
+        """Whether positions are the fixed ones of MAE, or of MoCo-v3, which says the row first."""
+        places = self.state["pos_embed"].float()
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
-        return torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-3)
+        both = (fixed, fixed.roll(config.dim // 2, -1))
+        return any(torch.allclose(places, each, rtol=0, atol=1e-3) for each in both)
 
     def _norm_eps(self) -> float:
         beside = self.checkpoint.config
@@ -263,6 +300,12 @@ class _Reader:
         if said is None:
             usual = LAYOUTS[self.layout].norm_eps
             said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))
+            bare = not re.search(r"\b(teacher|student)\.", self.part.place)
+            if self.part.naming == "swin" and self.layout == "esvit" and bare:
+                self.notes.append(
+                    "norms add 1e-06 to the variance, as in EsViT; in supervised Swins they add "
+                    "1e-05, and without masks weights do not show it"
+                )
         return float(said)
 
     def _image_size(self) -> int:
@@ -270,9 +313,10 @@ class _Reader:
         if self.asked.image_size:
             return self.asked.image_size
         beside = self.checkpoint.config
-        size = beside.get("image_size") or beside.get("model_args", {}).get("img_size")
-        size = size or beside.get("pretrained_cfg", {}).get("input_size", [0])[-1]
-        return size if isinstance(size, int) else 0
+        size = beside.get("image_size") or self._beside("model_args").get("img_size")
+        size = size or self._beside("pretrained_cfg").get("input_size")
+        side = size[-1] if isinstance(size, list) and size else size  # [C, H, W] or [H, W]
+        return side if isinstance(side, int) else 0
 
     def _swin_size(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the image's side, which decides whether the windows of a stage are shifted."""
@@ -291,23 +335,35 @@ class _Reader:
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation: said, beside the file, or ImageNet's."""
-        about = self.checkpoint.config
-        beside: dict[str, Any] = dict(about.get("pretrained_cfg", about))
+        beside = self._beside("pretrained_cfg") or self.checkpoint.config
         path = self.checkpoint.path
-        folder = path if path.is_dir() else path.parent
-        processor = folder / "preprocessor_config.json"
+        processor = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
         if self.layout == "huggingface" and processor.is_file():
-            found = json.loads(processor.read_text())
+            found = read_json(processor)
             beside = {"mean": found.get("image_mean"), "std": found.get("image_std")}
-        mean, std = (
-            tuple(getattr(self.asked, name) or beside.get(name) or ()) for name in ("mean", "std")
-        )
+            if found.get("do_normalize") is False:  # whatever else it says
+                beside = {"mean": [0.0] * 3, "std": [1.0] * 3}
+        given = {name: getattr(self.asked, name) or beside.get(name) for name in ("mean", "std")}
+        for name, value in given.items():
+            plain = value is None or (
+                isinstance(value, list | tuple)
+                and len(value) in (0, 3)
+                and all(isinstance(number, int | float) for number in value)
+                and (name == "mean" or all(number > 0 for number in value))
+            )
+            if not plain:
+                raise self.refuse(f"its {name} is {value!r}; expected one number a channel: 3.")
+        mean, std = (tuple(given[name] or ()) for name in ("mean", "std"))
         if not (mean and std):
             self.notes.append("mean and deviation of ImageNet: the file does not say (--mean)")
         return mean or (0.485, 0.456, 0.406), std or (0.229, 0.224, 0.225)
 
     def _require_asked(self, found: BackboneConfig) -> None:
-        """Refuse a file that holds another network than the one that was named."""
+        """Refuse a file that holds another network than the one that was asked for."""
+        shown = getattr(found, "heads", ())
+        shown = shown if isinstance(shown, tuple) else (shown,)
+        if self.asked.heads and shown and self.asked.heads != shown:
+            raise self.refuse(f"its heads are {shown}, not {self.asked.heads} (--heads).")
         if not self.asked.network:
             return
         asked = named_backbone(self.asked.network, "network")
@@ -325,7 +381,7 @@ class _Reader:
 
     def fitted(self, config: BackboneConfig) -> dict[str, Tensor]:
         """Return the state of exactly the network's parameters and buffers."""
-        expected = _skeleton(config)
+        expected = skeleton(config)
         for name in expected:
             if name.endswith(UNCOUNTED) and name not in self.state:
                 self.state[name] = torch.zeros((), dtype=torch.long)  # counts nothing that matters
@@ -375,10 +431,3 @@ class _Reader:
         from leanvit.backbones.timm_adapter import head_names  # here, as timm loads slowly
 
         return head_names(config)
-
-
-def _skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a network's parameters and buffers."""
-    with seeded(0, "skeleton"), torch.device("meta"):
-        state = build_backbone(config).state_dict()
-    return {name: tuple(value.shape) for name, value in state.items()}

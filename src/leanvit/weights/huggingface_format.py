@@ -17,6 +17,7 @@ from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
     EPS,
+    regions_pooled,
     require_plain,
     require_resnet,
     require_windows,
@@ -121,7 +122,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
 
     Raises ValueError, which says why, if transformers has no such network.
     """
-    config, notes = backbone.config, []
+    config, notes = backbone.config, list[str]()
     plain = described(config)
     naming, _ = LAYOUTS["huggingface"].writes[config.kind]
     state = dict(backbone.state_dict())
@@ -134,6 +135,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
         state = as_dinov2(state)
         if not config.layer_scale:
             notes.append("the factors that DINOv2 has in every block (LayerScale) are 1")
+    notes += regions_pooled("huggingface", config)
     write_weights(folder, NAMINGS[naming].theirs(state), plain)
     write_json(folder / PROCESSOR, _processor(backbone))
     return notes

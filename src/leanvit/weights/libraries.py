@@ -88,14 +88,6 @@ class Comparison:
     notes: Sequence[str]
     """What a user should know of other sizes; nothing if features are equal there too."""
 
-    def __str__(self) -> str:
-        (height, width), nominal = next(iter(self.apart.items()))
-        first = (
-            f"{self.package} {self.version} gives the same features at {height} x {width}: they "
-            f"differ by at most {nominal:.1g} of the largest"
-        )
-        return "\n".join([first, *self.notes])
-
 
 def compare(
     backbone: Backbone, folder: Path, library: str, sizes: Sequence[tuple[int, int]] = ()

@@ -1,21 +1,18 @@
 """The public loader: a name, a run, or a file of any code that is known becomes a backbone."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from leanvit.backbones.base import Backbone
-from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, from_dict, named_backbone, replace_options
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
-from leanvit.core.random import seeded
-from leanvit.weights.file import FILE, HEADER, read_header
+from leanvit.weights.file import FILE, HEADER, facts_of
 from leanvit.weights.foreign import understand
 from leanvit.weights.reading import Contents, read_checkpoint
-from leanvit.weights.report import Report, Row, Weights, build
+from leanvit.weights.report import Report, Row, Weights, build, skeleton
 
 
 def load_backbone(
@@ -27,7 +24,8 @@ def load_backbone(
     (docs/weights.md lists them) or the folder that timm or Hugging Face keep one in; or
     `timm:NAME.TAG`, weights that timm downloads; or a name of `list_backbones()` or `timm:NAME`,
     which give untrained weights. options: fields of `WeightsConfig`, for what a file does not say,
-    such as {"heads": (12,)}. Its `mean` and `std` are those it was trained with.
+    such as {"heads": (12,)}; our own files take `mean` and `std` alone. The backbone's `mean` and
+    `std` are those it was trained with.
     Raises ValueError if it is none of these or does not fit exactly.
     """
     return build(open_weights(path_or_name, options=options))
@@ -43,7 +41,7 @@ def open_weights(path_or_name: str | Path, *, options: Mapping[str, Any] | None 
     if path.exists():
         checkpoint = read_checkpoint(path)
         if HEADER in checkpoint.metadata:
-            return _own(path)
+            return _own(checkpoint, asked)
         return _foreign(checkpoint, asked)
     if name.startswith(TIMM) and "." in name:
         from leanvit.weights.timm_weights import trained_checkpoint  # here, as timm loads slowly
@@ -52,8 +50,22 @@ def open_weights(path_or_name: str | Path, *, options: Mapping[str, Any] | None 
     if not name.startswith(TIMM) and (path.suffix or path.parent != Path()):
         raise ValueError(f"There is no file or folder {name!r} to take weights from.")
     config = named_backbone(name, "backbone file or name")
+    _require_unsaid(name, asked)
     report = Report("leanvit", "", (), ("the weights are fresh",))
-    return Weights(config, None, Backbone.mean, Backbone.std, report)
+    mean, std = asked.mean or Backbone.mean, asked.std or Backbone.std
+    return Weights(config, None, mean, std, report)
+
+
+def _require_unsaid(name: str, asked: WeightsConfig) -> None:
+    """Refuse options on how a file is to be read where nothing is left to say but mean and std."""
+    usual = WeightsConfig()
+    words = [n.name for n in fields(asked) if getattr(asked, n.name) != getattr(usual, n.name)]
+    words = [word for word in words if word not in ("mean", "std")]
+    if words:
+        raise ValueError(
+            f"{name!r} says itself which network it is; {' and '.join(words)} help to read "
+            f"checkpoints of other codes: leave them out."
+        )
 
 
 def _foreign(checkpoint: Contents, asked: WeightsConfig) -> Weights:
@@ -65,17 +77,25 @@ def _foreign(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     return understand_timm(checkpoint, asked)
 
 
-def _own(path: Path) -> Weights:
+def _own(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Read a file that leanvit wrote."""
-    facts = read_header(path)
+    path = checkpoint.path
+    _require_unsaid(str(path), asked)
+    facts = facts_of(checkpoint.metadata, path)
     config = from_dict(BackboneConfig, facts["backbone"], "backbone")
-    state = load_file(path)
-    with seeded(0, "weights"):
-        skeleton = build_backbone(config)
-    try:
-        skeleton.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path} do not fit its own header: {error}") from error
-    mean, std = (tuple(facts.get(n, getattr(Backbone, n))) for n in ("mean", "std"))
+    state = dict(checkpoint.tensors)
+    depths: tuple[int, ...] = getattr(config, "depths", (getattr(config, "depth", 0),))
+    few = sum(depths) > len(state)  # and a header of a few bytes would have us build them all
+    expected = {} if few else skeleton(config)
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if found != expected:
+        name = next((n for n in {**expected, **found} if found.get(n) != expected.get(n)), "")
+        raise ValueError(
+            f"The weights in {str(path)!r} do not fit its own header: {name!r} is "
+            f"{found.get(name, 'missing')}; expected {expected.get(name, 'no such tensor')}."
+        )
+    mean, std = (
+        tuple(getattr(asked, n) or facts.get(n, getattr(Backbone, n))) for n in ("mean", "std")
+    )
     rows = tuple(Row(name, "used", name) for name in state)
     return Weights(config, state, mean, std, Report("leanvit", "", rows), facts)

@@ -93,6 +93,16 @@ def require_windows(library: str, config: SwinConfig) -> None:
         )
 
 
+def regions_pooled(library: str, config: BackboneConfig) -> list[str]:
+    """Return a note where our view feature is a mean and a library's the class token; else none."""
+    if not (isinstance(config, ViTConfig) and config.pool == "mean"):
+        return []
+    return [
+        f"{library} pools to the class token; the view feature here is the mean of the regions, "
+        f"which the card shows how to get"
+    ]
+
+
 def require_resnet(library: str, name: str) -> None:
     """Refuse networks of timm that another library does not have by a name that we know."""
     if name not in RESNETS:

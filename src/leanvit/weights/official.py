@@ -7,6 +7,7 @@ import torch
 
 from leanvit.backbones.base import Backbone
 from leanvit.config import SwinConfig, TimmConfig, ViTConfig
+from leanvit.core.files import sync
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.names import NAMINGS
@@ -25,7 +26,8 @@ ADDITIONS: Mapping[str, frozenset[str]] = {
 def write_official(backbone: Backbone, layout: str, path: Path) -> None:
     """Write a backbone as one pickled dictionary in an official layout.
 
-    Raises ValueError, which says why, if that code has no such network.
+    Raises ValueError, which says why, if that code has no such network, and OSError if the disk
+    refuses.
     """
     config = backbone.config
     writes = LAYOUTS[layout].writes
@@ -42,7 +44,9 @@ def write_official(backbone: Backbone, layout: str, path: Path) -> None:
         state = as_dinov2(state)
     container, _, inner = place.partition(".")
     named = {f"{inner}{name}": value for name, value in NAMINGS[naming].theirs(state).items()}
-    torch.save({container: named} if container else named, path)
+    with path.open("wb") as file:  # given a path, torch would write its name into the file
+        torch.save({container: named} if container else named, file)
+    sync(path)
 
 
 def _require_known(backbone: Backbone, layout: str) -> None:

@@ -116,7 +116,7 @@ def read_checkpoint(path: Path) -> Contents:
         Tensors(path, _unwrapped(path, reads)),
         values,
         metadata=_open_safetensors(file).metadata() or {} if kind == SAFETENSORS else {},
-        config=_json(beside) if file.name in SINGLE + SHARDED and is_file(beside) else {},
+        config=read_json(beside) if file.name in SINGLE + SHARDED and is_file(beside) else {},
     )
 
 
@@ -246,7 +246,7 @@ def _weights_in(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> Iterator[tuple[str, Leaf]]:
     """Yield the leaves of all shards that an index names; all lie in its folder."""
-    places = _json(index).get("weight_map")
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise refused(index, "JSON, but no index of shards (it has no `weight_map`)", FETCH)
     files = sorted(set(places.values()))
@@ -269,7 +269,8 @@ def _read_shards(index: Path) -> Iterator[tuple[str, Leaf]]:
         )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises ValueError if it holds none."""
     with disk_named(path):
         text = path.read_bytes()
     try:

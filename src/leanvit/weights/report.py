@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
@@ -41,6 +42,9 @@ class Report:
     """What was assumed, and what a reader should know."""
 
     def __str__(self) -> str:
+        if self.layout == "leanvit" and self.rows:
+            all_ours = f"layout leanvit: {len(self.rows)} tensors, all used under their own names"
+            return "\n".join([all_ours, *(f"note: {note}" for note in self.notes)])
         counts: dict[tuple[str, ...], int] = {}
         for row in sorted(self.rows, key=lambda row: FATES.index(row.fate)):
             inside = row.theirs.startswith(self.place)
@@ -95,6 +99,20 @@ def build(weights: Weights) -> Backbone:
         backbone.load_state_dict(weights.state, strict=True)
     backbone.mean, backbone.std = weights.mean, weights.std
     return backbone.eval()
+
+
+def skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a network's parameters and buffers.
+
+    Raises ValueError for sizes that no tensor can have.
+    """
+    try:
+        with seeded(0, "skeleton"), torch.device("meta"):
+            state = build_backbone(config).state_dict()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"No network has such sizes: {reason}.") from error
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _general(name: str) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from leanvit.config import BACKBONES, CvTConfig, HeadConfig, SwinConfig, ViLConfig, ViTConfig
+from leanvit.weights.names import BLOCKS
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -17,7 +18,16 @@ def _blocks(shapes: Shapes, of: str) -> int:
     numbers = [int(name.split(".")[place]) for name in shapes if name.startswith(of)]
     if not numbers:
         raise KeyError(of + "0")
+    if max(numbers) >= BLOCKS:  # else a few bytes of a name would have us build them all
+        raise IndexError(f"{of}{max(numbers)} is one of more than {BLOCKS} blocks")
     return 1 + max(numbers)
+
+
+def _ratio(shapes: Shapes, fc1: str) -> float:
+    """Return an MLP's hidden width over its input width, so that the product is never less."""
+    hidden, width = shapes[fc1][:2]  # a convolution of 1 x 1 has two more
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _window(shapes: Shapes, table: str) -> int:
@@ -34,7 +44,7 @@ def vit_config(shapes: Shapes, heads: int, norm_eps: float = 1e-6) -> ViTConfig:
         dim, _, patch, _ = shapes["patch_embed.proj.weight"]
         side = math.isqrt(shapes["pos_embed"][1] - 1)
         depth = _blocks(shapes, "layers.")
-        hidden = shapes["layers.0.mlp.fc1.weight"][0]
+        ratio = _ratio(shapes, "layers.0.mlp.fc1.weight")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"These are not the parameters of a plain ViT: {error}.") from error
     if side**2 + 1 != shapes["pos_embed"][1]:
@@ -48,7 +58,7 @@ def vit_config(shapes: Shapes, heads: int, norm_eps: float = 1e-6) -> ViTConfig:
         dim=dim,
         depth=depth,
         heads=heads,
-        mlp_ratio=hidden / dim,
+        mlp_ratio=ratio,
         pool="mean_norm" if "fc_norm.weight" in shapes else "class",
         registers=shapes.get("reg_token", (1, 0))[1],
         layer_scale=1.0 if "layers.0.ls1.gamma" in shapes else 0.0,
@@ -73,7 +83,7 @@ def swin_config(shapes: Shapes, image_size: int = 0, norm_eps: float = 1e-6) -> 
         heads = [shapes[of.format(stage)][1] for stage in range(stages)]
         window = _window(shapes, of.format(0))
         last = _window(shapes, of.format(stages - 1))
-        hidden = shapes["layers.0.blocks.0.mlp.fc1.weight"][0]
+        ratio = _ratio(shapes, "layers.0.blocks.0.mlp.fc1.weight")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"These are not the parameters of a Swin transformer: {error}.") from error
     return SwinConfig(
@@ -83,7 +93,7 @@ def swin_config(shapes: Shapes, image_size: int = 0, norm_eps: float = 1e-6) -> 
         depths=tuple(depths),
         heads=tuple(heads),
         window=window,
-        mlp_ratio=hidden / dim,
+        mlp_ratio=ratio,
         norm_eps=norm_eps,
         drop_path=0.0,
     )
@@ -101,7 +111,7 @@ def cvt_config(shapes: Shapes, heads: Sequence[int] = ()) -> CvTConfig:
         dims = tuple(shapes[f"stages.{stage}.embed.proj.weight"][0] for stage in range(stages))
         depths = tuple(_blocks(shapes, f"stages.{stage}.blocks.") for stage in range(stages))
         kernel = shapes["stages.0.embed.proj.weight"][2]
-        hidden = shapes["stages.0.blocks.0.mlp.fc1.weight"][0]
+        ratio = _ratio(shapes, "stages.0.blocks.0.mlp.fc1.weight")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(f"These are not the parameters of a CvT: {error}.") from error
     named = [each for each in BACKBONES.values() if isinstance(each, CvTConfig)]
@@ -118,7 +128,7 @@ def cvt_config(shapes: Shapes, heads: Sequence[int] = ()) -> CvTConfig:
         depths=depths,
         heads=tuple(heads),
         window=_window(shapes, table) if table in shapes else 7,
-        mlp_ratio=hidden / dims[0],
+        mlp_ratio=ratio,
         position_bias=table in shapes,
         drop_path=0.0,
     )
@@ -137,7 +147,7 @@ def vil_config(shapes: Shapes, image_size: int = 224) -> ViLConfig:
         depths = [_blocks(shapes, f"stages.{stage}.blocks.") for stage in range(stages)]
         tokens = [shapes.get(f"stages.{s}.embed.cls_token", (1, 0)) for s in range(stages)]
         sparse = [f"{name}.attn.query.weight" in shapes for name in firsts]
-        ratio = shapes["stages.0.blocks.0.mlp.fc1.weight"]
+        ratio = _ratio(shapes, "stages.0.blocks.0.mlp.fc1.weight")
     except (KeyError, ValueError, IndexError) as error:
         raise ValueError(
             f"These are not the parameters of a Vision Longformer: {error}."
@@ -151,7 +161,7 @@ def vil_config(shapes: Shapes, image_size: int = 224) -> ViLConfig:
         global_tokens=tuple(shape[1] for shape in tokens),
         sparse_stages=sum(sparse),
         window=(math.isqrt(tables[0][0]) + 1) // 4,
-        mlp_ratio=ratio[0] / ratio[1],
+        mlp_ratio=ratio,
         drop_path=0.0,
     )
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -19,13 +18,11 @@ from leanvit.backbones.timm_adapter import require_architecture
 from leanvit.config import TimmConfig, unknown_name
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
-from leanvit.core.random import generator, seeded
+from leanvit.core.random import seeded
+from leanvit.weights.compare import TOLERANCE, difference, images_for
 from leanvit.weights.foreign import understand
 from leanvit.weights.reading import Contents
 from leanvit.weights.report import Weights, build
-
-TOLERANCE = 1e-4
-"""How far features of the same network may lie apart, in units of the largest."""
 
 
 def trained_tags(arch: str) -> list[str]:
@@ -98,11 +95,7 @@ def understand_timm(checkpoint: Contents, asked: WeightsConfig) -> Weights:
 @torch.no_grad()
 def _same(ours: Weights, theirs: Weights) -> bool:
     """Whether both give the same features of an image of the size that timm's was made for."""
-    side = theirs.config.image_size
-    noise = generator(0, "features of timm").standard_normal((1, 3, side, side), dtype=np.float32)
-    image = torch.from_numpy(noise)
+    image = images_for(theirs.config.image_size, 1)
     first, second = (build(weights).features(image) for weights in (ours, theirs))
-    return all(
-        a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
-        for a, b in ((first.pooled, second.pooled), (first.grid, second.grid))
-    )
+    pairs = ((first.pooled, second.pooled), (first.grid, second.grid))
+    return all(difference(*pair) <= TOLERANCE for pair in pairs)

@@ -20,6 +20,7 @@ from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
     CONFIG,
     WEIGHTS,
+    regions_pooled,
     require_plain,
     require_resnet,
     require_windows,
@@ -64,7 +65,7 @@ def arguments(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
 
 
 def write(backbone: Backbone, folder: Path) -> list[str]:
-    """Write the weights and a config.json into a folder; return what was changed: nothing.
+    """Write the weights and a config.json into a folder; return what a user should know.
 
     Raises ValueError, which says why, if torchvision has no such network.
     """
@@ -91,7 +92,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     if isinstance(config, ViTConfig):
         plain |= {"num_attention_heads": config.heads, "pool": config.pool}
     write_weights(folder, state, plain)
-    return []
+    return regions_pooled("torchvision", config)
 
 
 def network(folder: Path) -> nn.Module:
@@ -139,6 +140,11 @@ def elsewhere(config: BackboneConfig) -> str:
 def usage(config: BackboneConfig, folder: str) -> str:
     """Return code that loads the folder in torchvision and describes a PIL `image`."""
     name, _ = arguments(config)
+    pooled, extractor = "network(transform(image)[None])", ""
+    if regions_pooled("torchvision", config):
+        pooled = 'tokens(transform(image)[None])["encoder"][:, 1:].mean(1)'
+        extractor = '\ntokens = create_feature_extractor(network, ["encoder"])'
+    tool = "\nfrom torchvision.models.feature_extraction import create_feature_extractor"
     norm = name in ("SwinTransformer", "VisionTransformer")
     imports = "from functools import partial\n" if norm else ""
     eps = '\nnorm = partial(nn.LayerNorm, eps=config["layer_norm_eps"])' if norm else ""
@@ -150,14 +156,14 @@ import json
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import {name}
+from torchvision.models import {name}{tool if extractor else ""}
 from torchvision.transforms import v2
 
 folder = Path("{folder}")
 config = json.loads((folder / "{CONFIG}").read_text()){eps}
 network = {name}(**config["arguments"]{layer}).eval()
 network.{HEADS[name]} = nn.Identity()
-network.load_state_dict(load_file(folder / "{WEIGHTS}"))
+network.load_state_dict(load_file(folder / "{WEIGHTS}")){extractor}
 transform = v2.Compose([
     v2.PILToTensor(),
     v2.ToDtype(torch.float32, scale=True),
@@ -165,5 +171,5 @@ transform = v2.Compose([
     v2.CenterCrop(config["image_size"]),
     v2.Normalize(config["mean"], config["std"]),
 ])
-pooled = network(transform(image)[None])  # [1, D]
+pooled = {pooled}  # [1, D]
 """
