@@ -34,9 +34,11 @@ class Supervised(Method):
         self.backbone = build_backbone(backbone)
         self.head = Linear(self.backbone.feature_dim, config.classes)
         init_linear(self.head)
-        self.average = (
-            copy.deepcopy(self.backbone).requires_grad_(False) if config.average else None
-        )
+        self.average: Backbone | None = None
+        self.average_head: Linear | None = None
+        if config.average:
+            self.average = copy.deepcopy(self.backbone).requires_grad_(False)
+            self.average_head = copy.deepcopy(self.head).requires_grad_(False)
 
     def views(self) -> ViewSpec:
         """Return one strongly augmented crop."""
@@ -66,9 +68,10 @@ class Supervised(Method):
     @torch.no_grad()
     def after_step(self, at: Moment) -> None:
         """Move the average, with what its batch norms know: it never runs in training itself."""
-        if self.average is None:
+        if self.average is None or self.average_head is None:
             return
         ema_update(self.average, self.backbone, self.config.average)
+        ema_update(self.average_head, self.head, self.config.average)
         _follow_buffers(self.average, self.backbone, self.config.average)
 
 
