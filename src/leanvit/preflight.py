@@ -21,8 +21,9 @@ from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source, open_source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
-from leanvit.request import compose_request, gather_facts
+from leanvit.request import compose_request
 from leanvit.run import Run
+from leanvit.train.facts import gather_facts
 from leanvit.train.terminal import spoken
 from leanvit.weights.card import RESOLVED
 

@@ -1,15 +1,11 @@
-"""From the words of a request to the whole configuration, and the facts that resolve it."""
+"""From the words of a request to the whole configuration."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanvit.config import (
-    Facts,
     RunConfig,
     compose,
     load_config,
@@ -17,12 +13,7 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
-from leanvit.core.distributed import launched, neighbours
-from leanvit.core.precision import PRECISIONS
-from leanvit.data.sources import Source
 from leanvit.folder import ASKED
-from leanvit.kernels import multicrop
-from leanvit.kernels.prototype_attention import best_form
 from leanvit.recipes import recipe as recipe_named
 from leanvit.train.start import initial_weights
 
@@ -71,27 +62,3 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
         named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
         raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
     return asked
-
-
-def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know."""
-    cuda = torch.cuda.is_available()
-    return Facts(
-        images=len(source),
-        classes=len(source.classes),
-        unlabelled=int((source.targets < 0).sum()),
-        cores=len(os.sched_getaffinity(0)),
-        device="cuda" if cuda else "cpu",
-        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        attention={
-            (device, precision): best_form(device, dtype)
-            for device in ("cpu", "cuda")
-            for precision, dtype in PRECISIONS.items()
-        },
-        rendering={
-            device: "device" if multicrop.best_form(device) == "triton" else "host"
-            for device in ("cpu", "cuda")
-        },
-        world=launched(),
-        neighbours=neighbours(),
-    )

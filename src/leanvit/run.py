@@ -53,9 +53,10 @@ from leanvit.folder import (
 )
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
-from leanvit.request import compose_request, gather_facts
+from leanvit.request import compose_request
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
+from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.start import Start, start_method

@@ -20,9 +20,9 @@ from leanvit.config.convert import leaves
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import About, Sample, Source, open_source
 from leanvit.recipes import recipe
-from leanvit.request import gather_facts
 from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
+from leanvit.train.facts import gather_facts
 from leanvit.weights.file import header
 from tests.tiny import build, write_classes, write_images
 

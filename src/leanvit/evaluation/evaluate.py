@@ -1,6 +1,7 @@
 """`leanvit evaluate`: from a name to a table."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,13 @@ from torch import Tensor
 
 from leanvit.backbones.base import Backbone
 from leanvit.config import CropConfig, DataConfig, look_up, replace_options
-from leanvit.config.evaluation import EVALUATION_CONFIGS, KnnConfig, LinearConfig
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    ProbeConfig,
+)
 from leanvit.core import random
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
@@ -24,6 +31,7 @@ from leanvit.evaluation.features import (
     describe_network,
     describe_pixels,
 )
+from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import Seen, open_both, prepare, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
@@ -44,31 +52,42 @@ def evaluate(
 ) -> Result:
     """Evaluate a backbone on images with classes; return the table.
 
-    name: knn or linear; model: the folder of a run, or what else `load_backbone` takes; data: what
-    to learn from; options: fields of `KnnConfig` or `LinearConfig`, such as {"k": (20,)}.
-    Raises ValueError for a mistake in the request.
+    name: of `EVALUATION_CONFIGS`, such as knn; model: the folder of a run, or what else
+    `load_backbone` takes; data: what to learn from; options: fields of the evaluation's
+    configuration, such as {"k": (20,)} of `KnnConfig`. Raises ValueError for a mistake in the
+    request and NonFiniteError for a fine-tuning that diverged.
     """
     require_alone("evaluate")
     kind = look_up("evaluation", name, EVALUATION_CONFIGS)
     config = replace_options(kind(data=data), options or {})
     learn, test, notes = open_both(config)
-    seen, networks = prepare(config, model, learn, quiet)
-    if isinstance(config, KnnConfig):
-        result = _knn(config, seen, model, networks, learn, test)
+    if isinstance(config, FinetuneConfig):
+        result = finetune(config, model, learn, test, quiet=quiet)
     else:
-        assert isinstance(config, LinearConfig)
-        result = _linear(config, seen, networks, learn, test)
+        assert isinstance(config, ProbeConfig)
+        result = _probe(config, model, learn, test, quiet)
     facts = {
         "model": str(model),
         "data": config.data,
         "classes": len(learn.classes),
         "train_images": len(learn),
         "val_images": len(test),
-        "image_size": seen.size,
-        "crop": seen.crop,
         **result.facts,
     }
     return Result(name, facts, result.rows, [*notes, *result.notes])
+
+
+def _probe(
+    config: ProbeConfig, model: str | Path, learn: Source, test: Source, quiet: bool
+) -> Result:
+    """Evaluate what frozen networks say of images."""
+    seen, networks = prepare(config, model, learn, quiet)
+    if isinstance(config, KnnConfig):
+        result = _knn(config, seen, model, networks, learn, test)
+    else:
+        assert isinstance(config, LinearConfig)
+        result = _linear(config, seen, networks, learn, test)
+    return replace(result, facts={"image_size": seen.size, "crop": seen.crop, **result.facts})
 
 
 def _knn(

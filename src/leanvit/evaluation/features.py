@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as tv
 
@@ -104,6 +104,18 @@ def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
     @torch.no_grad()
     def rows(images: Tensor) -> Tensor:
         return backbone.features(see(images)).grid
+
+    return rows
+
+
+def describe_classes(backbone: Backbone, head: nn.Module) -> Description:
+    """Return the scores [B, C] that a head gives a network's view features."""
+    see = _eye(backbone, "color")
+
+    @torch.no_grad()
+    def rows(images: Tensor) -> Tensor:
+        scores: Tensor = head(backbone.features(see(images)).pooled)
+        return scores
 
     return rows
 

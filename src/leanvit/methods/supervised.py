@@ -4,6 +4,7 @@ What self-supervised backbones are compared with. Letters: B images, C classes.
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -51,6 +52,13 @@ class Supervised(Method):
     def learner(self) -> Backbone | None:
         """Return the backbone, where its average is the encoder."""
         return None if self.average is None else self.backbone
+
+    def classifiers(self) -> Mapping[str, tuple[Backbone, nn.Module]]:
+        """Return what tells classes, each a backbone and its head: as trained, and averaged."""
+        found: dict[str, tuple[Backbone, nn.Module]] = {"": (self.backbone, self.head)}
+        if self.average is not None and self.average_head is not None:
+            found["averaged"] = (self.average, self.average_head)
+        return found
 
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Tell the classes of images that were mixed."""
