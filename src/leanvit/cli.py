@@ -31,6 +31,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
+  leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
@@ -156,7 +157,7 @@ def check(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`leanvit evaluate finetune | knn | linear`."""
+    """`leanvit evaluate finetune | knn | layers | linear`."""
     if not arguments or arguments[0].startswith("-"):
         if not arguments:
             raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")

@@ -87,19 +87,15 @@ class KnnConfig(ProbeConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearConfig(ProbeConfig):
-    """Linear probe of frozen features."""
+class LinearProbeConfig(ProbeConfig):
+    """How a linear layer is trained on frozen features."""
 
-    blocks: int = 4
-    """How many of the last blocks give their view features."""
     rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates for 256 images, all tried in one pass."""
     epochs: int = 100
     """Passes over the training images."""
     probe_batch: int = 1024
     """Images in a step of the probe, at most a quarter of them all."""
-    augment: bool = False
-    """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
     held_out: float = 0.1
     """Share of the training images that chooses the learning rate and trains nothing."""
     seed: int = 0
@@ -107,13 +103,41 @@ class LinearConfig(ProbeConfig):
 
     def __post_init__(self) -> None:
         ProbeConfig.__post_init__(self)
-        require(self, AT_LEAST_ONE, "blocks", "epochs", "probe_batch")
+        require(self, AT_LEAST_ONE, "epochs", "probe_batch")
         require(self, POSITIVE, "rates", "held_out")
         require(self, NOT_NEGATIVE, "seed")
         if not self.rates:
             raise ValueError("rates is (); expected at least one learning rate.")
         if self.held_out >= 1:
             raise ValueError(f"held_out is a share below 1, not {self.held_out}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearConfig(LinearProbeConfig):
+    """Linear probe of frozen features."""
+
+    blocks: int = 4
+    """How many of the last blocks give their view features."""
+    augment: bool = False
+    """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "blocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayersConfig(LinearProbeConfig):
+    """A probe of every block by itself: which layers know the classes."""
+
+    probe: Literal["linear", "knn"] = "linear"
+    """A linear layer on the view feature of each block, or nearest neighbours."""
+    k: int = 20
+    """Number of neighbours."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +279,6 @@ RECIPE_BATCH: Mapping[str, int] = MappingProxyType(
 """Images in a step, where there are enough."""
 
 EVALUATION_CONFIGS: Mapping[str, type[ClassesConfig]] = MappingProxyType(
-    {"finetune": FinetuneConfig, "knn": KnnConfig, "linear": LinearConfig}
+    {"finetune": FinetuneConfig, "knn": KnnConfig, "layers": LayersConfig, "linear": LinearConfig}
 )
 """Every evaluation and its options."""
