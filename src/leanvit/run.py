@@ -37,6 +37,7 @@ from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source, open_source
+from leanvit.data.subsets import Drawn, draw_subset
 from leanvit.folder import (
     CURVES,
     LOSSES,
@@ -95,7 +96,8 @@ def pretrain(
     out, options = Path(out), dict(options or {})
     name = data if isinstance(data, str) else ""
     asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
-    source = open_source(asked.data.source) if isinstance(data, str) else data
+    whole = open_source(asked.data.source) if isinstance(data, str) else data
+    source = draw_subset(whole, asked.data, asked.train.seed)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
@@ -174,6 +176,8 @@ class Run:
         began, first = time.perf_counter(), state.step
         every, world = config.train.save_every.amount, world_size()
         shared = f" shared by {world} processes" if world > 1 else ""
+        if isinstance(self.source, Drawn):
+            self._say(f"Trains on {self.source.about().what}.")
         self._say(
             f"{len(self.source)} images, {state.run} steps of {config.train.batch}{shared}, a "
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "

@@ -19,6 +19,7 @@ from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import About, Sample, Source, open_source
+from leanvit.data.subsets import draw_subset
 from leanvit.recipes import recipe
 from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
@@ -234,6 +235,8 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.positions": ("sincos", {}),
     "backbone.position_bias": (True, {}),
     "data.source": ("others", {}),
+    "data.fraction": (0.5, {}),
+    "data.imbalance": (3.0, {"data.source": "classes"}),
     "data.workers": (1, {}),
     "data.rendering": ("device", {}),
     "data.mean": ((0.5, 0.5, 0.5), {}),
@@ -333,7 +336,7 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
     notes, out = folder / "notes", folder / "out"
     for place in (notes, out):
         place.mkdir(parents=True)
-    source = open_source(config.data.source)
+    source = draw_subset(open_source(config.data.source), config.data, config.train.seed)
     try:
         resolved = resolve(config, gather_facts(source))
     except ValueError as error:

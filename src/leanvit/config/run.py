@@ -25,6 +25,10 @@ class DataConfig:
 
     source: str = ""
     """Folder of images of any depth, list file, archive (docs/data.md has all kinds), or sample."""
+    fraction: float = 1.0
+    """Share of the images that is used, of each class alike; train.seed draws them."""
+    imbalance: float = 1.0
+    """How many times fewer images the last class keeps than the first: a long tail of classes."""
     workers: int | Auto = "auto"
     """Processes that render, or threads that decode; 0 processes render between the steps."""
     rendering: Literal["auto", "host", "device"] = "auto"
@@ -38,7 +42,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, "workers", "max_unreadable")
-        require(self, POSITIVE, "std")
+        require(self, POSITIVE, "std", "fraction")
+        require(self, SHARE, "fraction")
+        require(self, AT_LEAST_ONE, "imbalance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
