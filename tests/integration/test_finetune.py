@@ -13,7 +13,7 @@ from torch import Tensor
 
 import leanvit
 from leanvit.cli import main
-from leanvit.config import ViTConfig
+from leanvit.config import TimmConfig, ViTConfig
 from leanvit.config.evaluation import FINETUNE_RECIPES, FinetuneConfig
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import FolderSource
@@ -21,13 +21,13 @@ from leanvit.evaluation import finetune as module
 from leanvit.evaluation.finetune import Training, run_config, told
 from leanvit.evaluation.inputs import see
 from leanvit.evaluation.result import Result
-from leanvit.evaluation.tuned import HEAD, Folder
+from leanvit.evaluation.tuned import Folder
 from leanvit.train.checkpoint import CHECKPOINTS
-from leanvit.weights.file import FILE, header, read_header
+from leanvit.weights.file import FILE, HEAD_FILE, header, read_header
 from leanvit.weights.loading import load_backbone, open_weights
 from tests.integration.command import refused
 from tests.tables import CLASSES, seen_by
-from tests.tiny import VIT, build
+from tests.tiny import VIT, build, write_tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,7 +115,7 @@ def measured(folder: Path, data: Path) -> float:
     backbone = load_backbone(folder)
     from safetensors.torch import load_file
 
-    head = load_file(folder / HEAD)
+    head = load_file(folder / HEAD_FILE)
     test = FolderSource(data).validation()
     assert test is not None
     rows = backbone.features(seen_by(backbone, test)).pooled @ head["weight"].T + head["bias"]
@@ -167,6 +167,7 @@ def test_a_name_begins_from_scratch(data: Path) -> None:
 
 # Options
 
+TAUGHT: Mapping[str, Any] = {"teacher": "tuned"}
 CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "image_size": (24, {}),
     "crop": (0.5, {}),
@@ -189,6 +190,10 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "smoothing": (0.3, {}),
     "drop_path": (0.5, {}),
     "average": (0.9, {}),
+    "teacher": ("tuned", {}),
+    "distillation": ("soft", TAUGHT),
+    "distillation_weight": (0.1, TAUGHT),
+    "distillation_temperature": (2.0, {**TAUGHT, "distillation": "soft"}),
     "position_bias": (True, {}),
     "keep_blocks": (1, {}),
     "untrained": (True, {}),
@@ -233,11 +238,30 @@ def usual(vit: Path, data: Path) -> str:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_option_changes_what_is_found(
-    name: str, vit: Path, data: Path, usual: str, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    vit: Path,
+    data: Path,
+    usual: str,
+    tuned: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     value, base = CHANGES[name]
     value = str(data / "train") if name == "val" else value
-    assert found(vit, data, monkeypatch, {**base, name: value}) != usual
+    first = found(vit, data, monkeypatch, placed(base, tuned)) if base else usual
+    assert found(vit, data, monkeypatch, placed({**base, name: value}, tuned)) != first
+
+
+def placed(options: Mapping[str, Any], tuned: Path) -> Mapping[str, Any]:
+    """Return options with the teacher's folder."""
+    return {**options, "teacher": str(tuned)} if "teacher" in options else options
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of three classes, a network of convolutions."""
+    network = build(TimmConfig(image_size=32, name="test_resnet", drop_path=0.0))
+    network.mean = (0.1, 0.2, 0.3)
+    return write_tuned(tmp_path_factory.mktemp("teacher") / "tuned", network, classes=3)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +310,10 @@ def test_too_many_unreadable_images_are_refused(
 def test_what_is_written_can_be_used(vit: Path, data: Path, tmp_path: Path) -> None:
     tune(vit, data, out=str(tmp_path / "out"), duration="4st", every="50%")
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {FILE, HEAD, "metrics.jsonl", CHECKPOINTS}
+    assert {path.name for path in out.iterdir()} == {FILE, HEAD_FILE, "metrics.jsonl", CHECKPOINTS}
     assert isinstance(load_backbone(out).config, ViTConfig)
     assert load_backbone(out).mean == (0.4, 0.5, 0.6)
-    assert read_header(out / HEAD) == {"classes": list(CLASSES)}
+    assert read_header(out / HEAD_FILE) == {"classes": list(CLASSES)}
     assert {"recipe": "finetune improved", "step": 4, "seed": 0}.items() <= read_header(
         out / FILE
     ).items()
@@ -322,7 +346,7 @@ def test_what_was_cut_off_continues_exactly(
     assert [{**row, "minutes": 0} for row in again.rows] == [
         {**row, "minutes": 0} for row in whole.rows
     ]
-    for name in (FILE, HEAD):
+    for name in (FILE, HEAD_FILE):
         assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     finished = tune(vit, data, out=str(cut), resume=True, **options)
     assert finished.facts["curve"] == whole.facts["curve"]

@@ -25,7 +25,7 @@ from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
 from leanvit.train.facts import gather_facts
 from leanvit.weights.file import header
-from tests.tiny import build, write_classes, write_images
+from tests.tiny import build, write_classes, write_images, write_tuned
 
 Options = Mapping[str, Any]
 
@@ -149,6 +149,7 @@ MIXED: Options = {"method.mix.views": 1}
 CLIPPED: Options = {"optim.clip": 0.01}
 LOOKED_AT: Options = {"data.source": "classes", "watch.images": 12, "watch.every": "2st"}
 TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
+TAUGHT: Options = {"method.teacher": "tuned"}
 BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
 CHANGES: Mapping[str, tuple[object, Options]] = {
@@ -193,6 +194,10 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.classes": (3, {}),
     "method.smoothing": (0.3, {}),
     "method.average": (0.9, {}),
+    "method.teacher": ("tuned", {}),
+    "method.distillation": ("soft", TAUGHT),
+    "method.distillation_weight": (0.1, TAUGHT),
+    "method.distillation_temperature": (2.0, {**TAUGHT, "method.distillation": "soft"}),
     "method.student_temp": (0.2, {}),
     "method.teacher_temp.start": (0.03, {}),
     "method.teacher_temp.peak": (0.05, {}),
@@ -279,7 +284,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
 }
 """Option -> (another legal value, what else must be set for it to matter)."""
 
-PLACES = ("data.source", "watch.val", "init")
+PLACES = ("data.source", "watch.val", "init", "method.teacher")
 """Options that name files, which lie in the probe's folder."""
 
 OWN_CHANGES: Mapping[tuple[str, str], object] = {
@@ -379,6 +384,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     start = build(PARTS["esvit"].config({}).backbone)
     save_tensors(start.state_dict(), folder / "start.safetensors", header(start, {}))
     first = replace_options(PARTS["esvit"].config({}), {"data.source": str(folder / "images")})
+    write_tuned(folder / "tuned", start, classes=2)
     known: dict[str, dict[str, Any]] = {}
 
     def run(part: str, options: Options) -> dict[str, Any]:
@@ -386,7 +392,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
         if key not in known:
             config = PARTS[part].config(options)
             every = dict(leaves(to_dict(config)))
-            places = {name: str(folder / every[name]) for name in PLACES if every[name]}
+            places = {name: str(folder / every[name]) for name in PLACES if every.get(name)}
             config = replace_options(config, places)
             known[key] = fingerprint(config, folder / str(len(known)))
         return known[key]

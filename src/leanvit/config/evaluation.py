@@ -180,6 +180,14 @@ class FinetuneConfig(ClassesConfig):
     """Stochastic depth of the last block; auto: the recipe's."""
     average: float = 0.0
     """Momentum of a moving average of the weights, which gets a row of its own; 0 for none."""
+    teacher: str = ""
+    """Who is imitated besides: a folder of evaluate finetune, or timm:NAME.TAG; empty: nobody."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """What of the teacher is imitated: the class that it tells, or its whole distribution."""
+    distillation_weight: float = 0.5
+    """Weight of the imitation; the classes have the rest."""
+    distillation_temperature: float = 1.0
+    """Temperature of both distributions where the whole is imitated."""
     position_bias: bool = False
     """Add a relative position bias to every block of a plain ViT, all zeros at first."""
     keep_blocks: int | Auto = "auto"

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as tv
 
-from leanvit.backbones.base import Ask, Backbone, Tokens
+from leanvit.backbones.base import Ask, Backbone, Features, Tokens
 from leanvit.data.batch import Unreadable
 from leanvit.data.images import ImageBatch
 
@@ -108,14 +108,13 @@ def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
     return rows
 
 
-def describe_classes(backbone: Backbone, head: nn.Module) -> Description:
-    """Return the scores [B, C] that a head gives a network's view features."""
+def describe_classes(backbone: Backbone, scores: Callable[[Features], Tensor]) -> Description:
+    """Return the scores [B, C] that a head gives what a network says of images."""
     see = _eye(backbone, "color")
 
     @torch.no_grad()
     def rows(images: Tensor) -> Tensor:
-        scores: Tensor = head(backbone.features(see(images)).pooled)
-        return scores
+        return scores(backbone.features(see(images)))
 
     return rows
 

@@ -67,6 +67,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "erase": ("method.views.erase",),
     "smoothing": ("method.smoothing",),
     "average": ("method.average",),
+    "teacher": ("method.teacher",),
+    "distillation": ("method.distillation",),
+    "distillation_weight": ("method.distillation_weight",),
+    "distillation_temperature": ("method.distillation_temperature",),
     "every": ("watch.every",),
 }
 """Option of fine-tuning -> what it is called in a run."""
@@ -222,7 +226,10 @@ class Training:
     def look(self) -> dict[str, float]:
         """Return the accuracy on the images to test on, as the curve goes on."""
         classifiers = self.method.classifiers()
-        ways = {name: describe_classes(*found) for name, found in classifiers.items()}
+        ways = {
+            name: describe_classes(backbone, head.scores)
+            for name, (backbone, head) in classifiers.items()
+        }
         with evaluating(self.method):
             found = self.seen.describe(self.test, "images to test on", ways)
         accuracies = {

@@ -15,10 +15,7 @@ from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkp
 from leanvit.train.metrics import JsonLines, Observer
 from leanvit.train.state import TrainState
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import FILE, HEADER, header
-
-HEAD = "head.safetensors"
-"""Beside the backbone, the layer that tells classes: weight [C, D] and bias [C]."""
+from leanvit.weights.file import FILE, HEAD_FILE, HEADER, header
 
 
 @dataclass
@@ -93,7 +90,7 @@ class Folder:
         named = {HEADER: json.dumps({"classes": classes})}
         for name, network, about in (
             (FILE, backbone, header(backbone, facts)),
-            (HEAD, head, named),
+            (HEAD_FILE, head, named),
         ):
             with refusals_named(self.path / name), Replacing(self.path / name) as beside:
                 save_tensors(network.state_dict(), beside, about)
