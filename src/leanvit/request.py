@@ -1,4 +1,4 @@
-"""From the words of a request to the whole configuration."""
+"""From the words of a request to the whole configuration, and to the images."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +13,8 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
+from leanvit.data.sources import Source, open_source
+from leanvit.data.subsets import draw_subset
 from leanvit.folder import ASKED
 from leanvit.recipes import recipe as recipe_named
 from leanvit.train.start import initial_weights
@@ -62,3 +64,13 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
         named = ", ".join(f"{name} {there[name]} (run: {here.get(name)})" for name in differ)
         raise ValueError(f"The weights in {asked.init!r} belong to another network: {named}.")
     return asked
+
+
+def open_images(asked: RunConfig, data: str | Source) -> Source:
+    """Return the images of a run: those of the source that its fraction and imbalance leave.
+
+    data: a source itself, or any name, since the configuration has it. Raises ValueError if nothing
+    can be read there.
+    """
+    whole = open_source(asked.data.source) if isinstance(data, str) else data
+    return draw_subset(whole, asked.data, asked.train.seed)

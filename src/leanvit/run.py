@@ -36,8 +36,8 @@ from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import SAMPLE, Source, open_source
-from leanvit.data.subsets import Drawn, draw_subset
+from leanvit.data.sources import SAMPLE, Source
+from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
     LOSSES,
@@ -54,7 +54,7 @@ from leanvit.folder import (
 )
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
-from leanvit.request import compose_request
+from leanvit.request import compose_request, open_images
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.facts import gather_facts
@@ -96,8 +96,7 @@ def pretrain(
     out, options = Path(out), dict(options or {})
     name = data if isinstance(data, str) else ""
     asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
-    whole = open_source(asked.data.source) if isinstance(data, str) else data
-    source = draw_subset(whole, asked.data, asked.train.seed)
+    source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
