@@ -13,7 +13,7 @@ from torch import Tensor
 
 import leanvit
 from leanvit.cli import main
-from leanvit.config import TimmConfig, ViTConfig
+from leanvit.config import BackboneConfig, TimmConfig, ViTConfig
 from leanvit.config.evaluation import FINETUNE_RECIPES, FinetuneConfig
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import FolderSource
@@ -27,7 +27,7 @@ from leanvit.weights.file import FILE, HEAD_FILE, header, read_header
 from leanvit.weights.loading import load_backbone, open_weights
 from tests.integration.command import refused
 from tests.tables import CLASSES, seen_by
-from tests.tiny import VIT, build, write_tuned
+from tests.tiny import FAMILIES, VIT, build, write_tuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,6 +107,26 @@ def test_the_average_has_a_row_of_its_own(vit: Path, data: Path, tmp_path: Path)
     assert plain.rows[0]["top1"] == measured(tmp_path / "plain", data) == result.rows[0]["top1"]
     one, other = (load_backbone(tmp_path / name).state_dict() for name in ("out", "plain"))
     assert not one["fc_norm.weight"].equal(other["fc_norm.weight"])
+
+
+KINDS = {name: FAMILIES[name] for name in FAMILIES if name not in ("swin_skip", "vit_full")}
+KINDS["timm_batch_norm"] = TimmConfig(image_size=32, name="test_resnet", drop_path=0.0)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_every_family_is_tuned(config: BackboneConfig, data: Path, tmp_path: Path) -> None:
+    """And tested as it is used: batch norm by its running statistics, which testing moves not."""
+    network, path, out = build(config), tmp_path / "network.safetensors", tmp_path / "out"
+    save_tensors(network.state_dict(), path, header(network, {}))
+    (row,) = tune(path, data, out=str(out), average=0.0, every="1st", lr=0.02).rows
+    assert row["top1"] == measured(out, data)
+    seldom = tmp_path / "seldom"
+    tune(path, data, out=str(seldom), average=0.0, every="100%", lr=0.02)
+    assert (out / FILE).read_bytes() == (seldom / FILE).read_bytes()
+    after = load_backbone(out).state_dict()
+    shared = {name: value for name, value in network.state_dict().items() if name in after}
+    moved = [name for name, value in shared.items() if not value.equal(after[name])]
+    assert len(moved) > len(shared) / 2
 
 
 @torch.no_grad()
