@@ -27,6 +27,9 @@ from leanvit.evaluation.result import Result
 PROBE_CROP = (0.08, 1.0)
 """Share of the image that the papers' linear probe trains on."""
 
+BLOCK = ", block "
+"""Between the name of a network and the number of its block."""
+
 Batches = Iterator[tuple[Mapping[str, Tensor], Tensor]]
 """Rows [B, D] of each description, and classes [B]."""
 
@@ -98,9 +101,9 @@ def block_dims(backbone: Backbone) -> list[int]:
 
 
 def by_block(found: Described, widths: Mapping[str, Sequence[int]]) -> Described:
-    """Cut rows that hold all blocks side by side: NAME becomes NAME/0, NAME/1 and so on."""
+    """Cut rows that hold all blocks side by side: NAME becomes `NAME, block 0` and so on."""
     rows = {
-        f"{way}/{block}": part
+        f"{way}{BLOCK}{block}": part
         for way, values in found.rows.items()
         for block, part in enumerate(values.split(list(widths[way]), 1))
     }
@@ -117,7 +120,7 @@ def _near(config: LayersConfig, way: str, bank: Described, queries: Described) -
 
 def _with_block(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with the number of its block, from 0, in a column of its own."""
-    name, _, block = row["features"].rpartition("/")
+    name, _, block = row["features"].rpartition(BLOCK)
     rest = {key: row[key] for key in row if key not in ("protocol", "features")}
     return {"protocol": row["protocol"], "features": name, "block": int(block), **rest}
 
