@@ -39,8 +39,10 @@ from leanvit.config import (
     constant,
     steps,
 )
+from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.data.batch import ViewBatch
+from leanvit.weights.file import FILE, HEAD_FILE, header
 
 SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
@@ -205,6 +207,16 @@ def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Pat
         coarse = draw.integers(0, 256, (5, 5, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize((side + number % 7, side), Image.Resampling.BICUBIC)
         image.save(folder / f"{number:03d}.png")
+    return folder
+
+
+def write_tuned(folder: Path, backbone: Backbone, *, classes: int) -> Path:
+    """Write a backbone with a random head as fine-tuning does: a teacher that tells classes."""
+    folder.mkdir()
+    facts = {"mean": backbone.mean, "std": backbone.std}
+    save_tensors(backbone.state_dict(), folder / FILE, header(backbone, facts))
+    head = {"weight": noise(classes, backbone.feature_dim), "bias": noise(classes)}
+    save_tensors(head, folder / HEAD_FILE)
     return folder
 
 

@@ -16,8 +16,8 @@ from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FEATURE_FILES,
+    ClassesConfig,
     EmbedConfig,
-    ProbeConfig,
 )
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
@@ -31,6 +31,8 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
+  leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
+  leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
@@ -155,7 +157,7 @@ def check(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`leanvit evaluate knn | linear`."""
+    """`leanvit evaluate finetune | knn | layers | linear`."""
     if not arguments or arguments[0].startswith("-"):
         if not arguments:
             raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
@@ -346,7 +348,7 @@ def _named_config(names: Namespace) -> RunConfig:
 
 def _model_request(
     command: str,
-    config: EmbedConfig | ProbeConfig | ConvertConfig,
+    config: EmbedConfig | ClassesConfig | ConvertConfig,
     arguments: list[str],
     usage: str = "--data SOURCE",
     out: str = "",

@@ -19,10 +19,11 @@ from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
-from leanvit.data.sources import Source, open_source
+from leanvit.data.sources import Source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
-from leanvit.request import compose_request, gather_facts
+from leanvit.request import compose_request, open_images
 from leanvit.run import Run
+from leanvit.train.facts import gather_facts
 from leanvit.train.terminal import spoken
 from leanvit.weights.card import RESOLVED
 
@@ -117,7 +118,7 @@ def check(
     folder, options = Path(out), dict(options or {})
     name = data if isinstance(data, str) else ""
     asked = compose_request(recipe, None, name, backbone, optimizer, options)
-    source = open_source(asked.data.source) if isinstance(data, str) else data
+    source = open_images(asked, data)
     resolved = resolve(asked, gather_facts(source))
     _require_no_run(folder, asked.data.source)
     run = Run(resolved, source, folder, quiet=True)

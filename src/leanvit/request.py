@@ -1,15 +1,11 @@
-"""From the words of a request to the whole configuration, and the facts that resolve it."""
+"""From the words of a request to the whole configuration, and to the images."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from leanvit.config import (
-    Facts,
     RunConfig,
     compose,
     load_config,
@@ -17,12 +13,9 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
-from leanvit.core.distributed import launched, neighbours
-from leanvit.core.precision import PRECISIONS
-from leanvit.data.sources import Source
+from leanvit.data.sources import Source, open_source
+from leanvit.data.subsets import draw_subset
 from leanvit.folder import ASKED
-from leanvit.kernels import multicrop
-from leanvit.kernels.prototype_attention import best_form
 from leanvit.recipes import recipe as recipe_named
 from leanvit.train.start import initial_weights
 
@@ -73,25 +66,11 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
     return asked
 
 
-def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know."""
-    cuda = torch.cuda.is_available()
-    return Facts(
-        images=len(source),
-        classes=len(source.classes),
-        unlabelled=int((source.targets < 0).sum()),
-        cores=len(os.sched_getaffinity(0)),
-        device="cuda" if cuda else "cpu",
-        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        attention={
-            (device, precision): best_form(device, dtype)
-            for device in ("cpu", "cuda")
-            for precision, dtype in PRECISIONS.items()
-        },
-        rendering={
-            device: "device" if multicrop.best_form(device) == "triton" else "host"
-            for device in ("cpu", "cuda")
-        },
-        world=launched(),
-        neighbours=neighbours(),
-    )
+def open_images(asked: RunConfig, data: str | Source) -> Source:
+    """Return the images of a run: those of the source that its fraction and imbalance leave.
+
+    data: a source itself, or any name, since the configuration has it. Raises ValueError if nothing
+    can be read there.
+    """
+    whole = open_source(asked.data.source) if isinstance(data, str) else data
+    return draw_subset(whole, asked.data, asked.train.seed)

@@ -36,7 +36,8 @@ from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import SAMPLE, Source, open_source
+from leanvit.data.sources import SAMPLE, Source
+from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
     LOSSES,
@@ -53,9 +54,10 @@ from leanvit.folder import (
 )
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
-from leanvit.request import compose_request, gather_facts
+from leanvit.request import compose_request, open_images
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
+from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
 from leanvit.train.start import Start, start_method
@@ -94,7 +96,7 @@ def pretrain(
     out, options = Path(out), dict(options or {})
     name = data if isinstance(data, str) else ""
     asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
-    source = open_source(asked.data.source) if isinstance(data, str) else data
+    source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
@@ -173,6 +175,8 @@ class Run:
         began, first = time.perf_counter(), state.step
         every, world = config.train.save_every.amount, world_size()
         shared = f" shared by {world} processes" if world > 1 else ""
+        if isinstance(self.source, Drawn):
+            self._say(f"Trains on {self.source.about().what}.")
         self._say(
             f"{len(self.source)} images, {state.run} steps of {config.train.batch}{shared}, a "
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "

@@ -246,7 +246,7 @@ def test_an_option_changes_what_is_found(
             trained.append(self)
             return super().accuracy(rows, target, chunk)
 
-    monkeypatch.setattr("leanvit.evaluation.evaluate.LinearProbe", Kept)
+    monkeypatch.setattr("leanvit.evaluation.probing.LinearProbe", Kept)
 
     def found(options: Mapping[str, Any]) -> object:
         trained.clear()

@@ -19,9 +19,10 @@ from leanvit.evaluation.models import before_training, open_networks
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe
-from leanvit.request import compose_request, gather_facts
+from leanvit.request import compose_request
 from leanvit.run import Run
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint
+from leanvit.train.facts import gather_facts
 from leanvit.weights.file import FILE
 from leanvit.weights.whole import strip
 from tests.tiny import view_batch, write_images

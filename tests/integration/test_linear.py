@@ -15,9 +15,9 @@ from leanvit.config.evaluation import LinearConfig
 from leanvit.core import random
 from leanvit.data.decode import to_pixels
 from leanvit.data.sources import FolderSource, Source, hold_out
-from leanvit.evaluation.evaluate import _augmented_batches
 from leanvit.evaluation.features import last_block_features
 from leanvit.evaluation.inputs import Seen
+from leanvit.evaluation.probing import augmented_batches
 from leanvit.weights.file import STUDENT
 from leanvit.weights.loading import load_backbone
 from tests.tables import (
@@ -175,7 +175,7 @@ def test_augmented_epochs_show_every_image_anew(model: Path, data: Path) -> None
         looked.append(images)
         return images.flatten(1)
 
-    found = list(_augmented_batches(config, seen, source, {"a": look}, 11))
+    found = list(augmented_batches(config, seen, source, {"a": look}, 11))
     assert len(found) == 2 * (45 // 11)
     assert max(len(images) for images in looked) == 4
     pixels = torch.cat(looked)

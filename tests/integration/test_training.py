@@ -31,9 +31,9 @@ from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import open_source
 from leanvit.methods.catalogue import build_method
-from leanvit.request import gather_facts
 from leanvit.run import Run, require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
+from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train
 from leanvit.train.state import TrainState
 from tests.tiny import (

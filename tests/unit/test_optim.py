@@ -1,22 +1,37 @@
 """Groups, clipping, optimisers, against plain forms."""
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from leanvit.config import AdamWConfig, LARSConfig, OptimConfig, SGDConfig
+from leanvit.config import (
+    AdamWConfig,
+    BackboneConfig,
+    LARSConfig,
+    MixConfig,
+    OptimConfig,
+    SGDConfig,
+    ViTConfig,
+    constant,
+    named_backbone,
+)
 from leanvit.core.ema import ema_update
+from leanvit.methods.catalogue import build_method
 from leanvit.methods.esvit import EsViT
 from leanvit.train.optim import (
     build_optimizer,
     clip_gradients,
+    layer_scales,
     parameter_groups,
     set_rates,
     skip_if,
 )
-from tests.tiny import SWIN, esvit, noise
+from leanvit.train.state import TrainState
+from tests.tiny import FAMILIES, SWIN, VIT, build, esvit, noise, run_config, supervised, view_batch
 
 
 def decayed_names(decay_all_matrices: bool) -> set[str]:
@@ -36,6 +51,109 @@ def test_the_official_rule_decays_every_matrix() -> None:
 def test_the_teacher_is_not_optimised() -> None:
     groups = parameter_groups(EsViT(esvit(), SWIN), decay_all_matrices=True)
     assert all(name.startswith("student.") for group in groups for name in group["names"])
+
+
+def test_the_ladder_of_the_paper() -> None:
+    """ViT-Tiny of 12 blocks with 0.85: 14 rungs, 0.1209 at the embedding, 1 at norm and head."""
+    tiny = named_backbone("vit_tiny_h12")
+    assert isinstance(tiny, ViTConfig)
+    method = build_method(supervised(), replace(tiny, dim=24, image_size=32), 0)
+    scales = layer_scales(method, 0.85)
+    rungs = [0.1209, 0.1422, 0.1673, 0.1969, 0.2316, 0.2725, 0.3206]
+    rungs += [0.3771, 0.4437, 0.522, 0.6141, 0.7225, 0.85, 1.0]
+    assert sorted({round(scale, 4) for scale in scales.values()}) == rungs
+    embedding = ("cls_token", "pos_embed", "patch_embed.proj.weight")
+    assert {round(scales[f"backbone.{name}"], 4) for name in embedding} == {0.1209}
+    assert scales["backbone.layers.0.norm1.weight"] == 0.85**12
+    assert scales["backbone.layers.11.attn.qkv.weight"] == 0.85
+    assert scales["backbone.norm.weight"] == 1.0 and "head.weight" not in scales
+
+
+@pytest.mark.parametrize("backbone", FAMILIES.values(), ids=FAMILIES)
+def test_every_rate_is_that_of_its_layer(backbone: BackboneConfig) -> None:
+    """One optimised tensor, one rate: the schedule's, scaled by depth; the head's is its own."""
+    method = build_method(supervised(), backbone, 0)
+    scales = layer_scales(method, 0.5)
+    groups = parameter_groups(method, decay_all_matrices=False, scales=scales)
+    optimizer = build_optimizer(groups, AdamWConfig())
+    set_rates(optimizer, 0.1, 0.3)
+    rates = {n: g["lr"] for g in optimizer.param_groups for n in g["names"]}
+    assert rates.keys() == dict(method.named_parameters()).keys()
+    network = build(backbone)
+    for name, depth in network.param_layers():
+        assert rates[f"backbone.{name}"] == pytest.approx(0.1 * 0.5 ** (network.depth + 1 - depth))
+    assert rates["head.weight"] == rates["head.bias"] == 0.1
+    decays = {g["decayed"]: g["weight_decay"] for g in optimizer.param_groups}
+    assert decays == {True: 0.3, False: 0.0}
+
+
+def test_the_layers_are_those_of_the_network_that_learns() -> None:
+    assert all(name.startswith("student.") for name in layer_scales(EsViT(esvit(), SWIN), 0.5))
+    averaged = build_method(supervised(average=0.9), VIT, 0)
+    assert all(name.startswith("backbone.") for name in layer_scales(averaged, 0.5))
+
+
+def after_steps(optim: OptimConfig) -> dict[str, Tensor]:
+    """Return weights after two steps."""
+    method = build_method(supervised(mix=MixConfig(views=0)), VIT, 0)
+    state = TrainState(method, replace(run_config(), optim=optim), epoch_steps=2)
+    for seed in range(2):
+        at = state.begin_step()
+        state.backward(view_batch(seed=seed), at, 1)
+        state.update(at)
+    assert state.row()["lr"] == optim.lr.peak
+    return {name: value.detach().clone() for name, value in method.named_parameters()}
+
+
+def test_layers_move_by_their_rates() -> None:
+    """With SGD and no momentum, the first step of a layer is as long as its scale."""
+    base = SGDConfig(lr=constant(1e-3), momentum=0.0, weight_decay=constant(0.0), clip=0.0)
+    method = build_method(supervised(mix=MixConfig(views=0)), VIT, 0)
+    moved = []
+    for decay in (1.0, 0.5):
+        fresh = copy.deepcopy(method)
+        optim = replace(base, layer_decay=decay)
+        state = TrainState(fresh, replace(run_config(), optim=optim), epoch_steps=2)
+        state.backward(view_batch(), at := state.begin_step(), 1)
+        state.update(at)
+        after = dict(fresh.named_parameters())
+        moved.append({n: after[n].detach() - p.detach() for n, p in method.named_parameters()})
+    for name, scale in {"cls_token": 1 / 16, "layers.2.mlp.fc2.bias": 0.5, "norm.bias": 1}.items():
+        one, other = (found[f"backbone.{name}"] for found in moved)
+        torch.testing.assert_close(other, scale * one, rtol=1e-2, atol=1e-9)
+        assert one.abs().max() > 0
+
+
+def test_no_decay_of_layers_changes_no_bit() -> None:
+    """One group with weight decay and one without, as ever, in the order of the parameters."""
+    method = build_method(supervised(), VIT, 0)
+    groups = parameter_groups(method, decay_all_matrices=False, scales=layer_scales(method, 1.0))
+    names = [name for name, _ in method.named_parameters()]
+    assert [group["decayed"] for group in groups] == [True, False]
+    for group in groups:
+        assert group["names"] == [name for name in names if name in group["names"]]
+        assert group["scale"] == 1.0
+    plain = AdamWConfig(lr=constant(1e-3), weight_decay=constant(0.04))
+    first, again = after_steps(plain), after_steps(replace(plain, layer_decay=0.5))
+    assert any(not first[name].equal(again[name]) for name in first)
+
+
+def test_nesterov_is_torch_s_own() -> None:
+    ours, theirs = nn.Linear(4, 3), nn.Linear(4, 3)
+    theirs.load_state_dict(ours.state_dict())
+    groups = parameter_groups(ours, decay_all_matrices=False)
+    optimizer = build_optimizer(groups, SGDConfig(nesterov=True))
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for seed in range(3):
+        set_rates(optimizer, 0.1, 0.0)
+        for layer in (ours, theirs):
+            for parameter in layer.parameters():
+                parameter.grad = noise(*parameter.shape, seed=seed)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    with pytest.raises(ValueError, match="momentum, which is 0"):
+        SGDConfig(nesterov=True, momentum=0.0)
 
 
 def parts() -> Mapping[str, nn.Module]:

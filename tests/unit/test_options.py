@@ -21,12 +21,13 @@ from leanvit.config.convert import leaves
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.data.sources import About, Sample, Source, open_source
+from leanvit.data.subsets import draw_subset
 from leanvit.recipes import recipe
-from leanvit.request import gather_facts
 from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
+from leanvit.train.facts import gather_facts
 from leanvit.weights.file import header
-from tests.tiny import build, write_classes, write_images
+from tests.tiny import build, write_classes, write_images, write_tuned
 
 Options = Mapping[str, Any]
 
@@ -170,6 +171,7 @@ MIXED: Options = {"method.mix.views": 1}
 CLIPPED: Options = {"optim.clip": 0.01}
 LOOKED_AT: Options = {"data.source": "classes", "watch.images": 12, "watch.every": "2st"}
 TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
+TAUGHT: Options = {"method.teacher": "tuned"}
 BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
 CHANGES: Mapping[str, tuple[object, Options]] = {
@@ -227,6 +229,10 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.classes": (3, {}),
     "method.smoothing": (0.3, {}),
     "method.average": (0.9, {}),
+    "method.teacher": ("tuned", {}),
+    "method.distillation": ("soft", TAUGHT),
+    "method.distillation_weight": (0.1, TAUGHT),
+    "method.distillation_temperature": (2.0, {**TAUGHT, "method.distillation": "soft"}),
     "method.student_temp": (0.2, {}),
     "method.teacher_temp.start": (0.03, {}),
     "method.teacher_temp.peak": (0.05, {}),
@@ -269,6 +275,8 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "backbone.positions": ("sincos", {}),
     "backbone.position_bias": (True, {}),
     "data.source": ("others", {}),
+    "data.fraction": (0.5, {}),
+    "data.imbalance": (3.0, {"data.source": "classes"}),
     "data.workers": (1, {}),
     "data.rendering": ("device", {}),
     "data.mean": ((0.5, 0.5, 0.5), {}),
@@ -286,10 +294,12 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "optim.weight_decay.warmup": ("2st", {}),
     "optim.weight_decay.shape": ("linear", {}),
     "optim.decay_all_matrices": (True, {}),
+    "optim.layer_decay": (0.5, {}),
     "optim.clip": (0.01, {}),
     "optim.clip_by": ("global", CLIPPED),
     "optim.betas": ((0.8, 0.9), {}),
     "optim.momentum": (0.5, {}),
+    "optim.nesterov": (True, {}),
     "optim.trust": (0.01, {}),
     "train.duration": ("5st", {}),
     "train.batch": (6, {}),
@@ -366,7 +376,7 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
     notes, out = folder / "notes", folder / "out"
     for place in (notes, out):
         place.mkdir(parents=True)
-    source = open_source(config.data.source)
+    source = draw_subset(open_source(config.data.source), config.data, config.train.seed)
     try:
         resolved = resolve(config, gather_facts(source))
     except ValueError as error:
@@ -414,6 +424,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
         with seeded(number, "teacher"):
             teacher = build_backbone(taught)
         save_tensors(teacher.state_dict(), folder / f"{name}.safetensors", header(teacher, {}))
+    write_tuned(folder / "tuned", start, classes=2)
     known: dict[str, dict[str, Any]] = {}
 
     def run(part: str, options: Options) -> dict[str, Any]:

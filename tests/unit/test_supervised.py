@@ -70,9 +70,23 @@ def test_the_average_is_what_remains() -> None:
         before, found.average.parameters(), found.backbone.parameters(), strict=True
     ):
         torch.testing.assert_close(now, 0.9 * old + 0.1 * learner)
+    assert found.classifiers() == {
+        "": (found.backbone, found.head),
+        "averaged": (found.average, found.average_head),
+    }
     assert found.backbones() == [found.average, found.backbone]
     plain = method()
     assert plain.encoder() is plain.backbone and plain.learner() is None
+    assert plain.classifiers() == {"": (plain.backbone, plain.head)}
+
+
+def test_the_head_is_averaged_beside_its_backbone() -> None:
+    found = method(average=0.9)
+    assert found.average_head is not None and not found.average_head.weight.requires_grad
+    before = found.average_head.weight.clone()
+    found.after_step(AT)
+    torch.testing.assert_close(found.average_head.weight, 0.9 * before + 0.1 * found.head.weight)
+    assert not found.head.weight.equal(before)
 
 
 def test_the_average_knows_what_batch_norms_saw() -> None:

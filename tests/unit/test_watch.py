@@ -13,8 +13,8 @@ from leanvit.analysis.rank import effective_rank
 from leanvit.analysis.watch import Watch
 from leanvit.config import BackboneConfig, RunConfig, WatchConfig, compose, resolve
 from leanvit.data.sources import About, FolderSource, Sample, Source, open_source
-from leanvit.request import gather_facts
 from leanvit.run import Run
+from leanvit.train.facts import gather_facts
 from tests.tiny import (
     FAMILIES,
     SWIN,

@@ -174,12 +174,16 @@ def _decode_tuple(items: tuple[Any, ...], value: Any, place: str) -> tuple[Any, 
 
 
 def leaves(plain: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every option of a `to_dict` result as (dotted name, value)."""
+    """Yield every option of a `to_dict` result as (dotted name, value).
+
+    The recipe of a run, which says where its values came from, is none.
+    """
+    run = "method" in plain and not place
     for key, value in plain.items():
         name = f"{place}.{key}" if place else key
         if isinstance(value, Mapping):
             yield from leaves(value, name)
-        elif key != "kind" and name != "recipe":
+        elif key != "kind" and not (run and key == "recipe"):
             yield name, value
 
 

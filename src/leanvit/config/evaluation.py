@@ -1,11 +1,12 @@
 """The options of everything that is done with a finished backbone (torch-free)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from leanvit.config.checks import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, require
+from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
+from leanvit.config.duration import Duration
 from leanvit.config.run import Auto
 
 
@@ -51,11 +52,17 @@ class EmbedConfig(ImagesConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeConfig(ImagesConfig):
+class ClassesConfig(ImagesConfig):
     """What evaluations on classes have in common."""
 
     val: str = ""
     """Images to evaluate on; otherwise what lies beside `train`, or a fifth that is held out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig(ClassesConfig):
+    """What evaluations of frozen features have in common."""
+
     protocol: Literal["auto", "color", "grey", "both"] = "auto"
     """Images as they are, grey and standardised, or both; auto: both for sample, else color."""
 
@@ -80,19 +87,15 @@ class KnnConfig(ProbeConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearConfig(ProbeConfig):
-    """Linear probe of frozen features."""
+class LinearProbeConfig(ProbeConfig):
+    """How a linear layer is trained on frozen features."""
 
-    blocks: int = 4
-    """How many of the last blocks give their view features."""
     rates: tuple[float, ...] = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Learning rates for 256 images, all tried in one pass."""
     epochs: int = 100
     """Passes over the training images."""
     probe_batch: int = 1024
     """Images in a step of the probe, at most a quarter of them all."""
-    augment: bool = False
-    """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
     held_out: float = 0.1
     """Share of the training images that chooses the learning rate and trains nothing."""
     seed: int = 0
@@ -100,7 +103,7 @@ class LinearConfig(ProbeConfig):
 
     def __post_init__(self) -> None:
         ProbeConfig.__post_init__(self)
-        require(self, AT_LEAST_ONE, "blocks", "epochs", "probe_batch")
+        require(self, AT_LEAST_ONE, "epochs", "probe_batch")
         require(self, POSITIVE, "rates", "held_out")
         require(self, NOT_NEGATIVE, "seed")
         if not self.rates:
@@ -109,7 +112,181 @@ class LinearConfig(ProbeConfig):
             raise ValueError(f"held_out is a share below 1, not {self.held_out}.")
 
 
-EVALUATION_CONFIGS: Mapping[str, type[ProbeConfig]] = MappingProxyType(
-    {"knn": KnnConfig, "linear": LinearConfig}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearConfig(LinearProbeConfig):
+    """Linear probe of frozen features."""
+
+    blocks: int = 4
+    """How many of the last blocks give their view features."""
+    augment: bool = False
+    """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "blocks")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayersConfig(LinearProbeConfig):
+    """A probe of every block by itself: which layers know the classes."""
+
+    probe: Literal["linear", "knn"] = "linear"
+    """A linear layer on the view feature of each block, or nearest neighbours."""
+    k: int = 20
+    """Number of neighbours."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "k")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig(ClassesConfig):
+    """Fine-tuning of all weights; the last epoch is what counts (arXiv 2205.14443)."""
+
+    recipe: Literal["improved", "deit", "transfer"] = "improved"
+    """The paper's settings for light networks, DeiT's, or those for small data sets."""
+    duration: Duration | Auto = "auto"
+    """Length of the training; auto: the recipe's 300, 100 or 50 epochs."""
+    train_batch: int | Auto = "auto"
+    """Images in a step; auto: the recipe's 1024 or 512, but at most an eighth of them all."""
+    accumulate: int = 1
+    """Micro-batches that a step is split into, to save memory."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network while it trains."""
+    optimizer: Literal["auto", "adamw", "sgd"] = "auto"
+    """AdamW, or SGD with Nesterov momentum; auto: the recipe's."""
+    lr: float | Auto = "auto"
+    """Highest learning rate, for 256 images in a step; auto: the recipe's."""
+    warmup: Duration | Auto = "auto"
+    """Length of the warm-up; auto: the recipe's share of the training."""
+    layer_decay: float | Auto = "auto"
+    """Factor of the learning rate from each block to the one before it; auto: the recipe's."""
+    weight_decay: float | Auto = "auto"
+    """Weight decay of matrices; auto: the recipe's."""
+    clip: float | Auto = "auto"
+    """Largest norm of all gradients together, 0 for any; auto: the recipe's."""
+    randaugment: float | Auto = "auto"
+    """Magnitude of RandAugment, 0 to 10; auto: the recipe's."""
+    erase: float | Auto = "auto"
+    """Probability that a box of the image becomes noise; auto: the recipe's."""
+    mixup: float | Auto = "auto"
+    """Alpha of mixup's Beta distribution, 0 for none; auto: the recipe's."""
+    cutmix: float | Auto = "auto"
+    """Alpha of CutMix's Beta distribution, 0 for none; auto: the recipe's."""
+    smoothing: float | Auto = "auto"
+    """Share of the target that is spread over all classes; auto: the recipe's."""
+    drop_path: float | Auto = "auto"
+    """Stochastic depth of the last block; auto: the recipe's."""
+    average: float = 0.0
+    """Momentum of a moving average of the weights, which gets a row of its own; 0 for none."""
+    teacher: str = ""
+    """Who is imitated besides: a folder of evaluate finetune, or timm:NAME.TAG; empty: nobody."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """What of the teacher is imitated: the class that it tells, or its whole distribution."""
+    distillation_weight: float = 0.5
+    """Weight of the imitation; the classes have the rest."""
+    distillation_temperature: float = 1.0
+    """Temperature of both distributions where the whole is imitated."""
+    position_bias: bool = False
+    """Add a relative position bias to every block of a plain ViT, all zeros at first."""
+    keep_blocks: int | Auto = "auto"
+    """Begin with so many trained blocks, from the first, and draw the later anew; auto: all."""
+    untrained: bool = False
+    """Also train the same network from scratch."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of head, order, views and mixing; every one is a training of its own."""
+    every: Duration = Duration(10, "%")
+    """How often the images to evaluate on are looked at, for the curve."""
+    out: str = ""
+    """Folder for the trained network, its head, the curve and checkpoints; empty for none."""
+    resume: bool = False
+    """Continue what was cut off in `out`."""
+
+    def __post_init__(self) -> None:
+        ImagesConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "train_batch", "accumulate")
+        require(self, NOT_NEGATIVE, "keep_blocks", "seeds")
+        require(self, POSITIVE, "lr")
+        require(self, BELOW_ONE, "average")
+        if not self.seeds:
+            raise ValueError("seeds is (); expected at least one seed.")
+        if self.out and (self.untrained or len(self.seeds) > 1):
+            raise ValueError(
+                "out holds one training: leave untrained out and name one seed, or write several "
+                "folders by several commands."
+            )
+        if self.resume and not self.out:
+            raise ValueError("resume continues a training in a folder; name it: --out FOLDER.")
+
+    def settled(self) -> "FinetuneConfig":
+        """Return the configuration with the recipe's values where they were left to it."""
+        given = FINETUNE_RECIPES[self.recipe]
+        return replace(self, **{n: v for n, v in given.items() if getattr(self, n) == "auto"})
+
+
+FINETUNE_RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "improved": MappingProxyType(
+            {
+                "duration": Duration(300, "ep"),
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "warmup": Duration(1.67, "%"),
+                "layer_decay": 0.85,
+                "weight_decay": 0.05,
+                "clip": 0.0,
+                "randaugment": 10.0,
+                "erase": 0.0,
+                "mixup": 0.2,
+                "cutmix": 0.0,
+                "smoothing": 0.0,
+                "drop_path": 0.0,
+            }
+        ),
+        "deit": MappingProxyType(
+            {
+                "duration": Duration(100, "ep"),
+                "optimizer": "adamw",
+                "lr": 1e-3,
+                "warmup": Duration(5, "%"),
+                "layer_decay": 0.85,
+                "weight_decay": 0.05,
+                "clip": 0.0,
+                "randaugment": 9.0,
+                "erase": 0.25,
+                "mixup": 0.8,
+                "cutmix": 1.0,
+                "smoothing": 0.1,
+                "drop_path": 0.1,
+            }
+        ),
+        "transfer": MappingProxyType(
+            {
+                "duration": Duration(50, "ep"),
+                "optimizer": "sgd",
+                "lr": 0.015,
+                "warmup": Duration(20, "%"),
+                "layer_decay": 0.75,
+                "weight_decay": 0.0,
+                "clip": 1.0,
+                "randaugment": 0.0,
+                "erase": 0.0,
+                "mixup": 0.0,
+                "cutmix": 0.0,
+                "smoothing": 0.0,
+                "drop_path": 0.0,
+            }
+        ),
+    }
+)
+"""What each recipe settles: the paper's figures, its warm-up as a share of its own length."""
+RECIPE_BATCH: Mapping[str, int] = MappingProxyType(
+    {"improved": 1024, "deit": 1024, "transfer": 512}
+)
+"""Images in a step, where there are enough."""
+
+EVALUATION_CONFIGS: Mapping[str, type[ClassesConfig]] = MappingProxyType(
+    {"finetune": FinetuneConfig, "knn": KnnConfig, "layers": LayersConfig, "linear": LinearConfig}
 )
 """Every evaluation and its options."""

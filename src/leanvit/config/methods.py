@@ -285,7 +285,17 @@ class SupervisedConfig(MethodConfig):
     """Label smoothing: share of the target that is spread over all classes."""
     average: float = 0.0
     """Momentum of a moving average of the weights, which is then the result; 0 for none."""
+    teacher: str = ""
+    """Who is imitated besides: a folder of evaluate finetune, or timm:NAME.TAG; empty: nobody."""
+    distillation: Literal["hard", "soft"] = "hard"
+    """What of the teacher is imitated: the class that it tells, or its whole distribution."""
+    distillation_weight: float = 0.5
+    """Weight of the imitation; the classes have the rest."""
+    distillation_temperature: float = 1.0
+    """Temperature of both distributions where the whole is imitated."""
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "classes")
+        require(self, SHARE, "distillation_weight")
+        require(self, POSITIVE, "distillation_temperature")
         require(self, BELOW_ONE, "smoothing", "average")

@@ -9,6 +9,7 @@ from leanvit.config.checks import (
     BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,
+    SHARE,
     require,
     require_schedule,
 )
@@ -24,6 +25,10 @@ class DataConfig:
 
     source: str = ""
     """Folder of images of any depth, list file, archive (docs/data.md has all kinds), or sample."""
+    fraction: float = 1.0
+    """Share of the images that is used, of each class alike; train.seed draws them."""
+    imbalance: float = 1.0
+    """How many times fewer images the last class keeps than the first: a long tail of classes."""
     workers: int | Auto = "auto"
     """Processes that render, or threads that decode; 0 processes render between the steps."""
     rendering: Literal["auto", "host", "device"] = "auto"
@@ -37,7 +42,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, "workers", "max_unreadable")
-        require(self, POSITIVE, "std")
+        require(self, POSITIVE, "std", "fraction")
+        require(self, SHARE, "fraction")
+        require(self, AT_LEAST_ONE, "imbalance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +63,16 @@ class OptimConfig:
     """Weight decay."""
     decay_all_matrices: bool = False
     """Decay position tables, class tokens and prototype gains too, as the official code does."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block of the backbone to the one before it."""
     clip: float = 3.0
     """Largest gradient norm; 0 leaves gradients alone."""
     clip_by: Literal["tensor", "module", "global"] = "tensor"
     """Whose norm is limited: every tensor's, every module's (backbone, head), or the whole."""
 
     def __post_init__(self) -> None:
+        require(self, POSITIVE, "layer_decay")
+        require(self, SHARE, "layer_decay")
         require(self, NOT_NEGATIVE, "clip")
         require_schedule(self, NOT_NEGATIVE, "lr", "weight_decay")
 
@@ -88,10 +99,14 @@ class SGDConfig(OptimConfig):
 
     momentum: float = 0.9
     """Momentum."""
+    nesterov: bool = False
+    """Look ahead along the momentum (Nesterov); it takes a momentum above 0."""
 
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)
         require(self, BELOW_ONE, "momentum")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks ahead along the momentum, which is 0; raise momentum.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

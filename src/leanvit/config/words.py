@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from leanvit.config.convert import replace_options, unknown_option
 from leanvit.config.duration import Duration, Schedule
+from leanvit.config.run import RunConfig
 
 METAVARS = {int: "INT", float: "NUMBER", str: "WORD", bool: "true|false", Duration: "DURATION"}
 
@@ -44,7 +45,7 @@ def options_of(config: Any, place: str = "", about: str = "") -> Iterator[Option
             yield from options_of(value, f"{name}.", f"{doc.partition(';')[0].rstrip('.')}: ")
         elif dataclasses.is_dataclass(value) and not isinstance(value, Duration):
             yield from options_of(value, f"{name}.")
-        elif name != "recipe":
+        elif not (isinstance(config, RunConfig) and name == "recipe"):
             doc = about + doc[0].lower() + doc[1:] if about else doc
             yield Option(name, hints[field.name], value, doc)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as tv
 
-from leanvit.backbones.base import Ask, Backbone, Tokens
+from leanvit.backbones.base import Ask, Backbone, Features, Tokens
 from leanvit.data.batch import Unreadable
 from leanvit.data.images import ImageBatch
 
@@ -104,6 +104,17 @@ def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
     @torch.no_grad()
     def rows(images: Tensor) -> Tensor:
         return backbone.features(see(images)).grid
+
+    return rows
+
+
+def describe_classes(backbone: Backbone, scores: Callable[[Features], Tensor]) -> Description:
+    """Return the scores [B, C] that a head gives what a network says of images."""
+    see = _eye(backbone, "color")
+
+    @torch.no_grad()
+    def rows(images: Tensor) -> Tensor:
+        return scores(backbone.features(see(images)))
 
     return rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config.evaluation import ImagesConfig, ProbeConfig
+from leanvit.config.evaluation import ClassesConfig, ImagesConfig, ProbeConfig
 from leanvit.core.console import track, warn
 from leanvit.data.batch import Unreadable
 from leanvit.data.images import load_images, usual_crop
@@ -55,10 +55,11 @@ class Seen:
         for part in describe_batches(track(images, text, total, quiet=self.quiet), ways):
             bad += part.unreadable
             yield part
-        _require_readable(bad, len(source), self.config.max_unreadable)
+        require_readable(bad, len(source), self.config.max_unreadable)
 
 
-def _require_readable(bad: Sequence[Unreadable], images: int, most: float) -> None:
+def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> None:
+    """Say that some images could not be read. Raises ValueError above `most` percent."""
     if not bad:
         return
     text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"
@@ -67,7 +68,7 @@ def _require_readable(bad: Sequence[Unreadable], images: int, most: float) -> No
     warn(f"{text}; left out.")
 
 
-def open_both(config: ProbeConfig) -> tuple[Source, Source, list[str]]:
+def open_both(config: ClassesConfig) -> tuple[Source, Source, list[str]]:
     """Return the images to learn from, those to test on, and what a reader should know of it."""
     source = open_source(config.data)
     require_classes(source)
@@ -88,17 +89,27 @@ def prepare(
     config: ImagesConfig, model: str | Path, source: Source, quiet: bool
 ) -> tuple[Seen, Mapping[str, Backbone]]:
     """Return the networks, and how images reach them."""
+    networks = open_networks(model, device_of(config))
+    first = next(iter(networks.values()))
+    return see(config, first.config.image_size, source, quiet), networks
+
+
+def device_of(config: ImagesConfig) -> torch.device:
+    """Return where the networks run. Raises ValueError for a device that is not there."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
-    device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
-    networks = open_networks(model, device)
-    first = next(iter(networks.values()))
-    size = first.config.image_size if config.image_size == "auto" else config.image_size
+    return torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
+
+
+def see(config: ImagesConfig, nominal: int, source: Source, quiet: bool) -> Seen:
+    """Return how images like those of a source reach a network built for `nominal` pixels."""
+    device = device_of(config)
+    size = nominal if config.image_size == "auto" else config.image_size
     crop = usual_crop(source, size) if config.crop == "auto" else config.crop
     cores = len(os.sched_getaffinity(0))
     workers = min(cores - 1, 16) if config.workers == "auto" else config.workers
-    return Seen(config, device, size, crop, workers, quiet), networks
+    return Seen(config, device, size, crop, workers, quiet)
 
 
 def protocols_of(config: ProbeConfig) -> tuple[str, ...]:

@@ -10,6 +10,24 @@ from leanvit.core.precision import full, unrounded
 from leanvit.losses.view import Mixing
 
 
+def class_distillation(
+    student: Tensor, teacher: Tensor, *, hard: bool, temperature: float
+) -> Tensor:
+    """Return how far the logits [B, C] of a student are from those of a teacher (DeiT, section 4).
+
+    hard: cross-entropy with the class that the teacher tells; else the squared temperature times
+    the mean KL divergence, both distributions at that temperature. DeiT's code divides the latter
+    by C besides.
+    """
+    with unrounded(student):
+        student, teacher = full(student), full(teacher)
+        if hard:
+            return functional.cross_entropy(student, teacher.argmax(1))
+        ours, theirs = ((x / temperature).log_softmax(1) for x in (student, teacher))
+        distance = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return temperature**2 * distance
+
+
 def class_loss(
     logits: Tensor, target: Tensor, mixing: Mixing | None, *, smoothing: float
 ) -> tuple[Tensor, Tensor]:

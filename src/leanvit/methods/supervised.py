@@ -4,23 +4,24 @@ What self-supervised backbones are compared with. Letters: B images, C classes.
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.backbones.layers import init_linear
 from leanvit.config import BackboneConfig, SupervisedConfig
 from leanvit.core.ema import ema_update
 from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, fine_tuning
-from leanvit.kernels.linear import Linear
-from leanvit.losses.classes import class_loss
+from leanvit.losses.classes import class_distillation, class_loss
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.class_head import ClassHead
 from leanvit.methods.dino import spread
 from leanvit.methods.mixing import mix_views
+from leanvit.methods.teacher import ClassTeacher
 
 
 class Supervised(Method):
@@ -32,11 +33,13 @@ class Supervised(Method):
             raise ValueError("Nothing says how many classes there are: set method.classes.")
         self.config = config
         self.backbone = build_backbone(backbone)
-        self.head = Linear(self.backbone.feature_dim, config.classes)
-        init_linear(self.head)
-        self.average = (
-            copy.deepcopy(self.backbone).requires_grad_(False) if config.average else None
-        )
+        self.head = ClassHead(self.backbone, config.classes, distilled=bool(config.teacher))
+        self.teacher = ClassTeacher(config.teacher, config.classes) if config.teacher else None
+        self.average: Backbone | None = None
+        self.average_head: ClassHead | None = None
+        if config.average:
+            self.average = copy.deepcopy(self.backbone).requires_grad_(False)
+            self.average_head = copy.deepcopy(self.head).requires_grad_(False)
 
     def views(self) -> ViewSpec:
         """Return one strongly augmented crop."""
@@ -50,6 +53,13 @@ class Supervised(Method):
         """Return the backbone, where its average is the encoder."""
         return None if self.average is None else self.backbone
 
+    def classifiers(self) -> Mapping[str, tuple[Backbone, ClassHead]]:
+        """Return what tells classes, each a backbone and its head: as trained, and averaged."""
+        found: dict[str, tuple[Backbone, ClassHead]] = {"": (self.backbone, self.head)}
+        if self.average is not None and self.average_head is not None:
+            found["averaged"] = (self.average, self.average_head)
+        return found
+
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Tell the classes of images that were mixed."""
         (views,), mixing = mix_views(batch.groups[:1], self.config.mix, at.seed, at.step)
@@ -61,14 +71,26 @@ class Supervised(Method):
             mixing,
             smoothing=self.config.smoothing,
         )
-        return StepOutput(loss, {"class": loss}, {"feature_std": spread(found), "accuracy": told})
+        stats = {"feature_std": spread(found), "accuracy": told}
+        if self.teacher is None:
+            return StepOutput(loss, {"class": loss}, stats)
+        imitated = class_distillation(
+            self.head.imitation(found),
+            self.teacher(views[0], self.backbone.mean, self.backbone.std),
+            hard=self.config.distillation == "hard",
+            temperature=self.config.distillation_temperature,
+        )
+        share = self.config.distillation_weight
+        total = (1 - share) * loss + share * imitated
+        return StepOutput(total, {"class": loss, "distillation": imitated}, stats)
 
     @torch.no_grad()
     def after_step(self, at: Moment) -> None:
         """Move the average, with what its batch norms know: it never runs in training itself."""
-        if self.average is None:
+        if self.average is None or self.average_head is None:
             return
         ema_update(self.average, self.backbone, self.config.average)
+        ema_update(self.average_head, self.head, self.config.average)
         _follow_buffers(self.average, self.backbone, self.config.average)
 
 

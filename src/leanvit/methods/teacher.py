@@ -2,17 +2,26 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leanvit.backbones.base import Ask, Backbone, Features
+from leanvit.config.backbones import TIMM
+from leanvit.core.random import seeded
+from leanvit.methods.class_head import ClassHead
+from leanvit.weights.file import HEAD_FILE
 from leanvit.weights.loading import load_backbone
 
+Channels = tuple[float, ...]
+"""A number for each channel."""
 
-class Teacher(nn.Module):
-    """A backbone that is only looked at.
+
+class Frozen(nn.Module):
+    """A network that is only looked at.
 
     Of it, a checkpoint holds a fingerprint of the weights: a run that is resumed with another
     teacher stops. It runs in bf16 on CUDA.
@@ -20,33 +29,16 @@ class Teacher(nn.Module):
 
     fingerprint: Tensor
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        if not name:
-            raise ValueError(
-                "Name the teacher: --method.teacher with a run, a backbone file or an official "
-                "checkpoint."
-            )
-        backbone = load_backbone(name).requires_grad_(False).eval()
-        self._outside = [backbone]  # a list, so that it is no part of this module's state
-        self.register_buffer("fingerprint", _fingerprint(backbone))
-
-    @property
-    def backbone(self) -> Backbone:
-        """The network."""
-        return self._outside[0]
+        network.requires_grad_(False).eval()
+        self._outside = [network]  # a list, so that it is no part of this module's state
+        self.register_buffer("fingerprint", _fingerprint(network))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.backbone._apply(fn)
+        self._outside[0]._apply(fn)
         moved: Self = super()._apply(fn, recurse)
         return moved
-
-    @torch.no_grad()
-    def forward(self, images: Tensor, ask: Ask) -> Features:
-        """Return the features of [B, 3, S, S]."""
-        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
-            (found,) = self.backbone([images], ask)
-        return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         saved = state.get(f"{prefix}fingerprint")
@@ -58,10 +50,106 @@ class Teacher(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def _fingerprint(backbone: Backbone) -> Tensor:
+class Teacher(Frozen):
+    """A backbone as teacher."""
+
+    def __init__(self, name: str) -> None:
+        if not name:
+            raise ValueError(
+                "Name the teacher: --method.teacher with a run, a backbone file or an official "
+                "checkpoint."
+            )
+        super().__init__(load_backbone(name))
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network."""
+        network = self._outside[0]
+        assert isinstance(network, Backbone)
+        return network
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, ask: Ask) -> Features:
+        """Return the features of [B, 3, S, S]."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            (found,) = self.backbone([images], ask)
+        return found
+
+
+class ClassTeacher(Frozen):
+    """A network that tells the classes: a fine-tuned one of ours, or a trained one of timm.
+
+    name: the folder that `leanvit evaluate finetune --out` wrote, or timm:NAME.TAG, with the
+    classifier that timm has of it. Raises ValueError if it is neither or tells another number of
+    classes.
+    """
+
+    def __init__(self, name: str, classes: int) -> None:
+        network, mean, std, told = _timm(name) if name.startswith(TIMM) else _tuned(Path(name))
+        super().__init__(network)
+        if told != classes:
+            raise ValueError(
+                f"The teacher {name!r} tells {told} classes and the images have {classes}; they "
+                f"are to be the same, in the same order. Fine-tune a teacher on these images: "
+                f"leanvit evaluate finetune MODEL --out FOLDER."
+            )
+        self.mean, self.std = mean, std
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, mean: Channels, std: Channels) -> Tensor:
+        """Return the scores [B, C] of images [B, 3, S, S] that were normalised with mean and std.
+
+        The teacher sees them normalised as it was trained.
+        """
+        if (mean, std) != (self.mean, self.std):
+            ours, our_std, theirs, their_std = (
+                images.new_tensor(values).view(-1, 1, 1)
+                for values in (mean, std, self.mean, self.std)
+            )
+            images = (images * our_std + ours - theirs) / their_std
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            scores: Tensor = self._outside[0](images)
+        return scores
+
+
+class _Tuned(nn.Module):
+    """A backbone and its head."""
+
+    def __init__(self, backbone: Backbone, head: ClassHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, C]."""
+        return self.head.scores(self.backbone.features(images))
+
+
+def _tuned(folder: Path) -> tuple[nn.Module, Channels, Channels, int]:
+    """Return what a fine-tuning wrote: network, mean, std, classes."""
+    if not (folder / HEAD_FILE).is_file():
+        raise ValueError(
+            f"{str(folder)!r} is no teacher that tells classes: name the folder that "
+            f"`leanvit evaluate finetune --out` wrote, or timm:NAME.TAG."
+        )
+    backbone, state = load_backbone(folder), load_file(folder / HEAD_FILE)
+    classes = len(state["weight"])
+    with seeded(0, "weights"):
+        head = ClassHead(backbone, classes, distilled="token.weight" in state)
+    head.load_state_dict(state)
+    return _Tuned(backbone, head), backbone.mean, backbone.std, classes
+
+
+def _timm(name: str) -> tuple[nn.Module, Channels, Channels, int]:
+    """Return trained weights of timm with their classifier."""
+    from leanvit.weights.timm_weights import trained_classifier  # here, as timm loads slowly
+
+    return trained_classifier(name.removeprefix(TIMM))
+
+
+def _fingerprint(network: nn.Module) -> Tensor:
     """Return the SHA-256 of all weights [32]."""
     digest = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
+    for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)

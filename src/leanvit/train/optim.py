@@ -1,6 +1,7 @@
 """Parameter groups, optimisers, clipping. Nothing here reads a number back from the device."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -8,26 +9,53 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from leanvit.config import AdamWConfig, LARSConfig, OptimConfig, SGDConfig
+from leanvit.methods.base import Method
+
+NO_SCALES: Mapping[str, float] = MappingProxyType({})
+"""Every learning rate is that of the run."""
 
 
-def parameter_groups(module: nn.Module, *, decay_all_matrices: bool) -> list[dict[str, Any]]:
-    """Split trained parameters into those with weight decay and those without.
+def parameter_groups(
+    module: nn.Module, *, decay_all_matrices: bool, scales: Mapping[str, float] = NO_SCALES
+) -> list[dict[str, Any]]:
+    """Split trained parameters by weight decay, and by what their learning rate is scaled with.
 
     Biases and vectors are never decayed; what a module lists as `undecayed` (position tables,
     class tokens, prototype gains) only with `decay_all_matrices`, which is the official rule.
+    scales: by name of a parameter, 1 where it is missing. Decayed groups come first.
     """
-    groups: dict[bool, dict[str, Any]] = {
-        decayed: {"params": [], "names": [], "decayed": decayed} for decayed in (True, False)
-    }
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for place, owner in module.named_modules():
         spared = () if decay_all_matrices else getattr(owner, "undecayed", ())
         for name, parameter in owner.named_parameters(place, recurse=False):
             if parameter.requires_grad:
                 leaf = name.rpartition(".")[2]
                 decayed = parameter.ndim > 1 and leaf != "bias" and leaf not in spared
-                groups[decayed]["params"].append(parameter)
-                groups[decayed]["names"].append(name)
-    return [group for group in groups.values() if group["params"]]
+                scale = scales.get(name, 1.0)
+                group = groups.setdefault(
+                    (decayed, scale),
+                    {"params": [], "names": [], "decayed": decayed, "scale": scale},
+                )
+                group["params"].append(parameter)
+                group["names"].append(name)
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def layer_scales(method: Method, decay: float) -> dict[str, float]:
+    """Return what the learning rate of each parameter of the trained backbone is scaled with.
+
+    Depth d of L blocks has decay^(L + 1 - d): 1 for the final norm (L + 1), decay for the last
+    block, decay^(L + 1) for the embedding (0), as in BEiT and MAE. What is no part of the backbone,
+    such as heads and decoders, is missing.
+    """
+    if decay == 1:
+        return {}
+    backbone = method.learner() or method.encoder()
+    (place,) = (f"{name}." for name, module in method.named_modules() if module is backbone)
+    return {
+        place + name: decay ** (backbone.depth + 1 - depth)
+        for name, depth in backbone.param_layers()
+    }
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
@@ -37,7 +65,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
     if isinstance(config, LARSConfig):
         return LARS(groups, momentum=config.momentum, trust=config.trust)
     assert isinstance(config, SGDConfig)
-    optimizer = SGD(groups, lr=0.0, momentum=config.momentum, fused=True)
+    optimizer = SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov, fused=True)
     if config.momentum:  # torch cannot add a buffer later, when frozen parameters thaw
         for parameter in (p for group in groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -45,9 +73,9 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimi
 
 
 def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """Set this step's learning rate, and its weight decay where the group has one."""
+    """Set this step's learning rate, scaled by group, and its weight decay where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]
         group["weight_decay"] = weight_decay if group["decayed"] else 0.0
 
 

@@ -18,6 +18,7 @@ from leanvit.train.metrics import Meter
 from leanvit.train.optim import (
     build_optimizer,
     clip_gradients,
+    layer_scales,
     parameter_groups,
     set_rates,
     skip_if,
@@ -39,7 +40,11 @@ class TrainState:
         self.method.to(self.device).train()
         self.run = int(config.train.duration.amount)
         self.step = 0
-        groups = parameter_groups(method, decay_all_matrices=config.optim.decay_all_matrices)
+        groups = parameter_groups(
+            method,
+            decay_all_matrices=config.optim.decay_all_matrices,
+            scales=layer_scales(method, config.optim.layer_decay),
+        )
         self.optimizer = build_optimizer(groups, config.optim)
         self.parts: dict[str, list[Tensor]] = {}
         for name, parameter in self._optimized():
@@ -123,13 +128,19 @@ class TrainState:
             )
 
     def row(self) -> dict[str, float]:
-        """Return the means since the last row, with the step and, once there was one, its rates."""
-        group = self.optimizer.param_groups[0]
+        """Return the means since the last row, with the step and, once there was one, its rates.
+
+        The learning rate is that of the last layer, the weight decay that of matrices.
+        """
+        rates = {
+            name: max(group[name] for group in self.optimizer.param_groups)
+            for name in ("lr", "weight_decay")
+        }
         return {
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
             "images": self.step * self.config.train.batch,
-            **{name: group[name] for name in ("lr", "weight_decay") if self.step},
+            **(rates if self.step else {}),
             **self.meter.read(),
         }
 

@@ -10,7 +10,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 TERMS = ("loss", "view", "region")
 """Loss and its parts."""
-LEARNED = {"knn": "k-NN {:.1f} %", "effective_rank": "effective rank {:.1f}"}
+LEARNED = {
+    "knn": "k-NN {:.1f} %",
+    "effective_rank": "effective rank {:.1f}",
+    "top1": "top-1 {:.1f} %",
+}
 """What shows that a run learns, in words."""
 WITHOUT_CLASSES = {
     "feature_std": "feature deviation {:.2f}",

@@ -14,6 +14,8 @@ FILE = "backbone.safetensors"
 """The weights that a run is for: a method's teacher, where it has one."""
 STUDENT = "student.safetensors"
 """Beside it, the network that took the gradients."""
+HEAD_FILE = "head.safetensors"
+"""Beside a fine-tuned backbone, what tells classes: weight [C, D] and bias [C]."""
 HEADER = "leanvit"
 
 

@@ -40,6 +40,26 @@ def trained_checkpoint(name: str) -> Contents:
     timm takes them from the cache of Hugging Face, or downloads them there. Raises ValueError for
     an unknown name or tag, and where they are neither in the cache nor can be downloaded.
     """
+    model = _trained(name)
+    return Contents(
+        Path(TIMM + name), model.state_dict(), {}, {}, _beside(name.partition(".")[0], model)
+    )
+
+
+def trained_classifier(
+    name: str,
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], int]:
+    """Return a trained network of timm with its classifier, its mean and std, and its classes.
+
+    Raises ValueError as `trained_checkpoint` does.
+    """
+    model = _trained(name)
+    usual = model.pretrained_cfg
+    return model, tuple(usual["mean"]), tuple(usual["std"]), int(model.num_classes)
+
+
+def _trained(name: str) -> Any:
+    """Return a network of timm with its trained weights."""
     arch, _, tag = name.partition(".")
     tags = trained_tags(arch)
     if not tags:
@@ -56,7 +76,7 @@ def trained_checkpoint(name: str) -> Contents:
             f"downloaded, or are damaged there: {cause}. Download them where there is a network, "
             f"or name a file that holds them."
         ) from error
-    return Contents(Path(TIMM + name), model.state_dict(), {}, {}, _beside(arch, model))
+    return model
 
 
 def _beside(arch: str, model: Any) -> dict[str, Any]:

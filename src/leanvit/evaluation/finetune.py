@@ -1,0 +1,310 @@
+"""Fine-tuning: all weights learn classes, in the one training loop (arXiv 2205.14443, 2012.12877).
+
+Letters: N images, C classes.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from torch import Tensor
+
+from leanvit.backbones.base import evaluating
+from leanvit.config import (
+    AdamWConfig,
+    DataConfig,
+    FineTuneViewsConfig,
+    MixConfig,
+    RunConfig,
+    Schedule,
+    SupervisedConfig,
+    TrainConfig,
+    WatchConfig,
+    compose,
+    constant,
+    resolve,
+)
+from leanvit.config.evaluation import RECIPE_BATCH, FinetuneConfig
+from leanvit.core.console import say
+from leanvit.data.batch import Unreadable, ViewBatch
+from leanvit.data.loader import Views, load_views
+from leanvit.data.sampler import Order
+from leanvit.data.sources import Source
+from leanvit.evaluation.adapting import fit_to_tune, keep_first
+from leanvit.evaluation.features import describe_classes
+from leanvit.evaluation.inputs import Seen, require_readable, see
+from leanvit.evaluation.result import Result
+from leanvit.evaluation.tuned import Folder
+from leanvit.methods.catalogue import build_method
+from leanvit.methods.supervised import Supervised
+from leanvit.train.facts import gather_facts
+from leanvit.train.loop import train
+from leanvit.train.metrics import Observer
+from leanvit.train.state import TrainState
+from leanvit.train.terminal import Terminal
+from leanvit.weights.loading import open_weights
+from leanvit.weights.report import Weights
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "duration": ("train.duration",),
+    "accumulate": ("train.accumulate",),
+    "precision": ("train.precision",),
+    "device": ("train.device",),
+    "lr": ("optim.lr.peak",),
+    "warmup": ("optim.lr.warmup",),
+    "layer_decay": ("optim.layer_decay",),
+    "weight_decay": (
+        "optim.weight_decay.start",
+        "optim.weight_decay.peak",
+        "optim.weight_decay.end",
+    ),
+    "clip": ("optim.clip",),
+    "randaugment": ("method.views.randaugment",),
+    "erase": ("method.views.erase",),
+    "smoothing": ("method.smoothing",),
+    "average": ("method.average",),
+    "teacher": ("method.teacher",),
+    "distillation": ("method.distillation",),
+    "distillation_weight": ("method.distillation_weight",),
+    "distillation_temperature": ("method.distillation_temperature",),
+    "every": ("watch.every",),
+}
+"""Option of fine-tuning -> what it is called in a run."""
+LAST = (
+    "Accuracy is that of the last step, and nothing was chosen on the images that it was measured "
+    "on."
+)
+
+
+def finetune(
+    config: FinetuneConfig, model: str | Path, learn: Source, test: Source, *, quiet: bool = False
+) -> Result:
+    """Train a model's weights, and a new head, on images with classes; return the table.
+
+    One row for each start (trained, untrained) and seed, and one more for its averaged weights;
+    the facts hold the curve. Raises ValueError for a mistake in the request and NonFiniteError for
+    a training that diverged.
+    """
+    config = config.settled()
+    assert config.drop_path != "auto"
+    weights = fit_to_tune(
+        open_weights(model), drop_path=config.drop_path, position_bias=config.position_bias
+    )
+    seen = see(config, weights.config.image_size, learn, quiet)
+    if weights.state is None and config.keep_blocks != "auto":
+        raise ValueError(f"keep_blocks keeps trained blocks, and {str(model)!r} has none.")
+    states = {"untrained" if weights.state is None else "trained": weights.state}
+    if config.untrained:
+        states["untrained"] = None
+    rows: list[dict[str, Any]] = []
+    curve: list[dict[str, Any]] = []
+    for name, state in states.items():
+        for seed in config.seeds:
+            run = run_config(config, seen, weights, learn, seed)
+            folder = Folder(config.out, config.resume, run, str(model), config.keep_blocks, learn)
+            method = start(run, state, config.keep_blocks)
+            training = Training(seen, run, method, learn, test, folder)
+            if not quiet:
+                say(
+                    f"{name}, seed {seed}: {len(learn)} images, {training.state.run} steps of "
+                    f"{run.train.batch}, {run.train.precision} on {run.train.device}."
+                )
+            training.run()
+            rows += training.table(name)
+            curve += [{"network": name, "seed": seed, **row} for row in training.curve]
+    facts = {
+        "image_size": seen.size,
+        "crop": seen.crop,
+        "recipe": config.recipe,
+        "batch": run.train.batch,
+        "steps": int(run.train.duration.amount),
+        "curve": curve,
+    }
+    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)])
+
+
+def run_config(
+    config: FinetuneConfig, seen: Seen, weights: Weights, learn: Source, seed: int
+) -> RunConfig:
+    """Return a settled fine-tuning as a resolved run of supervised training."""
+    assert config.mixup != "auto" and config.cutmix != "auto" and config.optimizer != "auto"
+    mixed = config.mixup > 0 or config.cutmix > 0
+    # an even number, since images are mixed by pairs
+    usual = min(RECIPE_BATCH[config.recipe], max(len(learn) // 16, 1) * 2)
+    batch = usual if config.train_batch == "auto" else config.train_batch
+    run = RunConfig(
+        recipe=f"finetune {config.recipe}",
+        method=SupervisedConfig(
+            views=FineTuneViewsConfig(size=seen.size),
+            mix=MixConfig(views=1, mixup=config.mixup, cutmix=config.cutmix)
+            if mixed
+            else MixConfig(),
+        ),
+        backbone=weights.config,
+        data=DataConfig(
+            source=config.data,
+            workers=seen.workers,
+            mean=_three(weights.mean),
+            std=_three(weights.std),
+            max_unreadable=config.max_unreadable,
+        ),
+        optim=AdamWConfig(
+            lr=Schedule(peak=1.0, end=1e-6), weight_decay=constant(0.0), clip_by="global"
+        ),
+        train=TrainConfig(batch=batch, seed=seed),
+        watch=WatchConfig(images=0),
+    )
+    options = {place: getattr(config, name) for name, places in OPTIONS.items() for place in places}
+    run = compose(run, optimizer=config.optimizer, options=options)
+    if config.optimizer == "sgd":
+        run = compose(run, options={"optim.nesterov": True})
+    return resolve(run, gather_facts(learn)).config
+
+
+def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = channels
+    return red, green, blue
+
+
+def start(
+    run: RunConfig, state: Mapping[str, Tensor] | None, keep_blocks: int | str = "auto"
+) -> Supervised:
+    """Return the method as its training begins: weights from elsewhere, the rest by the seed.
+
+    state: of the backbone, None for fresh weights; keep_blocks: how many of its blocks are taken,
+    auto for all.
+    """
+    method = build_method(run.method, run.backbone, run.train.seed)
+    assert isinstance(method, Supervised)
+    if state is not None and isinstance(keep_blocks, int):
+        state = keep_first(state, method.backbone, keep_blocks)
+    for network in method.backbones():
+        if state is not None:
+            network.load_state_dict(state)
+        network.mean, network.std = run.data.mean, run.data.std
+    return method
+
+
+@dataclass
+class Training:
+    """One fine-tuning: a start, a seed."""
+
+    seen: Seen
+    config: RunConfig
+    method: Supervised
+    learn: Source
+    test: Source
+    folder: Folder
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.order = Order(len(self.learn), config.train.batch, config.train.seed)
+        self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)
+        self.curve: list[dict[str, float]] = []
+        self.minutes = 0.0
+
+    def run(self) -> None:
+        """Train to the end, from the newest checkpoint where the folder has one to continue."""
+        began = time.perf_counter()
+        self.curve += self.folder.restore(self.state)
+        first = self.state.step
+        shown = [] if self.seen.quiet else [Terminal(self.state.run, first)]
+        observers: list[Observer] = [*self.folder.observers(first), *shown]
+        train(
+            self.state,
+            self._batches(),
+            save=partial(self.folder.save, self.state, self.method, self.learn.classes),
+            watch=self.look,
+            observers=observers,
+        )
+        self.minutes = (time.perf_counter() - began) / 60
+
+    def look(self) -> dict[str, float]:
+        """Return the accuracy on the images to test on, as the curve goes on."""
+        classifiers = self.method.classifiers()
+        ways = {
+            name: describe_classes(backbone, head.scores)
+            for name, (backbone, head) in classifiers.items()
+        }
+        with evaluating(self.method):
+            found = self.seen.describe(self.test, "images to test on", ways)
+        accuracies = {
+            f"{top}{name and f'/{name}'}": accuracy
+            for name, logits in found.rows.items()
+            for top, accuracy in told(logits, found.target).items()
+        }
+        epoch = self.state.step / self.order.epoch_steps
+        self.curve.append({"step": self.state.step, "epoch": epoch, **accuracies})
+        return accuracies
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a finished training."""
+        last = self.curve[-1]
+        return [
+            {
+                "network": f"{name}, {kind}" if kind else name,
+                "seed": self.config.train.seed,
+                **{
+                    top.partition("/")[0]: last[top]
+                    for top in last
+                    if top.startswith("top") and top.partition("/")[2] == kind
+                },
+                "epochs": last["epoch"],
+                "minutes": self.minutes,
+            }
+            for kind in self.method.classifiers()
+        ]
+
+    def _batches(self) -> Iterator[ViewBatch]:
+        data = self.config.data
+        views = Views(self.learn, self.method.views(), data, self.config.train.seed)
+        batches = load_views(
+            views,
+            self.order,
+            self.state.step,
+            self.state.run,
+            workers=self.seen.workers,
+            device=self.state.device,
+            rendering=data.rendering,
+        )
+        return _readable(batches, len(self.learn), data.max_unreadable)
+
+
+def told(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Return top-1 and, where there are more than five classes, top-5 accuracy in percent.
+
+    logits: [N, C], target: [N]. Of equal scores the lower class comes first.
+    """
+    ranked = logits.sort(dim=1, descending=True, stable=True).indices[:, :5] == target[:, None]
+    found = {"top1": ranked[:, 0], "top5": ranked.any(1)}
+    if logits.shape[1] <= 5:
+        del found["top5"]
+    return {name: 100 * hits.double().mean().item() for name, hits in found.items()}
+
+
+def _readable(batches: Iterable[ViewBatch], images: int, most: float) -> Iterator[ViewBatch]:
+    """Pass batches on. Raises ValueError once too many images turned out to be unreadable."""
+    bad: dict[str, Unreadable] = {}
+    for batch in batches:
+        known = len(bad)
+        bad |= {entry.name: entry for entry in batch.unreadable}
+        if len(bad) > known:
+            require_readable(list(bad.values()), images, most)
+        yield batch
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> list[str]:
+    """Return mean and deviation of each network that was trained several times."""
+    networks: dict[str, list[float]] = {}
+    for row in rows:
+        networks.setdefault(row["network"], []).append(row["top1"])
+    return [
+        f"{name}: top-1 {mean(found):.1f}, standard deviation {stdev(found):.1f} over "
+        f"{len(found)} seeds."
+        for name, found in networks.items()
+        if len(found) > 1
+    ]

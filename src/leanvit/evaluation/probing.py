@@ -1,0 +1,215 @@
+"""Linear probes of what networks say of images: which batches train them, which rate is reported.
+
+Letters: N images, B images of a batch, D columns of a description, L blocks of a network.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanvit.backbones.base import Backbone
+from leanvit.config import CropConfig, DataConfig
+from leanvit.config.evaluation import LayersConfig, LinearConfig, LinearProbeConfig
+from leanvit.core import random
+from leanvit.core.console import track
+from leanvit.data.loader import Views, load_views
+from leanvit.data.sampler import Order
+from leanvit.data.sources import Source, hold_out
+from leanvit.data.views import single_crop
+from leanvit.evaluation.features import Described, Description, describe_network
+from leanvit.evaluation.inputs import Seen, protocols_of
+from leanvit.evaluation.knn import knn_accuracy
+from leanvit.evaluation.linear import LinearProbe
+from leanvit.evaluation.result import Result
+
+PROBE_CROP = (0.08, 1.0)
+"""Share of the image that the papers' linear probe trains on."""
+
+BLOCK = ", block "
+"""Between the name of a network and the number of its block."""
+
+Batches = Iterator[tuple[Mapping[str, Tensor], Tensor]]
+"""Rows [B, D] of each description, and classes [B]."""
+
+
+def linear(
+    config: LinearConfig,
+    seen: Seen,
+    networks: Mapping[str, Backbone],
+    learn: Source,
+    test: Source,
+) -> Result:
+    """Probe the last blocks of networks, side by side."""
+    ways = {
+        f"{protocol}/{name}": describe_network(network, protocol, config.blocks)
+        for protocol in protocols_of(config)
+        for name, network in networks.items()
+    }
+    kept, held = hold_out(learn, config.held_out)
+    choosing = seen.describe(held, "images that choose the rate", ways)
+    testing = seen.describe(test, "images to test on", ways)
+    batch = probe_batch(config, len(kept))
+    if config.augment:
+        batches = augmented_batches(config, seen, kept, ways, batch)
+    else:
+        stored = seen.describe(kept, "images to learn from", ways)
+        batches = stored_batches(config, stored, len(kept), batch)
+    probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
+    table, notes = choose(config, probes, choosing, testing)
+    facts = {"blocks": config.blocks, "epochs": config.epochs, "augment": config.augment}
+    return Result("linear", facts, table, notes)
+
+
+def layers(
+    config: LayersConfig,
+    seen: Seen,
+    networks: Mapping[str, Backbone],
+    learn: Source,
+    test: Source,
+) -> Result:
+    """Probe every block of networks by itself: a row for each, from the first."""
+    ways = {
+        f"{protocol}/{name}": describe_network(network, protocol, network.depth)
+        for protocol in protocols_of(config)
+        for name, network in networks.items()
+    }
+    widths = {way: block_dims(networks[way.partition("/")[2]]) for way in ways}
+    knn = config.probe == "knn"
+    kept, held = (learn, None) if knn else hold_out(learn, config.held_out)
+    stored = by_block(seen.describe(kept, "images to learn from", ways), widths)
+    testing = by_block(seen.describe(test, "images to test on", ways), widths)
+    notes: list[str] = []
+    if held is None:
+        table = [_near(config, way, stored, testing) for way in stored.rows]
+    else:
+        choosing = by_block(seen.describe(held, "images that choose the rate", ways), widths)
+        batches = stored_batches(config, stored, len(kept), probe_batch(config, len(kept)))
+        probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
+        table, notes = choose(config, probes, choosing, testing)
+    return Result("layers", {"probe": config.probe}, [_with_block(row) for row in table], notes)
+
+
+def block_dims(backbone: Backbone) -> list[int]:
+    """Return the channels of each block [L]."""
+    starts = (-1, *backbone.stage_ends)
+    counts = (end - before for before, end in zip(starts, backbone.stage_ends, strict=False))
+    return [
+        dim for dim, count in zip(backbone.stage_dims, counts, strict=True) for _ in range(count)
+    ]
+
+
+def by_block(found: Described, widths: Mapping[str, Sequence[int]]) -> Described:
+    """Cut rows that hold all blocks side by side: NAME becomes `NAME, block 0` and so on."""
+    rows = {
+        f"{way}{BLOCK}{block}": part
+        for way, values in found.rows.items()
+        for block, part in enumerate(values.split(list(widths[way]), 1))
+    }
+    return Described(rows, found.index, found.target, found.unreadable)
+
+
+def _near(config: LayersConfig, way: str, bank: Described, queries: Described) -> dict[str, Any]:
+    """Return the row of a block whose features vote among neighbours."""
+    both = (bank.rows[way], bank.target, queries.rows[way], queries.target)
+    protocol, _, name = way.partition("/")
+    top1, top5 = knn_accuracy(*both, ks=(config.k,))[config.k]
+    return {"protocol": protocol, "features": name, "top1": top1, "top5": top5}
+
+
+def _with_block(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with the number of its block, from 0, in a column of its own."""
+    name, _, block = row["features"].rpartition(BLOCK)
+    rest = {key: row[key] for key in row if key not in ("protocol", "features")}
+    return {"protocol": row["protocol"], "features": name, "block": int(block), **rest}
+
+
+def probe_batch(config: LinearProbeConfig, images: int) -> int:
+    """Return how many of so many images a step of the probe takes."""
+    return min(config.probe_batch, max(images // 4, 1))
+
+
+def train_probes(
+    config: LinearProbeConfig,
+    seen: Seen,
+    batches: Batches,
+    choosing: Described,
+    classes: int,
+    images: int,
+) -> dict[str, LinearProbe]:
+    """Return a trained probe, of all rates, for each description.
+
+    choosing: rows of any images, for their columns; images: how many there are to learn from.
+    """
+    batch = probe_batch(config, images)
+    steps = config.epochs * (images // batch)
+    scaled = tuple(rate * batch / 256 for rate in config.rates)
+    probes = {
+        way: LinearProbe(rows.shape[1], classes, scaled, steps=steps, seed=config.seed)
+        for way, rows in choosing.rows.items()
+    }
+    for rows, target in track(batches, "linear probe", steps, quiet=seen.quiet):
+        for way, probe in probes.items():
+            probe.update(rows[way], target)
+    return probes
+
+
+def choose(
+    config: LinearProbeConfig,
+    probes: Mapping[str, LinearProbe],
+    choosing: Described,
+    testing: Described,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return each description's best rate on `choosing`, with its accuracy on `testing`; notes."""
+    table, notes = [], []
+    for way, probe in probes.items():
+        protocol, _, name = way.partition("/")
+        held_out = probe.accuracy(choosing.rows[way], choosing.target)[:, 0]
+        best = int(held_out.argmax())
+        top1, top5 = probe.accuracy(testing.rows[way], testing.target)[best].tolist()
+        table.append(
+            {
+                "protocol": protocol,
+                "features": name,
+                "top1": top1,
+                "top5": top5,
+                "rate": f"{config.rates[best]:g}",
+                "held-out top1": float(held_out[best]),
+            }
+        )
+        if len(config.rates) > 1 and best in (0, len(config.rates) - 1):
+            notes.append(
+                f"{protocol}, {name}: the best rate {config.rates[best]:g} is the "
+                f"{'lowest' if best == 0 else 'highest'} that was tried; try more with --rates."
+            )
+    return table, notes
+
+
+def stored_batches(
+    config: LinearProbeConfig, stored: Described, images: int, batch: int
+) -> Batches:
+    """Yield every epoch's batches of features that were computed once, of so many images."""
+    for epoch in range(config.epochs):
+        order = torch.from_numpy(
+            random.permutation(config.seed, "probe order", epoch, count=len(stored.target))
+        )
+        for step in range(images // batch):
+            chosen = order[(torch.arange(batch) + step * batch) % len(order)]
+            yield {way: rows[chosen] for way, rows in stored.rows.items()}, stored.target[chosen]
+
+
+def augmented_batches(
+    config: LinearConfig, seen: Seen, source: Source, ways: Mapping[str, Description], batch: int
+) -> Batches:
+    """Yield every epoch's batches of features of random crops and flips."""
+    crop = single_crop(CropConfig(size=seen.size, scale=PROBE_CROP))
+    plain = DataConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    views = Views(source, crop, plain, config.seed)
+    order = Order(len(source), batch, config.seed)
+    steps = config.epochs * order.epoch_steps
+    cpu = torch.device("cpu")
+    for found in load_views(views, order, 0, steps, workers=seen.workers, device=cpu):
+        parts = found.groups[0][0].split(config.batch)
+        rows = {way: torch.cat([see(p).float().cpu() for p in parts]) for way, see in ways.items()}
+        yield rows, found.target

@@ -1,0 +1,36 @@
+"""What a run is resolved with: the images and the machine, looked at once."""
+
+import os
+
+import torch
+
+from leanvit.config import Facts
+from leanvit.core.distributed import launched, neighbours
+from leanvit.core.precision import PRECISIONS
+from leanvit.data.sources import Source
+from leanvit.kernels import multicrop
+from leanvit.kernels.prototype_attention import best_form
+
+
+def gather_facts(source: Source) -> Facts:
+    """Find out once what the rules of `resolve` need to know."""
+    cuda = torch.cuda.is_available()
+    return Facts(
+        images=len(source),
+        classes=len(source.classes),
+        unlabelled=int((source.targets < 0).sum()),
+        cores=len(os.sched_getaffinity(0)),
+        device="cuda" if cuda else "cpu",
+        bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        attention={
+            (device, precision): best_form(device, dtype)
+            for device in ("cpu", "cuda")
+            for precision, dtype in PRECISIONS.items()
+        },
+        rendering={
+            device: "device" if multicrop.best_form(device) == "triton" else "host"
+            for device in ("cpu", "cuda")
+        },
+        world=launched(),
+        neighbours=neighbours(),
+    )
