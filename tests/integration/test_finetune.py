@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import leanvit
@@ -23,7 +24,7 @@ from leanvit.evaluation.inputs import see
 from leanvit.evaluation.result import Result
 from leanvit.evaluation.tuned import Folder
 from leanvit.train.checkpoint import CHECKPOINTS
-from leanvit.weights.file import FILE, HEAD_FILE, header, read_header
+from leanvit.weights.file import FILE, HEAD_FILE, HEADER, header, read_header
 from leanvit.weights.loading import load_backbone, open_weights
 from tests.integration.command import refused
 from tests.tables import CLASSES, seen_by
@@ -333,7 +334,8 @@ def test_what_is_written_can_be_used(vit: Path, data: Path, tmp_path: Path) -> N
     assert {path.name for path in out.iterdir()} == {FILE, HEAD_FILE, "metrics.jsonl", CHECKPOINTS}
     assert isinstance(load_backbone(out).config, ViTConfig)
     assert load_backbone(out).mean == (0.4, 0.5, 0.6)
-    assert read_header(out / HEAD_FILE) == {"classes": list(CLASSES)}
+    with safe_open(out / HEAD_FILE, "pt") as file:
+        assert json.loads(file.metadata()[HEADER]) == {"classes": list(CLASSES)}
     assert {"recipe": "finetune improved", "step": 4, "seed": 0}.items() <= read_header(
         out / FILE
     ).items()

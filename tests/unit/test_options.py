@@ -171,7 +171,7 @@ MIXED: Options = {"method.mix.views": 1}
 CLIPPED: Options = {"optim.clip": 0.01}
 LOOKED_AT: Options = {"data.source": "classes", "watch.images": 12, "watch.every": "2st"}
 TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
-TAUGHT: Options = {"method.teacher": "tuned"}
+TOLD: Options = {"method.teacher": "tuned"}
 BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
 CHANGES: Mapping[str, tuple[object, Options]] = {
@@ -229,10 +229,9 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.classes": (3, {}),
     "method.smoothing": (0.3, {}),
     "method.average": (0.9, {}),
-    "method.teacher": ("tuned", {}),
-    "method.distillation": ("soft", TAUGHT),
-    "method.distillation_weight": (0.1, TAUGHT),
-    "method.distillation_temperature": (2.0, {**TAUGHT, "method.distillation": "soft"}),
+    "method.distillation": ("soft", TOLD),
+    "method.distillation_weight": (0.1, TOLD),
+    "method.distillation_temperature": (2.0, {**TOLD, "method.distillation": "soft"}),
     "method.student_temp": (0.2, {}),
     "method.teacher_temp.start": (0.03, {}),
     "method.teacher_temp.peak": (0.05, {}),
@@ -323,6 +322,7 @@ PLACES = ("data.source", "watch.val", "init", "method.teacher")
 """Options that name files, which lie in the probe's folder."""
 
 OWN_CHANGES: Mapping[tuple[str, str], object] = {
+    ("supervised", "method.teacher"): "tuned",
     ("dino", "backbone.heads"): 1,
     ("mocov3", "method.views.blur"): (0.0, 0.0),
     ("mocov3", "method.views.interpolation"): "bicubic",
