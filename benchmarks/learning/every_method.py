@@ -4,9 +4,10 @@
 
 FOLDER holds `cifar10.tar.xz`. Every method pre-trains the same ViT on the same 3,000 images without
 their classes; then k-NN and, for methods that hide patches, fine-tuning learn from those with
-classes and are tested on 1,000 others, once. MAE and D-MAE do so with three seeds, the same student and the same steps; D-MAE's
-teacher is a wider and deeper ViT that `mae` trained here. Runs live in runs/methods and go on where
-they were cut off; every_method.md beside this file is written anew from what they hold.
+classes and are tested on 1,000 others, once. MAE and D-MAE do so with three seeds, the same student
+and the same steps; D-MAE's teacher is a wider and deeper ViT that `mae` trained here. Runs live in
+runs/methods and go on where they were cut off; every_method.md beside this file is written anew
+from what they hold.
 """
 
 import json
@@ -122,7 +123,7 @@ def measured(name: str, seed: int, bank: Path, test: Path) -> dict[str, float]:
         if name in TUNED:
             options = {"val": str(test), "seeds": (seed,), **TUNING}
             tuned = leanvit.evaluate("finetune", out, data=str(bank), options=options)
-            found["finetuned"] = tuned.rows[0]["top-1"]
+            found["finetuned"] = tuned.rows[0]["top1"]
         kept.write_text(json.dumps(found))
     return dict(json.loads(kept.read_text()))
 
@@ -137,7 +138,7 @@ def from_scratch(bank: Path, test: Path) -> list[float]:
             rows = leanvit.evaluate(
                 "finetune", RUNS / f"mae-{seed}", data=str(bank), options=options
             ).rows
-            found.append(rows[-1]["top-1"])
+            found.append(rows[-1]["top1"])
         kept.write_text(json.dumps(found))
     return list(json.loads(kept.read_text()))
 
