@@ -88,7 +88,7 @@ METHODS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 TUNED = ("mae", "dmae", "d2mae", "simmim")
 """Methods whose features are meant to be fine-tuned rather than looked at as they are."""
 SEEDS: Mapping[str, Sequence[int]] = {"mae": (0, 1, 2), "dmae": (0, 1, 2)}
-TUNING = {"duration": "4ep", "train_batch": 64, "every": "100%"}
+TUNING: Mapping[str, Any] = {"duration": "4ep", "train_batch": 64, "every": "100%"}
 """Fine-tuning, the improved recipe but short."""
 
 
