@@ -149,14 +149,13 @@ def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
     assert plain["backbone"]["pool"] == "mean" and plain["mean"] == [0.1, 0.2, 0.3]
 
 
-def test_weights_that_are_not_finite_are_shown_and_not_written(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     backbone = build(VIT)
     backbone.get_parameter("norm.bias").data[3] = float("nan")
     save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
-    wrong = "an infinity or NaN stands in 'norm.bias'"
-    assert wrong in str(convert(tmp_path / "a.safetensors"))
-    with pytest.raises(ValueError, match=wrong):
-        convert(tmp_path / "a.safetensors", out=tmp_path / "b.safetensors")
+    for out in ("", tmp_path / "b.safetensors"):
+        with pytest.raises(ValueError, match="an infinity or NaN stands in 'norm.bias'"):
+            convert(tmp_path / "a.safetensors", out=out)
     assert not (tmp_path / "b.safetensors").exists()
 
 

@@ -328,7 +328,10 @@ def test_what_stands_beside_weights_is_checked(tmp_path: Path) -> None:
     assert bare.mean == (0.0,) * 3 and bare.std == (1.0,) * 3
     cases: list[tuple[object, dict[str, object], str]] = [
         (plain, {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'.*no trace"),
-        (plain, {"model_args": {"act_layer": "relu"}}, "act_layer is 'relu'"),
+        (plain, {"qkv_bias": False}, "qkv_bias is False.*vit has True"),
+        (plain, {"model_type": "deit", "hidden_act": "relu"}, "leanvit's deit has 'gelu'"),
+        (plain, {"model_type": "yolos"}, "model_type is 'yolos'; leanvit reads"),
+        (plain, {"model_args": {"act_layer": "relu"}}, "model_args without the architecture"),
         (plain, {"model_args": 5}, "model_args in its config.json is 5; expected an object"),
         (plain, {"pretrained_cfg": [1]}, "pretrained_cfg in its config.json"),
         ([1], {}, "preprocessor_config.json' is no JSON object"),

@@ -1,5 +1,6 @@
 """Our networks in transformers, and its networks here: the same features both ways."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +252,30 @@ def test_networks_of_transformers_are_read(case: str, tmp_path: Path) -> None:
             assert_near(found.grid.flatten(1, 2), expected[:, -found.grid[0, ..., 0].numel() :])
             if found.prefix is not None:
                 assert_near(found.prefix, expected[:, : found.prefix.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("case", "word", "value"),
+    [
+        ("Swin", "qkv_bias", False),
+        ("Swin", "use_absolute_embeddings", True),
+        ("DeiT", "hidden_act", "relu"),
+        ("ResNet", "downsample_in_first_stage", True),
+        ("ResNet", "downsample_in_bottleneck", True),
+        ("ResNet", "hidden_act", "gelu"),
+    ],
+)
+def test_what_makes_another_function_is_refused(
+    case: str, word: str, value: object, tmp_path: Path
+) -> None:
+    """The weights are the usual ones: the word alone tells."""
+    with seeded(0, "reference"):
+        READ[case][0]().save_pretrained(tmp_path)  # type: ignore[operator]
+    leanvit.load_backbone(tmp_path)
+    plain = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(plain | {word: value}))
+    with pytest.raises(ValueError, match=f"{word} is {value!r}, which leaves no trace"):
+        leanvit.load_backbone(tmp_path)
 
 
 def test_a_swin_of_two_epsilons_is_refused(tmp_path: Path) -> None:

@@ -26,9 +26,7 @@ from leanvit.weights.graphs import export_onnx, export_program
 from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.official import OFFICIAL, write_official
-from leanvit.weights.reading import non_finite
 from leanvit.weights.report import Report, build
-from leanvit.weights.strangers import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +132,8 @@ def convert(
     asked = {field.name: getattr(config, field.name) for field in fields(WeightsConfig)}
     weights = open_weights(model, options=asked)
     backbone = build(weights)
-    broken = non_finite(weights.state or {})
-    wrong = f"an infinity or NaN stands in {listed(broken)}: its training went wrong"
     if not str(out):
-        notes = (*weights.report.notes, wrong) if broken else weights.report.notes
-        return Converted(replace(weights.report, notes=notes), backbone)
-    if broken:
-        raise ValueError(f"Of {str(model)!r}, {wrong}; take an earlier checkpoint.")
+        return Converted(weights.report, backbone)
     if weights.state is None:
         raise ValueError(
             f"{str(model)!r} names an untrained network: there are no weights to keep."

@@ -17,12 +17,13 @@ from leanvit.config import BackboneConfig, TimmConfig, ViTConfig, named_backbone
 from leanvit.config.backbones import TIMM
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import WeightsConfig
+from leanvit.weights.beside import require_ours
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
 from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
 from leanvit.weights.reading import Contents, read_json
-from leanvit.weights.report import Fate, Report, Row, Weights, skeleton
+from leanvit.weights.report import Fate, Report, Row, Weights, require_numbers, skeleton
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 
 SHOWN = 3
@@ -42,6 +43,7 @@ def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     reader = _Reader(checkpoint, asked)
     config = reader.config()
     state = reader.fitted(config)
+    require_numbers(checkpoint.path, config, reader.read, reader.rows)
     report = Report(reader.layout, reader.part.place, tuple(reader.rows), tuple(reader.notes))
     mean, std = reader.normalization()
     return Weights(config, state, mean, std, report)
@@ -172,7 +174,8 @@ class _Reader:
         shapes = {name: tuple(value.shape) for name, value in self.state.items()}
         heads, kind = self.asked.heads, self.naming.kind
         try:
-            self._require_activation()
+            if "architecture" not in self.checkpoint.config:  # else timm itself says what it means
+                require_ours(self.checkpoint.config, kind)
             if kind == "vit":
                 found: BackboneConfig = self._vit(shapes)
             elif kind == "swin":
@@ -187,23 +190,6 @@ class _Reader:
             raise self.refuse(str(error)) from error
         self._require_asked(found)
         return found
-
-    def _require_activation(self) -> None:
-        """Refuse another activation than our families have: it leaves no trace in weights."""
-        usual = {"vit": "gelu", "swin": "gelu", "timm": "relu"}  # timm: ResNets of transformers
-        said = {
-            "hidden_act": (self.checkpoint.config.get("hidden_act"), usual.get(self.naming.kind)),
-            "act_layer": (
-                self._beside("model_args").get("act_layer"),
-                "gelu" if self.naming.kind != "timm" else None,
-            ),
-        }
-        for word, (there, expected) in said.items():
-            if there not in (None, expected):
-                raise ValueError(
-                    f"its {word} is {there!r}, which leaves no trace in weights; leanvit's has "
-                    f"{expected or 'what timm gives it by its name'}."
-                )
 
     def _beside(self, section: str) -> Mapping[str, Any]:
         """Return a section of the config.json beside the file; empty without one."""

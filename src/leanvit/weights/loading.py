@@ -12,7 +12,7 @@ from leanvit.config.weights import WeightsConfig
 from leanvit.weights.file import FILE, HEADER, facts_of
 from leanvit.weights.foreign import understand
 from leanvit.weights.reading import Contents, read_checkpoint
-from leanvit.weights.report import Report, Row, Weights, build, skeleton
+from leanvit.weights.report import Report, Row, Weights, build, require_numbers, skeleton
 
 
 def load_backbone(
@@ -70,7 +70,7 @@ def _require_unsaid(name: str, asked: WeightsConfig) -> None:
 
 def _foreign(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Read a checkpoint of another code."""
-    if asked.network or "architecture" not in checkpoint.config:
+    if "architecture" not in checkpoint.config:
         return understand(checkpoint, asked)
     from leanvit.weights.timm_weights import understand_timm  # here, as timm loads slowly
 
@@ -98,4 +98,5 @@ def _own(checkpoint: Contents, asked: WeightsConfig) -> Weights:
         tuple(getattr(asked, n) or facts.get(n, getattr(Backbone, n))) for n in ("mean", "std")
     )
     rows = tuple(Row(name, "used", name) for name in state)
+    require_numbers(path, config, state, rows)
     return Weights(config, state, mean, std, Report("leanvit", "", rows), facts)

@@ -126,12 +126,8 @@ def unwrap(name: str) -> str:
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the floating tensors that hold an infinity or NaN; reads them all."""
-    return tuple(
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    )
+    """Return the names of the tensors that hold an infinity or NaN; reads them all."""
+    return tuple(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
 
 
 # Tensors

@@ -173,6 +173,11 @@ def network(folder: Path) -> nn.Module:
 
 def features(_: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return region features [B, h * w, D] and the view feature [B, D] of images."""
+    return timm_features(model, images)
+
+
+def timm_features(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same of any network of timm."""
     tokens: Tensor = model.forward_features(images)
     pooled: Tensor = model.forward_head(tokens, pre_logits=True)
     if tokens.ndim == 3:
