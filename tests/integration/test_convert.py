@@ -1,6 +1,8 @@
 """`leanvit convert`, as a user runs it: what is read, written, said and refused."""
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +108,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"to": "onnx"}, "b.pt", "a file that ends in .onnx"),
         ({}, "there.safetensors", "is there already"),
         ({"to": "dino"}, "b.pth", "dino has no ViT with registers and layer_scale"),
-        ({"to": "swin"}, "b.pth", "swin has no vit network; the layouts for it are: esvit, "),
+        (
+            {"to": "swin"},
+            "b.pth",
+            "swin has no plain ViT; what can hold one: leanvit, esvit, .*, timm, .*onnx, export",
+        ),
         ({"graph_size": -1}, "b.safetensors", "graph_size is -1"),
     ]
     for options, out, message in cases:
@@ -126,6 +132,7 @@ def test_nothing_is_overwritten_and_no_option_ignored(tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("b.pth", {"to": "dino"}, r"b\.pth\.md' is there already"),
         ("", {"to": "dino"}, "--to dino needs a place to write to"),
+        ("", {"to": "leanvit"}, "--to leanvit needs a place to write to"),
         ("c.pth", {"to": "dino", "graph_size": 64}, "graph_size is of --to onnx and --to export"),
         ("b.pth.md/c.pth", {"to": "dino"}, r"^Cannot write to '[^.]*b\.pth\.md/c\.pth': "),
     ]
@@ -134,6 +141,38 @@ def test_nothing_is_overwritten_and_no_option_ignored(tmp_path: Path) -> None:
             convert(model, out=out and tmp_path / out, options=options)
     assert (tmp_path / "b.pth.md").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b.pth.md"}
+
+
+@pytest.mark.parametrize(
+    "place", ["/proc/b.pth", "{}/a.safetensors/b.pth", "{}/a.safetensors/c/b.pth"]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(VIT, tmp_path / "a.safetensors")
+    monkeypatch.setattr(converting, "open_weights", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"^Cannot write to .*b\.pth': "):
+        convert(model, out=place.format(tmp_path), options={"to": "dino"})
+
+
+@pytest.mark.parametrize(("package", "to"), [("transformers", "huggingface"), ("onnx", "onnx")])
+def test_a_package_that_does_not_import_is_no_traceback(
+    package: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "site" / package
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('numpy is too old')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    model = saved(VIT, tmp_path / "a.safetensors")
+    why = f"{package} is installed, but cannot be imported (numpy is too old)"
+    if to == "onnx":
+        with pytest.raises(ValueError, match=re.escape(why)):
+            convert(model, out=tmp_path / name_of(to), options={"to": to})
+    else:
+        told = convert(model, out=tmp_path / name_of(to), options={"to": to})
+        assert f"NOT VERIFIED: {why}" in str(told)
 
 
 def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
@@ -154,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     backbone.get_parameter("norm.bias").data[3] = float("nan")
     save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
     for out in ("", tmp_path / "b.safetensors"):
-        with pytest.raises(ValueError, match="an infinity or NaN stands in 'norm.bias'"):
+        with pytest.raises(ValueError, match=r"an infinity or NaN stands in 'norm\.bias'"):
             convert(tmp_path / "a.safetensors", out=out)
     assert not (tmp_path / "b.safetensors").exists()
 

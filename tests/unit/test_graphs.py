@@ -72,6 +72,13 @@ def check_metadata(said: dict[str, str], backbone: Backbone, side: int) -> None:
     assert from_dict(BackboneConfig, json.loads(said["backbone"]), "backbone") == backbone.config
 
 
+@pytest.mark.parametrize("name", EXPORTS)
+def test_a_graph_is_no_weights(name: str, tmp_path: Path) -> None:
+    EXPORTS[name](build(ONE), tmp_path / name, FACTS)
+    with pytest.raises(ValueError, match=r"(ONNX|torch\.export).*; a graph holds no named weights"):
+        leanvit.load_backbone(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_onnx_runtime_computes_the_network(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from leanvit.core.errors import RunError
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.weights.huggingface_format import features, network, usage, write
-from leanvit.weights.libraries import compare
+from leanvit.weights.libraries import Comparison, compare
 from leanvit.weights.model_folder import WEIGHTS
 from tests.tiny import CVT, SWIN, SWIN_SKIP, VIT, VIT_FULL, build, noise
 from tests.unit.test_libraries import SWIN_FIVE, assert_near, picture, shaken
@@ -61,7 +61,7 @@ def test_transformers_gives_our_features_and_gives_them_back(case: str, tmp_path
     assert bool(write(ours, tmp_path)) == said
     found = compare(ours, tmp_path, "huggingface", [(48, 40)])
     near = 1e-4 if config is SWIN else 1e-5  # some norms add more to the variance
-    assert found is not None and found.apart[(config.image_size,) * 2] < near
+    assert isinstance(found, Comparison) and found.apart[(config.image_size,) * 2] < near
     back = leanvit.load_backbone(tmp_path)
     assert (back.mean, back.std) == (ours.mean, ours.std)
     before, after = ours.state_dict(), back.state_dict()
@@ -77,10 +77,10 @@ def test_transformers_gives_our_features_and_gives_them_back(case: str, tmp_path
 def test_other_sizes_are_measured(tmp_path: Path) -> None:
     write(build(ADDED), tmp_path)
     found = compare(build(ADDED), tmp_path, "huggingface", [(48, 40)])
-    assert found is not None and "antialias" in found.notes[0]
+    assert isinstance(found, Comparison) and "antialias" in found.notes[0]
     write(build(SWIN), tmp_path)
     found = compare(build(SWIN), tmp_path, "huggingface", [(48, 40), (67, 32), (16, 16), (8, 8)])
-    assert found is not None
+    assert isinstance(found, Comparison)
     assert [note.split(":")[0].partition(" pixels")[0] for note in found.notes] == [
         "at 67 x 32",
         "at 16 x 16",

@@ -45,13 +45,19 @@ def test_what_is_no_backbone_is_said(tmp_path: Path) -> None:
         (tmp_path / "missing.safetensors", "no file or folder"),
         (tmp_path, "a folder without model.safetensors"),
         (tmp_path / "text.safetensors", "is text that begins with 'hello'"),
-        (tmp_path / "other.safetensors", "none of the layouts that leanvit knows"),
+        (tmp_path / "other.safetensors", "leanvit knows no layout with the names 'x'"),
         (tmp_path / "cut.safetensors", "do not fit its own header"),
         ("swin_tinny", "did you mean 'swin_tiny'"),
     ]
     for name, message in cases:
         with pytest.raises(ValueError, match=message):
             leanvit.load_backbone(name)
+
+
+def test_a_run_that_has_saved_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "resolved.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has not saved a backbone yet; .* --resume"):
+        leanvit.load_backbone(tmp_path)
 
 
 def test_headers_that_lie_are_refused(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def require_ours(config: Mapping[str, Any], kind: str) -> None:
     name = config.get("model_type") or USUAL.get(kind, "")
     if not isinstance(name, str) or (name and name not in TRANSFORMERS):
         raise ValueError(
-            f"its model_type is {name!r}; leanvit reads those of transformers that compute what its "
-            f"own networks do: {', '.join(TRANSFORMERS)}."
+            f"its model_type is {name!r}; leanvit reads those of transformers that compute "
+            f"what its own networks do: {', '.join(TRANSFORMERS)}."
         )
     for word, expected in TRANSFORMERS.get(name, {}).items():
         if word in config and config[word] != expected:

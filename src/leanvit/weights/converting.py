@@ -3,7 +3,7 @@
 Letters: B images, S their side in pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,9 @@ from leanvit.config.names import unknown_name
 from leanvit.config.weights import ConvertConfig, WeightsConfig
 from leanvit.core.distributed import require_alone
 from leanvit.core.errors import RunError
-from leanvit.core.files import Replacing, save_tensors, write_synced, writing
+from leanvit.core.files import Replacing, require_writable, save_tensors, write_synced, writing
 from leanvit.weights.card import CARD, card, read_run
-from leanvit.weights.compare import TOLERANCE, difference, images_for
+from leanvit.weights.compare import OTHER_EPS, TOLERANCE, difference, images_for
 from leanvit.weights.file import FILE, header
 from leanvit.weights.graphs import export_onnx, export_program
 from leanvit.weights.libraries import LIBRARIES, compare
@@ -128,7 +128,9 @@ def convert(
     config = replace_options(ConvertConfig(), options or {})
     if config.to not in TARGETS:
         raise unknown_name("format", config.to, TARGETS)
-    _require_use(config, bool(str(out)))
+    _require_use(config, bool(str(out)), options or {})
+    if str(out):
+        _require_free(Path(out), TARGETS[config.to])
     asked = {field.name: getattr(config, field.name) for field in fields(WeightsConfig)}
     weights = open_weights(model, options=asked)
     backbone = build(weights)
@@ -148,7 +150,6 @@ def convert(
 def _write(job: Job, model: Path) -> Checked:
     """Write a backbone and its card; say what was found when it was read again."""
     target = TARGETS[job.config.to]
-    _require_free(job.out, target)
     run, rows = _run_of(model)
     with writing(job.out):
         job.out.parent.mkdir(parents=True, exist_ok=True)
@@ -166,9 +167,9 @@ def _write(job: Job, model: Path) -> Checked:
     return checked
 
 
-def _require_use(config: ConvertConfig, writes: bool) -> None:
+def _require_use(config: ConvertConfig, writes: bool, given: Collection[str]) -> None:
     """Raise ValueError for options that would have no effect."""
-    if not writes and config.to != ConvertConfig().to:
+    if not writes and "to" in given:
         raise ValueError(f"--to {config.to} needs a place to write to: --out PATH.")
     if config.graph_size and config.to not in ("onnx", "export"):
         raise ValueError(
@@ -178,14 +179,17 @@ def _require_use(config: ConvertConfig, writes: bool) -> None:
 
 
 def _require_free(out: Path, target: Target) -> None:
-    """Raise ValueError if something is there already, or its name does not fit the format."""
+    """Raise ValueError if the place is taken, cannot be, or its name does not fit the format."""
     for place in (out, _card_place(out, target)):
-        if place.exists():
+        with writing(place):
+            there = place.exists()
+        if there:
             raise ValueError(f"{str(place)!r} is there already; remove it or name another (--out).")
     if target.suffixes and out.suffix not in target.suffixes:
         raise ValueError(
             f"--out is {str(out)!r}; name a file that ends in {' or '.join(target.suffixes)}."
         )
+    require_writable(out)
 
 
 def _card_place(out: Path, target: Target) -> Path:
@@ -228,10 +232,15 @@ def _official(layout: str, job: Job) -> Checked:
                 f"{layout} it is the class token's"
             )
         eps, there = getattr(config, "norm_eps", None), getattr(found, "norm_eps", None)
+        limit = TOLERANCE if eps == there else OTHER_EPS
+        checked = _compared(job, build(replace(weights, config=found)), notes, limit)
         if eps != there:
-            notes.append(f"norms of {layout} add {there:g} to the variance, here {eps:g}")
-        weights = replace(weights, config=found)
-        return _compared(job, build(weights), notes)
+            worst = max(checked.differences.values())
+            notes.append(
+                f"norms of {layout} add {there:g} to the variance, here {eps:g}: features differ "
+                f"by up to {worst:.1e} of the largest"
+            )
+        return checked
 
 
 def _graph(export: Callable[..., Any], job: Job) -> Checked:
@@ -249,9 +258,8 @@ def _library(name: str, job: Job) -> Checked:
         beside.mkdir()
         changed = LIBRARIES[name].write(job.backbone, beside)
         found = compare(job.backbone, beside, name, [(other, other)])
-    if found is None:
-        package = LIBRARIES[name].package
-        return Checked({}, (*changed, f"NOT VERIFIED: {package} is not installed."))
+    if isinstance(found, str):
+        return Checked({}, (*changed, f"NOT VERIFIED: {found}."))
     differences = {
         f"{found.package} {found.version}, {height} x {width} pixels": value
         for (height, width), value in found.apart.items()
@@ -259,7 +267,9 @@ def _library(name: str, job: Job) -> Checked:
     return Checked(differences, (*changed, *found.notes))
 
 
-def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
+def _compared(
+    job: Job, again: Backbone, notes: Sequence[str] = (), limit: float = TOLERANCE
+) -> Checked:
     """Compare the features of what was read again with those of the network."""
     size = job.backbone.config.image_size
     found = {}
@@ -269,7 +279,7 @@ def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
         found[f"{side} x {side} pixels"] = max(
             difference(theirs.pooled, ours.pooled), difference(theirs.grid, ours.grid)
         )
-    if not max(found.values()) <= TOLERANCE:
+    if not max(found.values()) <= limit:
         raise RunError(
             f"The file does not give the features of the network (they differ by "
             f"{max(found.values()):.1e} of the largest), so it was not kept."

@@ -126,7 +126,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     plain = described(config)
     naming, _ = LAYOUTS["huggingface"].writes[config.kind]
     state = dict(backbone.state_dict())
-    if isinstance(config, SwinConfig) and config.norm_eps != SWIN_EPS:
+    if isinstance(config, SwinConfig) and other_eps(config):
         notes.append(
             f"some norms of transformers' Swin, of patches and of merging, add {SWIN_EPS:g} to the "
             f"variance whatever it is told; all of ours add {config.norm_eps:g}"
@@ -139,6 +139,11 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     write_weights(folder, NAMINGS[naming].theirs(state), plain)
     write_json(folder / PROCESSOR, _processor(backbone))
     return notes
+
+
+def other_eps(config: BackboneConfig) -> bool:
+    """Return whether some norms of transformers' network add another number than ours."""
+    return isinstance(config, SwinConfig) and config.norm_eps != SWIN_EPS
 
 
 def _processor(backbone: Backbone) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from leanvit.config import SwinConfig, TimmConfig, ViTConfig
 from leanvit.core.files import sync
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
+from leanvit.weights.model_folder import require_written
 from leanvit.weights.names import NAMINGS
 
 OFFICIAL = tuple(name for name in LAYOUTS if name not in ("timm", "torchvision", "huggingface"))
@@ -31,12 +32,7 @@ def write_official(backbone: Backbone, layout: str, path: Path) -> None:
     """
     config = backbone.config
     writes = LAYOUTS[layout].writes
-    if config.kind not in writes:
-        able = [name for name in OFFICIAL if config.kind in LAYOUTS[name].writes]
-        raise ValueError(
-            f"{layout} has no {config.kind} network; the layouts for it are: "
-            f"{', '.join(able) or 'none'}."
-        )
+    require_written(layout, config)
     _require_known(backbone, layout)
     naming, place = writes[config.kind]
     state = dict(backbone.state_dict())

@@ -108,7 +108,8 @@ def read_checkpoint(path: Path) -> Contents:
     reads = [(name, leaf) for name, leaf in leaves if callable(leaf) and name]
     values = {name: leaf for name, leaf in leaves if not callable(leaf)}
     if not reads:
-        what = f"without named tensors{f', but with {listed(list(values))}' if values else ''}"
+        named = [name for name in values if name]
+        what = f"without named tensors{f', but with {listed(named)}' if named else ''}"
         raise refused(path, what, "give the file that holds the weights")
     beside = file.with_name(CONFIG)
     return Contents(

@@ -123,7 +123,9 @@ def require_numbers(
     if not whole:
         return
     with seeded(0, "skeleton"), torch.device("meta"):
-        counts = {n for n, v in build_backbone(config).state_dict().items() if not v.is_floating_point()}
+        counts = {
+            n for n, v in build_backbone(config).state_dict().items() if not v.is_floating_point()
+        }
     wrong = [theirs for theirs, ours in whole.items() if ours not in counts]
     if wrong:
         kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from leanvit.backbones.timm_adapter import TimmNetwork, options_of, require_architecture
-from leanvit.config import TimmConfig, unknown_name
+from leanvit.config import unknown_name
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
