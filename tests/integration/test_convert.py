@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,13 +16,14 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config import BackboneConfig, ViTConfig
 from leanvit.core.errors import RunError
-from leanvit.core.files import save_tensors
+from leanvit.core.files import Replacing, save_tensors
 from leanvit.weights import converting, official
 from leanvit.weights.converting import TARGETS, convert
 from leanvit.weights.file import header, read_header
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.loading import load_backbone
 from tests.tiny import CVT, SWIN, SWIN_SKIP, TIMM, VIL, VIT, VIT_FULL, build, noise
+from tests.unit.test_libraries import picture
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "weights.md"
 FACTS = {"method": "esvit", "seed": 3, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
@@ -196,6 +198,77 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"an infinity or NaN stands in 'norm\.bias'"):
             convert(tmp_path / "a.safetensors", out=out)
     assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("to", ["leanvit", "onnx", "export"])
+def test_the_code_on_the_card_runs(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a photograph to the features that the backbone gives of the same pixels."""
+    model = saved(replace(VIT, depth=1), tmp_path / "a.safetensors")
+    convert(model, out=tmp_path / name_of(to), options={"to": to})
+    code = (tmp_path / f"{name_of(to)}.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {"image": picture().convert("L")}
+    exec(code, known)
+    pixels = known["pixels"]
+    assert pixels.shape == (1, 3, 32, 32)
+    raw = pixels * torch.tensor(FACTS["std"]).view(3, 1, 1)
+    raw += torch.tensor(FACTS["mean"]).view(3, 1, 1)
+    assert raw.std(1).max() < 1e-5 and 0.4 < raw.mean() < 0.6, "a grey picture between 0 and 1"
+    expected = load_backbone(model).features(pixels)
+    for found, right in ((known["pooled"], expected.pooled), (known["grid"], expected.grid)):
+        torch.testing.assert_close(torch.as_tensor(found), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("to", "key", "said"),
+    [
+        ("esvit", "teacher", "microsoft/esvit loads; names are the network's own"),
+        ("dino", "teacher", "facebookresearch/dino loads; names begin with 'backbone.'"),
+        ("dinov2", "", "facebookresearch/dinov2 loads"),
+    ],
+)
+def test_the_card_of_an_official_file_says_what_loads_it(
+    to: str, key: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(saved(VIT, tmp_path / "a"), out=tmp_path / "b.pth", options={"to": to})
+    card = (tmp_path / "b.pth.md").read_text()
+    assert said in card
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], known)
+    assert known["state"] is (known["checkpoint"][key] if key else known["checkpoint"])
+    assert all(isinstance(value, torch.Tensor) for value in known["state"].values())
+
+
+def test_two_conversions_to_one_name_do_not_meet(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as alive:
+        other, left = (tmp_path / f".x.{pid}.tmp" for pid in (alive.pid, 2**22 + 1))
+        for path in (other, left):
+            path.write_text("half")
+        with Replacing(tmp_path / "x") as beside:
+            beside.write_text("whole")
+        assert other.read_text() == "half", "a process that still writes keeps its file"
+        assert not left.exists(), "what a killed one left is removed"
+        alive.kill()
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+@pytest.mark.parametrize("to", ["huggingface", "swin"])
+def test_where_eps_alone_differs_the_figure_is_said(to: str, tmp_path: Path) -> None:
+    """With weak images of patches: far enough apart to be refused as another function."""
+    backbone = build(SWIN)
+    with torch.no_grad():
+        for name, value in backbone.named_parameters():
+            if name.startswith("patch_embed.proj"):
+                value.mul_(0.3)
+    save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
+    told = convert(tmp_path / "a.safetensors", out=tmp_path / name_of(to), options={"to": to})
+    worst = max(told.checked.differences.values())
+    assert 1e-4 < worst <= 1e-3
+    assert re.search(r"variance.* features differ|features differ .*variance", str(told))
+    assert any(f"{worst:.1e}" in note for note in told.checked.notes)
 
 
 def test_heads_that_the_other_code_does_not_have(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from leanvit.backbones.vit import sincos_positions
 from leanvit.config import SwinConfig, ViTConfig
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
+from leanvit.evaluation.models import open_networks
 from leanvit.weights.loading import open_weights
 from leanvit.weights.names import NAMINGS
 from leanvit.weights.shapes import vit_config
@@ -455,6 +456,17 @@ def test_files_without_a_network_say_what_they_hold(tmp_path: Path) -> None:
     optimizer.step()
     for number, tree in enumerate((optimizer.state_dict(), {"optimizer": optimizer.state_dict()})):
         refused(saved(tree, tmp_path / str(number)), "the state of an optimizer and no network")
+
+
+def test_what_was_assumed_is_said_where_networks_are_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cpu = saved(dict(network().state_dict()), tmp_path / "file"), torch.device("cpu")
+    open_networks(path, cpu)
+    said = capsys.readouterr()
+    assert f"Of {path}: 3 heads, as networks of 192 channels" in said.err and not said.out
+    open_networks(path, cpu, quiet=True)
+    assert not capsys.readouterr().err
 
 
 def test_a_bare_resnet_says_that_it_may_be_a_variant(tmp_path: Path) -> None:

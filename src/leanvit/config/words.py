@@ -99,8 +99,8 @@ def parse_options(
     """Return the options that arguments such as `--train.batch 32` set, by dotted name.
 
     Underscores count as hyphens, and `--name=value` as two words. also: words of the command that
-    are no options of the configuration, which a message lists with them. Raises ValueError for an unknown
-    option, with the nearest one, and for a value that does not fit.
+    are no options of the configuration, which a message lists with them. Raises ValueError for an
+    unknown option, with the nearest one, and for a value that does not fit.
     """
     words = [
         name.replace("_", "-") + equals + value if word.startswith("--") else word

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -75,7 +76,10 @@ class Replacing:
         self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
-        _remove(self._beside)
+        for left in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
+            owner = left.name.split(".")[-2]
+            if owner == str(os.getpid()) or not Path("/proc", owner).exists():  # it was killed
+                _remove(left)
         return self._beside
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -22,10 +22,12 @@ from leanvit.core.files import Replacing, require_writable, save_tensors, write_
 from leanvit.weights.card import CARD, card, read_run
 from leanvit.weights.compare import OTHER_EPS, TOLERANCE, difference, images_for
 from leanvit.weights.file import FILE, header
-from leanvit.weights.graphs import export_onnx, export_program
+from leanvit.weights.graphs import METADATA, export_onnx, export_program
+from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import load_backbone, open_weights
-from leanvit.weights.official import OFFICIAL, write_official
+from leanvit.weights.model_folder import from_photograph
+from leanvit.weights.official import CODES, OFFICIAL, write_official
 from leanvit.weights.report import Report, build
 
 
@@ -292,29 +294,52 @@ def _compared(
 
 def _use_leanvit(config: BackboneConfig, name: str) -> str:
     return f"""import leanvit
+import torch
+from torchvision.transforms import v2
 
 backbone = leanvit.load_backbone("{name}")
-features = backbone.features(images)  # normalised, [B, 3, {config.image_size}, {config.image_size}]
-features.pooled, features.grid"""
+{from_photograph(str(config.image_size), "backbone.mean", "backbone.std")}
+with torch.no_grad():
+    features = backbone.features(pixels)
+pooled, grid = features.pooled, features.grid  # [1, D] and [1, h, w, D]"""
 
 
-def _use_pickle(config: BackboneConfig, name: str) -> str:
+def _use_pickle(layout: str, config: BackboneConfig, name: str) -> str:
+    key, _, inner = LAYOUTS[layout].writes[config.kind][1].partition(".")
+    what = f"names begin with {inner!r}" if inner else "names are the network's own"
+    held = f'checkpoint["{key}"]' if key else "checkpoint"
     return f"""import torch
 
-checkpoint = torch.load("{name}", weights_only=True)  # what the official code loads"""
+checkpoint = torch.load("{name}", weights_only=True)
+state = {held}  # what {CODES[layout]} loads; {what}"""
 
 
 def _use_onnx(config: BackboneConfig, name: str) -> str:
-    return f"""import onnxruntime
+    return f"""import json
+
+import onnxruntime
+import torch
+from torchvision.transforms import v2
 
 session = onnxruntime.InferenceSession("{name}")
-pooled, grid = session.run(["pooled", "grid"], {{"images": images}})  # numpy, fp32, normalised"""
+said = session.get_modelmeta().custom_metadata_map
+side, mean, std = (json.loads(said[word]) for word in ("image_size", "mean", "std"))
+{from_photograph("side", "mean", "std")}
+pooled, grid = session.run(["pooled", "grid"], {{"images": pixels.numpy()}})"""
 
 
 def _use_program(config: BackboneConfig, name: str) -> str:
-    return f"""import torch
+    return f"""import json
 
-pooled, grid = torch.export.load("{name}").module()(images)  # normalised, fp32"""
+import torch
+from torchvision.transforms import v2
+
+extra = {{"{METADATA}": ""}}
+network = torch.export.load("{name}", extra_files=extra).module()
+said = json.loads(extra["{METADATA}"])
+side, mean, std = (json.loads(said[word]) for word in ("image_size", "mean", "std"))
+{from_photograph("side", "mean", "std")}
+pooled, grid = network(pixels)  # [1, D] and [1, h, w, D]"""
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -338,7 +363,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             name: Target(
                 f"the layout of {name}",
                 partial(_official, name),
-                _use_pickle,
+                partial(_use_pickle, name),
                 (".pth", ".pt"),
                 "pytorch",
             )

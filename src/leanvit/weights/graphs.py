@@ -225,7 +225,8 @@ def _quiet() -> Iterator[None]:
 def _require_onnx() -> None:
     found = [why for name in ("onnx", "onnxscript", "onnxruntime") if (why := missing(name))]
     if found:
-        raise ValueError(f"Writing ONNX: {'; '.join(found)}: pip install 'leanvit[onnx]'.")
+        why = " and ".join(found)
+        raise ValueError(f"ONNX cannot be written: {why}: pip install 'leanvit[onnx]'.")
 
 
 def _onnx_model(network: Exportable, metadata: Mapping[str, str]) -> Any:

@@ -16,6 +16,7 @@ from leanvit.core.random import seeded
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
+    CROP,
     EPS,
     regions_pooled,
     require_plain,
@@ -30,8 +31,6 @@ from leanvit.weights.names import NAMINGS
 SWIN_EPS = 1e-5
 """What some norms of its Swin add to the variance, whatever its configuration says."""
 PROCESSOR = "preprocessor_config.json"
-CROP = 0.875
-"""Share of the resized image that evaluation sees, as in the papers."""
 BICUBIC = 3
 """Pillow's number of that filter."""
 

@@ -16,6 +16,18 @@ from leanvit.weights.names import NAMINGS
 OFFICIAL = tuple(name for name in LAYOUTS if name not in ("timm", "torchvision", "huggingface"))
 """The layouts that `write_official` knows."""
 
+CODES: Mapping[str, str] = {
+    "swin": "microsoft/Swin-Transformer",
+    "esvit": "microsoft/esvit",
+    "dinov2": "facebookresearch/dinov2",
+    "dino": "facebookresearch/dino",
+    "mae_lite": "wangsr126/MAE-Lite",
+    "moco_v3": "facebookresearch/moco-v3",
+    "mae": "facebookresearch/mae",
+    "deit": "facebookresearch/deit",
+}
+"""Layout -> the repository of its code on GitHub."""
+
 ADDITIONS: Mapping[str, frozenset[str]] = {
     "dinov2": frozenset({"registers", "layer_scale"}),
     "mae_lite": frozenset({"position_bias", "mean_norm"}),
