@@ -227,9 +227,7 @@ def test_mistakes_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"names end in \.pt2, not 'x\.bin'"):
         export_program(build(ONE), tmp_path / "x.bin", {})
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(
-        ValueError, match=r"onnxscript is not installed: pip install 'leanvit\[onnx\]'"
-    ):
+    with pytest.raises(ValueError, match=r"onnxscript is not installed: pip .* 'leanvit\[onnx\]'"):
         export_onnx(build(ONE), tmp_path / "x.onnx", {})
     assert not list(tmp_path.iterdir())
 
