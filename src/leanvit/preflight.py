@@ -24,7 +24,7 @@ from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, gather_facts
 from leanvit.run import Run
 from leanvit.train.terminal import spoken
-from leanvit.weights.card import RESOLVED
+from leanvit.weights.file import RESOLVED
 
 STEPS = 3
 """Steps that are measured, after one that is not."""

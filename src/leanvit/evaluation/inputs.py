@@ -92,7 +92,7 @@ def prepare(
     if config.device == "cuda" and not cuda:
         raise ValueError("device is cuda, but torch finds no CUDA device here; use cpu.")
     device = torch.device("cuda" if cuda and config.device != "cpu" else "cpu")
-    networks = open_networks(model, device)
+    networks = open_networks(model, device, quiet)
     first = next(iter(networks.values()))
     size = first.config.image_size if config.image_size == "auto" else config.image_size
     crop = usual_crop(source, size) if config.crop == "auto" else config.crop

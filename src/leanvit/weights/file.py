@@ -15,6 +15,8 @@ FILE = "backbone.safetensors"
 STUDENT = "student.safetensors"
 """Beside it, the network that took the gradients."""
 HEADER = "leanvit"
+RESOLVED = "resolved.json"
+"""What a run writes into its folder first: all that it was resolved to."""
 
 
 def header(backbone: Backbone, facts: Mapping[str, Any]) -> dict[str, str]:
