@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -365,8 +365,9 @@ def _model_request(
     if out:
         parser.add_argument("--out", default="", help=out)
     _add_common(parser)
+    parser.add_argument("--help-all", action="store_true", help=SUPPRESS)  # --help lists all here
     names, rest = parser.parse_known_args(arguments)
-    if names.help:
+    if names.help or names.help_all:
         add_options(parser, config)
         print(parser.format_help())
         return None
@@ -375,7 +376,7 @@ def _model_request(
             "Name a model first: the folder of a run, a file of weights or a backbone's name."
         )
     names.model = rest[0]
-    return names, parse_options(config, rest[1:])
+    return names, parse_options(config, rest[1:], ("out", "json") if out else ("json",))
 
 
 COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(

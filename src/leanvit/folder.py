@@ -21,8 +21,8 @@ from leanvit.config.convert import leaves
 from leanvit.data.sources import SAMPLE, Source, is_folder
 from leanvit.train.checkpoint import CHECKPOINTS
 from leanvit.train.start import Start
-from leanvit.weights.card import METRICS, RESOLVED
-from leanvit.weights.file import FILE, STUDENT
+from leanvit.weights.card import METRICS
+from leanvit.weights.file import FILE, RESOLVED, STUDENT
 
 ASKED, SUMMARY = "config.json", "summary.json"
 CURVES = "tensorboard"

@@ -25,7 +25,7 @@ from leanvit.request import compose_request, open_images
 from leanvit.run import Run
 from leanvit.train.facts import gather_facts
 from leanvit.train.terminal import spoken
-from leanvit.weights.card import RESOLVED
+from leanvit.weights.file import RESOLVED
 
 STEPS = 3
 """Steps that are measured, after one that is not."""

@@ -140,6 +140,13 @@ def test_the_help_of_an_evaluation_shows_every_option(name: str, capsys: Says) -
     assert shown == words(set(to_dict(config))) | own
 
 
+def test_the_help_of_convert_needs_no_model(capsys: Says) -> None:
+    for word in ("--help", "--help-all"):
+        assert main(["convert", word]) == 0
+        said = capsys.readouterr().out
+        assert "--graph-size" in said and "--help-all" not in said
+
+
 def test_evaluations_are_listed(capsys: Says) -> None:
     said = helped(capsys, "evaluate", "--help")
     for name, kind in EVALUATION_CONFIGS.items():

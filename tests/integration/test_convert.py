@@ -1,6 +1,9 @@
 """`leanvit convert`, as a user runs it: what is read, written, said and refused."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +16,14 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config import BackboneConfig, ViTConfig
 from leanvit.core.errors import RunError
-from leanvit.core.files import save_tensors
+from leanvit.core.files import Replacing, save_tensors
 from leanvit.weights import converting, official
 from leanvit.weights.converting import TARGETS, convert
 from leanvit.weights.file import header, read_header
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.loading import load_backbone
 from tests.tiny import CVT, SWIN, SWIN_SKIP, TIMM, VIL, VIT, VIT_FULL, build, noise
+from tests.unit.test_libraries import picture
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "weights.md"
 FACTS = {"method": "esvit", "seed": 3, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
@@ -106,7 +110,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"to": "onnx"}, "b.pt", "a file that ends in .onnx"),
         ({}, "there.safetensors", "is there already"),
         ({"to": "dino"}, "b.pth", "dino has no ViT with registers and layer_scale"),
-        ({"to": "swin"}, "b.pth", "swin has no vit network; the layouts for it are: esvit, "),
+        (
+            {"to": "swin"},
+            "b.pth",
+            "swin has no plain ViT; what can hold one: leanvit, esvit, .*, timm, .*onnx, export",
+        ),
         ({"graph_size": -1}, "b.safetensors", "graph_size is -1"),
     ]
     for options, out, message in cases:
@@ -126,6 +134,7 @@ def test_nothing_is_overwritten_and_no_option_ignored(tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("b.pth", {"to": "dino"}, r"b\.pth\.md' is there already"),
         ("", {"to": "dino"}, "--to dino needs a place to write to"),
+        ("", {"to": "leanvit"}, "--to leanvit needs a place to write to"),
         ("c.pth", {"to": "dino", "graph_size": 64}, "graph_size is of --to onnx and --to export"),
         ("b.pth.md/c.pth", {"to": "dino"}, r"^Cannot write to '[^.]*b\.pth\.md/c\.pth': "),
     ]
@@ -134,6 +143,38 @@ def test_nothing_is_overwritten_and_no_option_ignored(tmp_path: Path) -> None:
             convert(model, out=out and tmp_path / out, options=options)
     assert (tmp_path / "b.pth.md").read_text() == "mine"
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "b.pth.md"}
+
+
+@pytest.mark.parametrize(
+    "place", ["/proc/b.pth", "{}/a.safetensors/b.pth", "{}/a.safetensors/c/b.pth"]
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved(VIT, tmp_path / "a.safetensors")
+    monkeypatch.setattr(converting, "open_weights", lambda *_, **__: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"^Cannot write to .*b\.pth': "):
+        convert(model, out=place.format(tmp_path), options={"to": "dino"})
+
+
+@pytest.mark.parametrize(("package", "to"), [("transformers", "huggingface"), ("onnx", "onnx")])
+def test_a_package_that_does_not_import_is_no_traceback(
+    package: str, to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "site" / package
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('numpy is too old')")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    model = saved(VIT, tmp_path / "a.safetensors")
+    why = f"{package} is installed, but cannot be imported (numpy is too old)"
+    if to == "onnx":
+        with pytest.raises(ValueError, match=re.escape(why)):
+            convert(model, out=tmp_path / name_of(to), options={"to": to})
+    else:
+        told = convert(model, out=tmp_path / name_of(to), options={"to": to})
+        assert f"NOT VERIFIED: {why}" in str(told)
 
 
 def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
@@ -149,15 +190,85 @@ def test_what_the_other_code_does_differently_is_said(tmp_path: Path) -> None:
     assert plain["backbone"]["pool"] == "mean" and plain["mean"] == [0.1, 0.2, 0.3]
 
 
-def test_weights_that_are_not_finite_are_shown_and_not_written(tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     backbone = build(VIT)
     backbone.get_parameter("norm.bias").data[3] = float("nan")
     save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
-    wrong = "an infinity or NaN stands in 'norm.bias'"
-    assert wrong in str(convert(tmp_path / "a.safetensors"))
-    with pytest.raises(ValueError, match=wrong):
-        convert(tmp_path / "a.safetensors", out=tmp_path / "b.safetensors")
+    for out in ("", tmp_path / "b.safetensors"):
+        with pytest.raises(ValueError, match=r"an infinity or NaN stands in 'norm\.bias'"):
+            convert(tmp_path / "a.safetensors", out=out)
     assert not (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("to", ["leanvit", "onnx", "export"])
+def test_the_code_on_the_card_runs(
+    to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a photograph to the features that the backbone gives of the same pixels."""
+    model = saved(replace(VIT, depth=1), tmp_path / "a.safetensors")
+    convert(model, out=tmp_path / name_of(to), options={"to": to})
+    code = (tmp_path / f"{name_of(to)}.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {"image": picture().convert("L")}
+    exec(code, known)
+    pixels = known["pixels"]
+    assert pixels.shape == (1, 3, 32, 32)
+    raw = pixels * torch.tensor(FACTS["std"]).view(3, 1, 1)
+    raw += torch.tensor(FACTS["mean"]).view(3, 1, 1)
+    assert raw.std(1).max() < 1e-5 and 0.4 < raw.mean() < 0.6, "a grey picture between 0 and 1"
+    expected = load_backbone(model).features(pixels)
+    for found, right in ((known["pooled"], expected.pooled), (known["grid"], expected.grid)):
+        torch.testing.assert_close(torch.as_tensor(found), right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("to", "key", "said"),
+    [
+        ("esvit", "teacher", "microsoft/esvit loads; names are the network's own"),
+        ("dino", "teacher", "facebookresearch/dino loads; names begin with 'backbone.'"),
+        ("dinov2", "", "facebookresearch/dinov2 loads"),
+    ],
+)
+def test_the_card_of_an_official_file_says_what_loads_it(
+    to: str, key: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(saved(VIT, tmp_path / "a"), out=tmp_path / "b.pth", options={"to": to})
+    card = (tmp_path / "b.pth.md").read_text()
+    assert said in card
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], known)
+    assert known["state"] is (known["checkpoint"][key] if key else known["checkpoint"])
+    assert all(isinstance(value, torch.Tensor) for value in known["state"].values())
+
+
+def test_two_conversions_to_one_name_do_not_meet(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as alive:
+        other, left = (tmp_path / f".x.{pid}.tmp" for pid in (alive.pid, 2**22 + 1))
+        for path in (other, left):
+            path.write_text("half")
+        with Replacing(tmp_path / "x") as beside:
+            beside.write_text("whole")
+        assert other.read_text() == "half", "a process that still writes keeps its file"
+        assert not left.exists(), "what a killed one left is removed"
+        alive.kill()
+    assert (tmp_path / "x").read_text() == "whole"
+
+
+@pytest.mark.parametrize("to", ["huggingface", "swin"])
+def test_where_eps_alone_differs_the_figure_is_said(to: str, tmp_path: Path) -> None:
+    """With weak images of patches: far enough apart to be refused as another function."""
+    backbone = build(SWIN)
+    with torch.no_grad():
+        for name, value in backbone.named_parameters():
+            if name.startswith("patch_embed.proj"):
+                value.mul_(0.3)
+    save_tensors(backbone.state_dict(), tmp_path / "a.safetensors", header(backbone, FACTS))
+    told = convert(tmp_path / "a.safetensors", out=tmp_path / name_of(to), options={"to": to})
+    worst = max(told.checked.differences.values())
+    assert 1e-4 < worst <= 1e-3
+    assert re.search(r"variance.* features differ|features differ .*variance", str(told))
+    assert any(f"{worst:.1e}" in note for note in told.checked.notes)
 
 
 def test_heads_that_the_other_code_does_not_have(tmp_path: Path) -> None:

@@ -275,8 +275,8 @@ def test_what_is_missing_is_said_before_an_image_is_read(
         raise AssertionError("an image was read")
 
     monkeypatch.setattr("leanvit.data.images.read_image", untouched)
-    monkeypatch.setattr(embedding, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs pyarrow: pip install 'leanvit\[web\]'"):
+    monkeypatch.setattr(embedding, "missing", lambda name: f"{name} is gone")
+    with pytest.raises(ValueError, match=r"pyarrow is gone: pip install 'leanvit\[web\]'"):
         embed(model, data, tmp_path / "some.parquet")
     monkeypatch.setattr(embedding, "NAMES_BYTES", 500)
     with pytest.raises(ValueError, match=r"names of the 45 images .* use \.parquet or \.npz"):

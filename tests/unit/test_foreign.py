@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -19,10 +20,11 @@ from leanvit.backbones.vit import sincos_positions
 from leanvit.config import SwinConfig, ViTConfig
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
+from leanvit.evaluation.models import open_networks
 from leanvit.weights.loading import open_weights
 from leanvit.weights.names import NAMINGS
 from leanvit.weights.shapes import vit_config
-from tests.tiny import SWIN, VIL, VIT, build, noise
+from tests.tiny import CVT, SWIN, VIL, VIT, build, noise
 
 DIM, HEADS, SIDE, PATCH = 192, 12, 32, 8
 State = dict[str, Tensor]
@@ -264,15 +266,15 @@ def refused(path: Path, match: str, **options: Any) -> None:
 def test_three_heads_for_weights_of_twelve(tmp_path: Path) -> None:
     """The same tensors fit a network of 3 heads, and mean something else."""
     path = saved(FILES["mae_lite"][1](dict(network().state_dict())), tmp_path / "file")
-    refused(path, "has 12 heads, not 3: .* other features", heads=(3,))
+    refused(path, "192 channels has in mae_lite 12 heads, not 3: .* other features", heads=(3,))
     refused(path, r"not vit_tiny: it has heads 12 \(there: 3\)", network="vit_tiny")
-    refused(path, "has 12 heads, not 5", heads=(5,))
+    refused(path, "in mae_lite 12 heads, not 5", heads=(5,))
 
 
 def test_bare_weights_with_maes_positions_need_their_heads_said(tmp_path: Path) -> None:
     state = dict(network().state_dict()) | {"pos_embed": sincos_positions(SIDE // PATCH, DIM)}
     path = saved(state, tmp_path / "file")
-    refused(path, "leaves no trace in weights.*say it with --heads")
+    refused(path, "say it with --heads N, .*`leanvit convert FILE --heads N --out")
     assert open_weights(path, options={"heads": (12,)}).config.heads == 12  # type: ignore[attr-defined]
     refused(path, "5 heads do not divide 192", heads=(5,))
     decoder = saved({"model": state | {"decoder_embed.weight": torch.ones(2, 2)}}, tmp_path / "mae")
@@ -328,7 +330,10 @@ def test_what_stands_beside_weights_is_checked(tmp_path: Path) -> None:
     assert bare.mean == (0.0,) * 3 and bare.std == (1.0,) * 3
     cases: list[tuple[object, dict[str, object], str]] = [
         (plain, {"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'.*no trace"),
-        (plain, {"model_args": {"act_layer": "relu"}}, "act_layer is 'relu'"),
+        (plain, {"qkv_bias": False}, "qkv_bias is False.*vit has True"),
+        (plain, {"model_type": "deit", "hidden_act": "relu"}, "leanvit's deit has 'gelu'"),
+        (plain, {"model_type": "yolos"}, "model_type is 'yolos'; leanvit reads"),
+        (plain, {"model_args": {"act_layer": "relu"}}, "model_args without the architecture"),
         (plain, {"model_args": 5}, "model_args in its config.json is 5; expected an object"),
         (plain, {"pretrained_cfg": [1]}, "pretrained_cfg in its config.json"),
         ([1], {}, "preprocessor_config.json' is no JSON object"),
@@ -351,7 +356,8 @@ def test_what_is_missing_unknown_or_of_another_shape(tmp_path: Path) -> None:
     state = dict(timm_vit(depth=3).state_dict())
     block = {n: v for n, v in state.items() if not n.startswith("blocks.1.")}
     refused(
-        saved({"model": block}, tmp_path / "a"), r"12 are missing .* 'blocks\.1\.norm1\.weight'"
+        saved({"model": block}, tmp_path / "a"),
+        r"12 of .* tensors are missing under 'model': 'blocks\.1\.norm1\.weight'",
     )
     more = state | {"blocks.0.attn.gate": torch.ones(3)}
     refused(
@@ -384,10 +390,89 @@ def test_wrong_words(tmp_path: Path) -> None:
     )
     refused(path, "holds a vit, not swin_tiny", network="swin_tiny")
     refused(
-        saved({"a": state, "b": state}, tmp_path / "two"), "several networks: 'a', 'b'; name one"
+        saved({"a": state, "b": state}, tmp_path / "two"),
+        "several networks: 'a', 'b'; say it with --part NAME",
     )
     none = {f"x{n.replace('.', '-')}": v for n, v in state.items()}
     refused(
-        saved(none, tmp_path / "none"), "none of the layouts that leanvit knows .* has such names"
+        saved(none, tmp_path / "none"), "knows no layout with the names .*, none of swin, esvit"
     )
     refused(saved({"epoch": 3}, tmp_path / "empty"), "without named tensors, but with 'epoch'")
+    torch.save(3, tmp_path / "number")
+    refused(tmp_path / "number", "without named tensors, so")
+
+
+def test_an_image_size_that_the_positions_do_not_have(tmp_path: Path) -> None:
+    path = saved(dict(network().state_dict()), tmp_path / "file")
+    assert open_weights(path, options={"image_size": SIDE}).config.image_size == SIDE
+    refused(path, "positions are those of images of 32 pixels, not 224; leave", image_size=224)
+    cvt = saved(NAMINGS["cvt"].theirs(build(CVT).state_dict()), tmp_path / "cvt")
+    said = open_weights(cvt, options={"image_size": 32, "heads": CVT.heads})
+    assert said.config.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("more", "fewer", "match"),
+    [
+        ("blocks.0.mlp.w12.weight", "blocks.0.mlp.fc1.weight", "SwiGLU"),
+        ("blocks.0.attn.relative_position_bias_table", "pos_embed", "alone, as BEiT has"),
+        ("rope_embed.periods", "pos_embed", "rotary positions, as EVA-02 and DINOv3"),
+    ],
+)
+def test_families_that_are_not_ours_are_named(
+    more: str, fewer: str, match: str, tmp_path: Path
+) -> None:
+    state = dict(network().state_dict()) | {more: torch.ones(2)}
+    del state[fewer]
+    refused(saved(state, tmp_path / "file"), f"show.*{match}.*--network timm:NAME")
+
+
+def test_swin_v2_and_clip_are_named(tmp_path: Path) -> None:
+    state = {name: torch.ones(2) for name in ("visual.conv1.weight", "token_embedding.weight")}
+    refused(saved(state, tmp_path / "clip"), "show CLIP; .*--network timm:NAME")
+    scale = {"layers.0.blocks.0.attn.logit_scale": torch.ones(1)}
+    swin = saved(dict(build(SWIN).state_dict()) | scale, tmp_path / "swin")
+    refused(swin, "show Swin v2, which no network here has; .*--network timm:NAME")
+
+
+def test_what_was_named_is_not_asked_for_again(tmp_path: Path) -> None:
+    state = NAMINGS["vit huggingface"].theirs(build(VIT).state_dict())
+    odd = saved({"a.weight": torch.ones(2)}, tmp_path / "odd")
+    theirs = saved({f"encoder.{n}": v for n, v in state.items()}, tmp_path / "theirs")
+    for path, match in (
+        (odd, r"names of timm:resnet18 \('conv1.weight', .*\) are not there, but 'a.weight'\.$"),
+        (theirs, "look like those of vit huggingface: leave --network out"),
+    ):
+        refused(path, match, network="timm:resnet18")
+    refused(odd, "none of .*; give a file of that network", network="vit_tiny")
+
+
+def test_files_without_a_network_say_what_they_hold(tmp_path: Path) -> None:
+    names = np.array(["a", "b"])
+    np.savez(tmp_path / "x.npz", features=np.ones((2, 3)), targets=np.ones(2), names=names)
+    refused(tmp_path / "x.npz", "holds features, as `leanvit embed` writes them")
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"][0].sum().backward()
+    optimizer.step()
+    for number, tree in enumerate((optimizer.state_dict(), {"optimizer": optimizer.state_dict()})):
+        refused(saved(tree, tmp_path / str(number)), "the state of an optimizer and no network")
+
+
+def test_what_was_assumed_is_said_where_networks_are_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, cpu = saved(dict(network().state_dict()), tmp_path / "file"), torch.device("cpu")
+    open_networks(path, cpu)
+    said = capsys.readouterr()
+    assert f"Of {path}: 3 heads, as networks of 192 channels" in said.err and not said.out
+    open_networks(path, cpu, quiet=True)
+    assert not capsys.readouterr().err
+
+
+def test_a_bare_resnet_says_that_it_may_be_a_variant(tmp_path: Path) -> None:
+    with seeded(0, "reference"):
+        state = timm.create_model("resnet50").state_dict()
+    path = saved(state, tmp_path / "file")
+    assert "resnet50 is assumed" in str(open_weights(path).report)
+    named = open_weights(path, options={"network": "timm:resnet50"})
+    assert "resnet50 is assumed" not in str(named.report)

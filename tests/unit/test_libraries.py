@@ -101,7 +101,7 @@ def test_any_network_of_timm_that_is_whole(tmp_path: Path) -> None:
     assert not write(TIMM, "timm", tmp_path)
     ours = build(TIMM).eval()
     found = compare(ours, tmp_path, "timm", [(48, 40)])
-    assert found is not None and set(found.apart.values()) == {0.0} and not found.notes
+    assert isinstance(found, Comparison) and set(found.apart.values()) == {0.0} and not found.notes
     back = leanvit.load_backbone(tmp_path)
     assert isinstance(back.config, ViTConfig), "a plain ViT of timm is one of ours"
     image = noise(1, 3, 32, 32)
@@ -156,7 +156,7 @@ def test_other_sizes_are_measured(
 ) -> None:
     write(config, library, tmp_path)
     found = compare(build(config), tmp_path, library, [(side, side)])
-    assert found is not None and found.apart[32, 32] < 1e-5
+    assert isinstance(found, Comparison) and found.apart[32, 32] < 1e-5
     if not said:
         assert not found.notes and found.apart[side, side] < 1e-5
     else:
@@ -188,8 +188,8 @@ def test_maps_that_timm_pads_are_no_network_of_timm(tmp_path: Path) -> None:
 def test_without_the_library_nothing_is_verified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(libraries, "find_spec", lambda _: None)
-    assert compare(build(VIT), tmp_path, "huggingface") is None
+    monkeypatch.setattr(libraries, "missing", lambda *_: "it is not installed")
+    assert compare(build(VIT), tmp_path, "huggingface") == "it is not installed"
     with pytest.raises(ValueError, match="Unknown library 'tim'; did you mean 'timm'"):
         compare(build(VIT), tmp_path, "tim")
 

@@ -39,10 +39,10 @@ torch.save(found, sys.argv[1])
 """What a process of its own makes of names: the cache's place is read when it begins."""
 
 
-def network(name: str) -> Any:
+def network(name: str, **options: Any) -> Any:
     """Return timm's network with weights that are all random, and its classifier."""
     with seeded(0, "test"):
-        model: Any = timm.create_model(name)
+        model: Any = timm.create_model(name, **options)
         for parameter in model.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         for key, buffer in model.named_buffers():
@@ -137,7 +137,7 @@ def test_a_cut_state_file_is_refused(tmp_path: Path) -> None:
     state = dict(model.state_dict())
     del state["layer4.1.conv2.weight"]
     save_file(state, file)
-    with pytest.raises(ValueError, match=r"1 are missing under '', such as 'layer4.1.conv2.weight"):
+    with pytest.raises(ValueError, match=r"1 of .* tensors is missing: 'layer4.1.conv2.weight"):
         leanvit.load_backbone(file, options={"network": "timm:resnet18"})
 
 
@@ -154,8 +154,7 @@ def folder(model: Any, path: Path, **config: object) -> Path:
 )
 def test_a_folder_of_timm(name: str, kind: type, tmp_path: Path) -> None:
     model = network(name)
-    beside: dict[str, Any] = {"model_args": {"num_heads": 2}} if name == "test_vit" else {}
-    backbone = leanvit.load_backbone(folder(model, tmp_path / "x", architecture=name, **beside))
+    backbone = leanvit.load_backbone(folder(model, tmp_path / "x", architecture=name))
     assert isinstance(backbone, kind)
     assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     image = noise(1, 3, 160, 160)
@@ -164,12 +163,33 @@ def test_a_folder_of_timm(name: str, kind: type, tmp_path: Path) -> None:
     torch.testing.assert_close(found, pooled(model, image), rtol=1e-4, atol=1e-5)
 
 
-def test_a_folder_whose_heads_ours_would_guess_wrongly_stays_timms(tmp_path: Path) -> None:
-    """The same tensors fit a ViT of other heads, which gives other features."""
-    model = network("test_vit")
+def test_heads_that_a_folder_says_are_those_of_its_network(tmp_path: Path) -> None:
+    """The same tensors fit a ViT of timm's usual heads, which gives other features."""
+    model = network("test_vit", num_heads=4)
     place = folder(model, tmp_path / "x", architecture="test_vit", model_args={"num_heads": 4})
     backbone, image = leanvit.load_backbone(place), noise(1, 3, 160, 160)
-    assert isinstance(backbone, TimmNetwork)
+    assert isinstance(backbone, ViT) and backbone.config.heads == 4
     with torch.no_grad():
         found = backbone.features(image).pooled
     torch.testing.assert_close(found, pooled(model, image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "match"),
+    [
+        ("test_resnet", {"act_layer": "gelu"}, "act_layer='gelu'.*other features.*use it in timm"),
+        ("test_resnet", {"output_stride": 8}, "output_stride=8.*other features"),
+        ("test_vit", {"act_layer": "relu"}, "act_layer='relu'.*other features"),
+        ("test_vit", {"global_pool": ""}, "global_pool=''"),
+        ("test_vit", {"checkpoint_path": "x.pth"}, "'checkpoint_path'; expected arguments of timm"),
+        ("test_vit", {"depth": 10**9}, "1000000000 blocks; expected those that the file has"),
+        ("test_vit", {"embed_dim": 96}, "cannot be made of it as its config.json says"),
+    ],
+)
+def test_arguments_that_leanvit_cannot_hold_are_refused(
+    name: str, given: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    place = folder(network(name), tmp_path, architecture=name, model_args=given)
+    for options in ({}, {"network": f"timm:{name}"}):
+        with pytest.raises(ValueError, match=match):
+            leanvit.load_backbone(place, options=options)

@@ -1,5 +1,6 @@
 """Our networks in transformers, and its networks here: the same features both ways."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from leanvit.core.errors import RunError
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.weights.huggingface_format import features, network, usage, write
-from leanvit.weights.libraries import compare
+from leanvit.weights.libraries import Comparison, compare
 from leanvit.weights.model_folder import WEIGHTS
 from tests.tiny import CVT, SWIN, SWIN_SKIP, VIT, VIT_FULL, build, noise
 from tests.unit.test_libraries import SWIN_FIVE, assert_near, picture, shaken
@@ -60,7 +61,7 @@ def test_transformers_gives_our_features_and_gives_them_back(case: str, tmp_path
     assert bool(write(ours, tmp_path)) == said
     found = compare(ours, tmp_path, "huggingface", [(48, 40)])
     near = 1e-4 if config is SWIN else 1e-5  # some norms add more to the variance
-    assert found is not None and found.apart[(config.image_size,) * 2] < near
+    assert isinstance(found, Comparison) and found.apart[(config.image_size,) * 2] < near
     back = leanvit.load_backbone(tmp_path)
     assert (back.mean, back.std) == (ours.mean, ours.std)
     before, after = ours.state_dict(), back.state_dict()
@@ -76,10 +77,10 @@ def test_transformers_gives_our_features_and_gives_them_back(case: str, tmp_path
 def test_other_sizes_are_measured(tmp_path: Path) -> None:
     write(build(ADDED), tmp_path)
     found = compare(build(ADDED), tmp_path, "huggingface", [(48, 40)])
-    assert found is not None and "antialias" in found.notes[0]
+    assert isinstance(found, Comparison) and "antialias" in found.notes[0]
     write(build(SWIN), tmp_path)
     found = compare(build(SWIN), tmp_path, "huggingface", [(48, 40), (67, 32), (16, 16), (8, 8)])
-    assert found is not None
+    assert isinstance(found, Comparison)
     assert [note.split(":")[0].partition(" pixels")[0] for note in found.notes] == [
         "at 67 x 32",
         "at 16 x 16",
@@ -251,6 +252,30 @@ def test_networks_of_transformers_are_read(case: str, tmp_path: Path) -> None:
             assert_near(found.grid.flatten(1, 2), expected[:, -found.grid[0, ..., 0].numel() :])
             if found.prefix is not None:
                 assert_near(found.prefix, expected[:, : found.prefix.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("case", "word", "value"),
+    [
+        ("Swin", "qkv_bias", False),
+        ("Swin", "use_absolute_embeddings", True),
+        ("DeiT", "hidden_act", "relu"),
+        ("ResNet", "downsample_in_first_stage", True),
+        ("ResNet", "downsample_in_bottleneck", True),
+        ("ResNet", "hidden_act", "gelu"),
+    ],
+)
+def test_what_makes_another_function_is_refused(
+    case: str, word: str, value: object, tmp_path: Path
+) -> None:
+    """The weights are the usual ones: the word alone tells."""
+    with seeded(0, "reference"):
+        READ[case][0]().save_pretrained(tmp_path)  # type: ignore[operator]
+    leanvit.load_backbone(tmp_path)
+    plain = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(plain | {word: value}))
+    with pytest.raises(ValueError, match=f"{word} is {value!r}, which leaves no trace"):
+        leanvit.load_backbone(tmp_path)
 
 
 def test_a_swin_of_two_epsilons_is_refused(tmp_path: Path) -> None:

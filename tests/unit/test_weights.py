@@ -11,7 +11,8 @@ import leanvit
 from leanvit.config import BackboneConfig, to_dict
 from leanvit.core.files import save_tensors
 from leanvit.weights.file import FILE, header, read_header
-from tests.tiny import FAMILIES, SWIN, VIT, build, noise
+from leanvit.weights.names import NAMINGS
+from tests.tiny import CVT, FAMILIES, SWIN, VIT, build, noise
 
 
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
@@ -44,13 +45,19 @@ def test_what_is_no_backbone_is_said(tmp_path: Path) -> None:
         (tmp_path / "missing.safetensors", "no file or folder"),
         (tmp_path, "a folder without model.safetensors"),
         (tmp_path / "text.safetensors", "is text that begins with 'hello'"),
-        (tmp_path / "other.safetensors", "none of the layouts that leanvit knows"),
+        (tmp_path / "other.safetensors", "leanvit knows no layout with the names 'x'"),
         (tmp_path / "cut.safetensors", "do not fit its own header"),
         ("swin_tinny", "did you mean 'swin_tiny'"),
     ]
     for name, message in cases:
         with pytest.raises(ValueError, match=message):
             leanvit.load_backbone(name)
+
+
+def test_a_run_that_has_saved_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "resolved.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"has not saved a backbone yet; .* --resume"):
+        leanvit.load_backbone(tmp_path)
 
 
 def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
@@ -70,6 +77,36 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
         save_file(state, path, {"leanvit": facts})
         with pytest.raises(ValueError, match=match):
             leanvit.load_backbone(path)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    backbone = build(CVT)
+    state = backbone.state_dict()
+    state["stages.0.blocks.0.norm1.bias"][1] = value
+    save_tensors(state, tmp_path / FILE, header(backbone, {}))
+    theirs = NAMINGS["cvt"].theirs(state)
+    torch.save({"teacher": theirs}, tmp_path / "official.pth")
+    for path, name in (
+        (tmp_path / FILE, "stages.0.blocks.0.norm1.bias"),
+        (tmp_path / "official.pth", "teacher.stage0.1.layers.0.0.norm.bias"),
+    ):
+        with pytest.raises(ValueError, match=f"infinity or NaN stands in '{name}'"):
+            leanvit.load_backbone(path, options={} if path.name == FILE else {"heads": CVT.heads})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_whole_numbers_stand_only_where_something_is_counted(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    backbone = build(CVT)  # its batch norms count batches
+    state = NAMINGS["cvt"].theirs(backbone.state_dict())
+    torch.save(state, tmp_path / "good.pth")
+    leanvit.load_backbone(tmp_path / "good.pth", options={"heads": CVT.heads})
+    name = "stage1.1.layers.0.0.fn.proj_out.weight"
+    torch.save(state | {name: state[name].to(dtype)}, tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=f"'{name}' holds whole numbers .* quantized"):
+        leanvit.load_backbone(tmp_path / "whole.pth", options={"heads": CVT.heads})
 
 
 def test_options_have_an_effect_or_are_refused(tmp_path: Path) -> None:

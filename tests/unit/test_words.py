@@ -197,7 +197,7 @@ REFUSED = [
     ("--train.batch", "--train.batch: expected one argument."),
     ("--train.batch --optim.clip 1", "--train.batch: expected one argument."),
     ("--train.batch 4 5", "'5' belongs to no option; every value follows its option's name."),
-    ("--no-train-gain", "Unknown option 'no_train_gain'; did you mean 'method.head.train_gain'?"),
+    ("--no-train-gain", "Unknown option 'no-train-gain'; did you mean 'method.head.train-gain'?"),
     ("--train.batsh 4", "Unknown option 'train.batsh'; did you mean 'train.batch'?"),
     ("--train.batsh=4", "Unknown option 'train.batsh'; did you mean 'train.batch'?"),
     ("--tain.batch 4", "Unknown option 'tain.batch'; did you mean 'train.batch'? Sections: "),
@@ -233,7 +233,7 @@ BARE = [
 
 @pytest.mark.parametrize(("given", "meant"), BARE)
 def test_an_option_without_its_section_is_found(given: str, meant: str) -> None:
-    message = f"Unknown option {given.replace('-', '_')!r}; did you mean {meant!r}?"
+    message = f"Unknown option {given!r}; did you mean {meant.replace('_', '-')!r}?"
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_options(recipe("esvit"), [f"--{given}", "4"])
 
@@ -243,6 +243,11 @@ def test_an_unknown_option_of_an_evaluation_names_the_nearest() -> None:
         parse_options(KnnConfig(), ["--temperatur", "1"])
     with pytest.raises(ValueError, match=r"Unknown option 'neighbors'\. Known: baselines, "):
         parse_options(KnnConfig(), ["--neighbors", "1"])
+
+
+def test_the_other_words_of_a_command_are_listed_too() -> None:
+    with pytest.raises(ValueError, match=r"mean 'out'\?.* image-size, json, max-unreadable, out"):
+        parse_options(EmbedConfig(), ["--outt", "1"], ("out", "json"))
 
 
 def test_options_of_another_kind_are_unknown() -> None:

@@ -89,7 +89,7 @@ def _synced(norm: _BatchNorm) -> SyncBatchNorm:
 
 
 @lru_cache
-def _options(name: str) -> frozenset[str]:
+def options_of(name: str) -> frozenset[str]:
     """Return the options of the class of timm's network, its parents' included."""
     with seeded(0, "skeleton"), torch.device("meta"):
         kind = type(timm.create_model(name))
@@ -148,7 +148,7 @@ def size_options(config: TimmConfig) -> dict[str, Any]:
         "dynamic_img_pad": True,
         "strict_img_size": False,
     }
-    known = _options(config.name)
+    known = options_of(config.name)
     return {option: value for option, value in asked.items() if option in known}
 
 
@@ -156,7 +156,7 @@ def _create(config: TimmConfig) -> nn.Module:
     """Build timm's network as leanvit needs it: no classifier, no draws of its own."""
     _require_untagged(config.name)
     chosen = size_options(config)
-    if "drop_path_rate" in _options(config.name):
+    if "drop_path_rate" in options_of(config.name):
         chosen["drop_path_rate"] = config.drop_path
     model: Any = timm.create_model(config.name, num_classes=0, **chosen)
     if not hasattr(model, "forward_intermediates"):

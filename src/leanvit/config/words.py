@@ -94,11 +94,14 @@ def add_options(parser: argparse.ArgumentParser, config: Any, shown: Collection[
         )
 
 
-def parse_options(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
+def parse_options(
+    config: Any, arguments: Sequence[str], also: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the options that arguments such as `--train.batch 32` set, by dotted name.
 
-    Underscores count as hyphens, and `--name=value` as two words. Raises ValueError for an unknown
-    option, with the nearest one, and for a value that does not fit.
+    Underscores count as hyphens, and `--name=value` as two words. also: words of the command that
+    are no options of the configuration, which a message lists with them. Raises ValueError for an
+    unknown option, with the nearest one, and for a value that does not fit.
     """
     words = [
         name.replace("_", "-") + equals + value if word.startswith("--") else word
@@ -111,7 +114,8 @@ def parse_options(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
     found, rest = parser.parse_known_args(words)
     for word in rest:
         if word.startswith("--"):
-            raise unknown_option(word[2:].partition("=")[0].replace("-", "_"), known)
+            spelled = {name.replace("_", "-"): None for name in (*known, *also)}
+            raise unknown_option(word[2:].partition("=")[0], spelled)
         raise ValueError(f"{word!r} belongs to no option; every value follows its option's name.")
     options = {name: _value(known[name].hint, value) for name, value in vars(found).items()}
     replace_options(config, options)  # whether values fit is said here, in the same words as ever

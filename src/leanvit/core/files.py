@@ -4,7 +4,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -34,6 +36,14 @@ def writing(path: Path) -> Iterator[None]:
         raise ValueError(f"Cannot write to {str(path)!r}: {error.strerror or error}.") from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise ValueError if a file or folder of a name cannot be made, before work that needs it."""
+    with writing(path):
+        place = next(parent for parent in path.absolute().parents if parent.exists())
+        with TemporaryFile(dir=place):
+            pass
+
+
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
@@ -56,14 +66,20 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 class Replacing:
-    """Write a file or directory beside its place; it takes the place at the end, or vanishes."""
+    """Write a file or directory beside its place; it takes the place at the end, or vanishes.
+
+    Each process has its own name for it, so that none ends what another began.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._beside = path.with_name(f".{path.name}.tmp")
+        self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
-        _remove(self._beside)
+        for left in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
+            owner = left.name.split(".")[-2]
+            if owner == str(os.getpid()) or not Path("/proc", owner).exists():  # it was killed
+                _remove(left)
         return self._beside
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import replace_options, to_dict
 from leanvit.config.evaluation import FEATURE_FILES, EmbedConfig
 from leanvit.core.distributed import require_alone
-from leanvit.core.files import Replacing, sync, writing
+from leanvit.core.files import Replacing, require_writable, sync, writing
+from leanvit.core.packages import missing
 from leanvit.data.sources import Source, open_source
 from leanvit.evaluation.features import Described, describe_grid, describe_network
 from leanvit.evaluation.formats import FORMATS, NAMES_BYTES, Facts, Part
@@ -76,10 +76,11 @@ def _require_format(out: Path, config: EmbedConfig) -> None:
             "Region features have more dimensions than a .csv holds; use .npz, .parquet or "
             ".safetensors."
         )
-    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise ValueError(f"Writing {str(out)!r} needs pyarrow: pip install 'leanvit[web]'.")
+    if out.suffix == ".parquet" and (why := missing("pyarrow")):
+        raise ValueError(f"Writing {str(out)!r} needs pyarrow: {why}: pip install 'leanvit[web]'.")
     if out.exists():
         raise ValueError(f"The file {str(out)!r} is there already; remove it or name another.")
+    require_writable(out)
 
 
 def _require_names(source: Source) -> None:

@@ -89,7 +89,7 @@ def prepare(
     config: ImagesConfig, model: str | Path, source: Source, quiet: bool
 ) -> tuple[Seen, Mapping[str, Backbone]]:
     """Return the networks, and how images reach them."""
-    networks = open_networks(model, device_of(config))
+    networks = open_networks(model, device_of(config), quiet)
     first = next(iter(networks.values()))
     return see(config, first.config.image_size, source, quiet), networks
 

@@ -7,22 +7,27 @@ import torch
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
+from leanvit.core.console import say
 from leanvit.core.random import seeded
 from leanvit.weights.file import FILE, STUDENT, read_header
 from leanvit.weights.loading import load_backbone, open_weights
 from leanvit.weights.report import build
 
 
-def open_networks(model: str | Path, device: torch.device) -> Mapping[str, Backbone]:
+def open_networks(
+    model: str | Path, device: torch.device, quiet: bool = False
+) -> Mapping[str, Backbone]:
     """Return the networks to evaluate, by the name of their row, on a device.
 
     model: the folder of a run (teacher, and student where the method has one), or anything else
-    that `load_backbone` takes: a name without weights is untrained. Raises ValueError if it is none
-    of these.
+    that `load_backbone` takes: a name without weights is untrained. What was assumed of a file is
+    said on stderr unless quiet. Raises ValueError if it is none of these.
     """
     path = Path(model)
     if not (path / FILE).is_file():
         weights = open_weights(model)
+        for note in () if quiet or weights.state is None else weights.report.notes:
+            say(f"Of {model}: {note}.")
         row = "untrained" if weights.state is None else "trained"
         return {row: build(weights).to(device)}
     networks = {"trained (teacher)": load_backbone(path).to(device)}

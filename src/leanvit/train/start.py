@@ -15,9 +15,10 @@ from leanvit.methods.base import Method
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint
 from leanvit.weights.layouts import layouts_of, parts_of
 from leanvit.weights.loading import open_weights
-from leanvit.weights.reading import read_checkpoint
+from leanvit.weights.reading import non_finite, read_checkpoint
 from leanvit.weights.report import Weights
 from leanvit.weights.shapes import Shapes, head_config
+from leanvit.weights.strangers import listed
 from leanvit.weights.whole import from_official, strip
 
 NETWORKS = ("student", "teacher")
@@ -132,6 +133,11 @@ def _whole(method: Method, config: RunConfig) -> Start:
     path = Path(config.init)
     saved = _of_run(path) if path.is_dir() else _official(path)
     expected = method.state_dict()
+    if broken := non_finite(saved.tensors):
+        raise ValueError(
+            f"{config.init!r}: an infinity or NaN stands in {listed(broken)}, so its training went "
+            f"wrong; take an earlier checkpoint."
+        )
     theirs, ours = (dict.fromkeys(map(_place, names)) for names in (saved.tensors, expected))
     for place in ours:
         _require_fitting(place, saved.tensors, expected, config.init)

@@ -18,9 +18,10 @@ from leanvit.config import BACKBONES, BackboneConfig, TimmConfig
 from leanvit.config.backbones import TIMM
 from leanvit.config.convert import leaves
 from leanvit.data.sources import TORCHVISION
+from leanvit.weights.file import RESOLVED
 
-RESOLVED, METRICS, RESULTS = "resolved.json", "metrics.jsonl", "results.jsonl"
-"""What a run is, what it measured on the way, and evaluations of it, one JSON object a line."""
+METRICS, RESULTS = "metrics.jsonl", "results.jsonl"
+"""What a run measured on the way, and evaluations of it, one JSON object a line."""
 CARD = "README.md"
 """Name under which Hugging Face looks for a card."""
 

@@ -3,7 +3,7 @@
 Letters: B images, S their side in pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +18,17 @@ from leanvit.config.names import unknown_name
 from leanvit.config.weights import ConvertConfig, WeightsConfig
 from leanvit.core.distributed import require_alone
 from leanvit.core.errors import RunError
-from leanvit.core.files import Replacing, save_tensors, write_synced, writing
+from leanvit.core.files import Replacing, require_writable, save_tensors, write_synced, writing
 from leanvit.weights.card import CARD, card, read_run
-from leanvit.weights.compare import TOLERANCE, difference, images_for
+from leanvit.weights.compare import OTHER_EPS, TOLERANCE, difference, images_for
 from leanvit.weights.file import FILE, header
-from leanvit.weights.graphs import export_onnx, export_program
+from leanvit.weights.graphs import METADATA, export_onnx, export_program
+from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.libraries import LIBRARIES, compare
 from leanvit.weights.loading import load_backbone, open_weights
-from leanvit.weights.official import OFFICIAL, write_official
-from leanvit.weights.reading import non_finite
+from leanvit.weights.model_folder import from_photograph
+from leanvit.weights.official import CODES, OFFICIAL, write_official
 from leanvit.weights.report import Report, build
-from leanvit.weights.strangers import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +130,14 @@ def convert(
     config = replace_options(ConvertConfig(), options or {})
     if config.to not in TARGETS:
         raise unknown_name("format", config.to, TARGETS)
-    _require_use(config, bool(str(out)))
+    _require_use(config, bool(str(out)), options or {})
+    if str(out):
+        _require_free(Path(out), TARGETS[config.to])
     asked = {field.name: getattr(config, field.name) for field in fields(WeightsConfig)}
     weights = open_weights(model, options=asked)
     backbone = build(weights)
-    broken = non_finite(weights.state or {})
-    wrong = f"an infinity or NaN stands in {listed(broken)}: its training went wrong"
     if not str(out):
-        notes = (*weights.report.notes, wrong) if broken else weights.report.notes
-        return Converted(replace(weights.report, notes=notes), backbone)
-    if broken:
-        raise ValueError(f"Of {str(model)!r}, {wrong}; take an earlier checkpoint.")
+        return Converted(weights.report, backbone)
     if weights.state is None:
         raise ValueError(
             f"{str(model)!r} names an untrained network: there are no weights to keep."
@@ -155,7 +152,6 @@ def convert(
 def _write(job: Job, model: Path) -> Checked:
     """Write a backbone and its card; say what was found when it was read again."""
     target = TARGETS[job.config.to]
-    _require_free(job.out, target)
     run, rows = _run_of(model)
     with writing(job.out):
         job.out.parent.mkdir(parents=True, exist_ok=True)
@@ -173,9 +169,9 @@ def _write(job: Job, model: Path) -> Checked:
     return checked
 
 
-def _require_use(config: ConvertConfig, writes: bool) -> None:
+def _require_use(config: ConvertConfig, writes: bool, given: Collection[str]) -> None:
     """Raise ValueError for options that would have no effect."""
-    if not writes and config.to != ConvertConfig().to:
+    if not writes and "to" in given:
         raise ValueError(f"--to {config.to} needs a place to write to: --out PATH.")
     if config.graph_size and config.to not in ("onnx", "export"):
         raise ValueError(
@@ -185,14 +181,17 @@ def _require_use(config: ConvertConfig, writes: bool) -> None:
 
 
 def _require_free(out: Path, target: Target) -> None:
-    """Raise ValueError if something is there already, or its name does not fit the format."""
+    """Raise ValueError if the place is taken, cannot be, or its name does not fit the format."""
     for place in (out, _card_place(out, target)):
-        if place.exists():
+        with writing(place):
+            there = place.exists()
+        if there:
             raise ValueError(f"{str(place)!r} is there already; remove it or name another (--out).")
     if target.suffixes and out.suffix not in target.suffixes:
         raise ValueError(
             f"--out is {str(out)!r}; name a file that ends in {' or '.join(target.suffixes)}."
         )
+    require_writable(out)
 
 
 def _card_place(out: Path, target: Target) -> Path:
@@ -235,10 +234,15 @@ def _official(layout: str, job: Job) -> Checked:
                 f"{layout} it is the class token's"
             )
         eps, there = getattr(config, "norm_eps", None), getattr(found, "norm_eps", None)
+        limit = TOLERANCE if eps == there else OTHER_EPS
+        checked = _compared(job, build(replace(weights, config=found)), notes, limit)
         if eps != there:
-            notes.append(f"norms of {layout} add {there:g} to the variance, here {eps:g}")
-        weights = replace(weights, config=found)
-        return _compared(job, build(weights), notes)
+            worst = max(checked.differences.values())
+            notes.append(
+                f"norms of {layout} add {there:g} to the variance, here {eps:g}: features differ "
+                f"by up to {worst:.1e} of the largest"
+            )
+        return checked
 
 
 def _graph(export: Callable[..., Any], job: Job) -> Checked:
@@ -256,9 +260,8 @@ def _library(name: str, job: Job) -> Checked:
         beside.mkdir()
         changed = LIBRARIES[name].write(job.backbone, beside)
         found = compare(job.backbone, beside, name, [(other, other)])
-    if found is None:
-        package = LIBRARIES[name].package
-        return Checked({}, (*changed, f"NOT VERIFIED: {package} is not installed."))
+    if isinstance(found, str):
+        return Checked({}, (*changed, f"NOT VERIFIED: {found}."))
     differences = {
         f"{found.package} {found.version}, {height} x {width} pixels": value
         for (height, width), value in found.apart.items()
@@ -266,7 +269,9 @@ def _library(name: str, job: Job) -> Checked:
     return Checked(differences, (*changed, *found.notes))
 
 
-def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
+def _compared(
+    job: Job, again: Backbone, notes: Sequence[str] = (), limit: float = TOLERANCE
+) -> Checked:
     """Compare the features of what was read again with those of the network."""
     size = job.backbone.config.image_size
     found = {}
@@ -276,7 +281,7 @@ def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
         found[f"{side} x {side} pixels"] = max(
             difference(theirs.pooled, ours.pooled), difference(theirs.grid, ours.grid)
         )
-    if not max(found.values()) <= TOLERANCE:
+    if not max(found.values()) <= limit:
         raise RunError(
             f"The file does not give the features of the network (they differ by "
             f"{max(found.values()):.1e} of the largest), so it was not kept."
@@ -289,29 +294,52 @@ def _compared(job: Job, again: Backbone, notes: Sequence[str] = ()) -> Checked:
 
 def _use_leanvit(config: BackboneConfig, name: str) -> str:
     return f"""import leanvit
+import torch
+from torchvision.transforms import v2
 
 backbone = leanvit.load_backbone("{name}")
-features = backbone.features(images)  # normalised, [B, 3, {config.image_size}, {config.image_size}]
-features.pooled, features.grid"""
+{from_photograph(str(config.image_size), "backbone.mean", "backbone.std")}
+with torch.no_grad():
+    features = backbone.features(pixels)
+pooled, grid = features.pooled, features.grid  # [1, D] and [1, h, w, D]"""
 
 
-def _use_pickle(config: BackboneConfig, name: str) -> str:
+def _use_pickle(layout: str, config: BackboneConfig, name: str) -> str:
+    key, _, inner = LAYOUTS[layout].writes[config.kind][1].partition(".")
+    what = f"names begin with {inner!r}" if inner else "names are the network's own"
+    held = f'checkpoint["{key}"]' if key else "checkpoint"
     return f"""import torch
 
-checkpoint = torch.load("{name}", weights_only=True)  # what the official code loads"""
+checkpoint = torch.load("{name}", weights_only=True)
+state = {held}  # what {CODES[layout]} loads; {what}"""
 
 
 def _use_onnx(config: BackboneConfig, name: str) -> str:
-    return f"""import onnxruntime
+    return f"""import json
+
+import onnxruntime
+import torch
+from torchvision.transforms import v2
 
 session = onnxruntime.InferenceSession("{name}")
-pooled, grid = session.run(["pooled", "grid"], {{"images": images}})  # numpy, fp32, normalised"""
+said = session.get_modelmeta().custom_metadata_map
+side, mean, std = (json.loads(said[word]) for word in ("image_size", "mean", "std"))
+{from_photograph("side", "mean", "std")}
+pooled, grid = session.run(["pooled", "grid"], {{"images": pixels.numpy()}})"""
 
 
 def _use_program(config: BackboneConfig, name: str) -> str:
-    return f"""import torch
+    return f"""import json
 
-pooled, grid = torch.export.load("{name}").module()(images)  # normalised, fp32"""
+import torch
+from torchvision.transforms import v2
+
+extra = {{"{METADATA}": ""}}
+network = torch.export.load("{name}", extra_files=extra).module()
+said = json.loads(extra["{METADATA}"])
+side, mean, std = (json.loads(said[word]) for word in ("image_size", "mean", "std"))
+{from_photograph("side", "mean", "std")}
+pooled, grid = network(pixels)  # [1, D] and [1, h, w, D]"""
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
@@ -335,7 +363,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             name: Target(
                 f"the layout of {name}",
                 partial(_official, name),
-                _use_pickle,
+                partial(_use_pickle, name),
                 (".pth", ".pt"),
                 "pytorch",
             )

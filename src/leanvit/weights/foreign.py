@@ -14,16 +14,18 @@ from torch import Tensor
 
 from leanvit.backbones.vit import sincos_positions
 from leanvit.config import BackboneConfig, TimmConfig, ViTConfig, named_backbone
-from leanvit.config.backbones import TIMM
 from leanvit.config.names import unknown_name
 from leanvit.config.weights import WeightsConfig
+from leanvit.weights.beside import require_ours
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
 from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
 from leanvit.weights.reading import Contents, read_json
-from leanvit.weights.report import Fate, Report, Row, Weights, skeleton
+from leanvit.weights.report import Fate, Report, Row, Weights, require_numbers, skeleton
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
+from leanvit.weights.strangers import listed
+from leanvit.weights.unknown import no_network, of_timm, other_family, told
 
 SHOWN = 3
 """Names that a message lists."""
@@ -42,6 +44,7 @@ def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     reader = _Reader(checkpoint, asked)
     config = reader.config()
     state = reader.fitted(config)
+    require_numbers(checkpoint.path, config, reader.read, reader.rows)
     report = Report(reader.layout, reader.part.place, tuple(reader.rows), tuple(reader.notes))
     mean, std = reader.normalization()
     return Weights(config, state, mean, std, report)
@@ -83,27 +86,40 @@ class _Reader:
                 raise self.refuse(f"there is no network under {asked!r}; there are: {places}.")
             found = chosen
         if not found:
-            some = ", ".join(map(repr, self.names[:SHOWN]))
-            raise self.refuse(
-                f"none of the layouts that leanvit knows ({', '.join(LAYOUTS)}) has such names: "
-                f"{some}. If timm has the network, name it: --network {TIMM}NAME."
-            )
+            raise self.refuse(self._nothing())
         best = [part for part in found if part.rank == found[0].rank]
         if len(best) > 1:
             places = ", ".join(repr(part.place.rstrip(".")) for part in best)
-            raise self.refuse(f"it holds several networks: {places}; name one: --part.")
+            raise self.refuse(f"it holds several networks: {places}; {told('--part NAME')}.")
+        kind = NAMINGS[best[0].naming].kind
+        inside = [n.removeprefix(best[0].place) for n in self.names]
+        if kind in ("vit", "swin") and (other := other_family(inside, kind)):
+            raise self.refuse(f"its names show {other}, which no network here has; {of_timm()}.")
         return best[0]
+
+    def _nothing(self) -> str:
+        """Return why no network was found, and what to do."""
+        some, given = listed(self.names, SHOWN), self.asked.network
+        if instead := no_network(self.names):
+            return instead
+        if given and self._timm_name():
+            known = parts_of(self.names)
+            seem = (
+                f"; they look like those of {known[0].naming}: leave --network out" if known else ""
+            )
+            usual = listed(list(self._expected()), SHOWN)
+            return f"the names of {given} ({usual}) are not there, but {some}{seem}."
+        other = other_family(self.names)
+        why = f"which show {other}" if other else f"none of {', '.join(LAYOUTS)}"
+        todo = "give a file of that network" if given else of_timm()
+        return f"leanvit knows no layout with the names {some}, {why}; {todo}."
 
     def _parts(self) -> list[Part]:
         network = self._timm_name()
         known = parts_of(self.names)
         if not network or (known and not self.asked.network):
             return known
-        expected = [
-            name.removeprefix(NAMINGS["timm"].rest)
-            for name in skeleton(self._timm_config())
-            if not name.endswith(UNCOUNTED)
-        ]
+        expected = self._expected()
         first, names = expected[0], set(self.names)
         places = [n.removesuffix(first) for n in self.names if f".{n}".endswith(f".{first}")]
         # the names of a stem may recur in blocks, those of a whole network do not
@@ -111,6 +127,12 @@ class _Reader:
         return [
             Part(place, "timm") for place in sorted(whole or places, key=len)[: len(whole) or 1]
         ]
+
+    def _expected(self) -> list[str]:
+        """Return the names of timm's network that was named."""
+        rest = NAMINGS["timm"].rest
+        names = skeleton(self._timm_config())
+        return [name.removeprefix(rest) for name in names if not name.endswith(UNCOUNTED)]
 
     def _timm_name(self) -> str:
         """Return timm's name of the network, if it was given or stands beside the file."""
@@ -123,6 +145,10 @@ class _Reader:
         from leanvit.backbones.timm_adapter import usual_size  # here, as timm loads slowly
 
         name = self._timm_name() or "resnet50"  # the one that is known by its tensors
+        if not self._timm_name() and self.layout in ("timm", "huggingface"):
+            told = "model_type" in self.checkpoint.config
+            assumed = "resnet50 is assumed: names and shapes fit variants too (--network)"
+            self.notes += [] if told else [assumed]
         return TimmConfig(name=name, image_size=self._image_size() or usual_size(name))
 
     def _layout(self) -> str:
@@ -172,13 +198,15 @@ class _Reader:
         shapes = {name: tuple(value.shape) for name, value in self.state.items()}
         heads, kind = self.asked.heads, self.naming.kind
         try:
-            self._require_activation()
+            if "architecture" not in self.checkpoint.config:  # else timm itself says what it means
+                require_ours(self.checkpoint.config, kind)
             if kind == "vit":
                 found: BackboneConfig = self._vit(shapes)
             elif kind == "swin":
                 found = swin_config(shapes, self._swin_size(shapes), self._norm_eps())
             elif kind == "cvt":
                 found = cvt_config(shapes, heads)
+                found = replace(found, image_size=self._image_size() or found.image_size)
             elif kind == "vil":
                 found = vil_config(shapes, self._image_size() or 224)
             else:
@@ -188,29 +216,18 @@ class _Reader:
         self._require_asked(found)
         return found
 
-    def _require_activation(self) -> None:
-        """Refuse another activation than our families have: it leaves no trace in weights."""
-        usual = {"vit": "gelu", "swin": "gelu", "timm": "relu"}  # timm: ResNets of transformers
-        said = {
-            "hidden_act": (self.checkpoint.config.get("hidden_act"), usual.get(self.naming.kind)),
-            "act_layer": (
-                self._beside("model_args").get("act_layer"),
-                "gelu" if self.naming.kind != "timm" else None,
-            ),
-        }
-        for word, (there, expected) in said.items():
-            if there not in (None, expected):
-                raise ValueError(
-                    f"its {word} is {there!r}, which leaves no trace in weights; leanvit's has "
-                    f"{expected or 'what timm gives it by its name'}."
-                )
-
     def _beside(self, section: str) -> Mapping[str, Any]:
         """Return a section of the config.json beside the file; empty without one."""
         return self.checkpoint.config.get(section) or {}
 
     def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
         config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
+        asked = self.asked.image_size
+        if asked and asked // config.patch != config.image_size // config.patch:
+            raise ValueError(
+                f"its positions are those of images of {config.image_size} pixels, not {asked}; "
+                f"leave image_size out: the network takes images of any size."
+            )
         config = replace(config, heads=self._heads(config))
         config = self._as_said(config)
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
@@ -235,18 +252,18 @@ class _Reader:
         if light and self._positions_are_waves(config):
             published = None  # a file of MAE-Lite or MoCo-v3 without its prefixes looks like this
         said = self.asked.heads[0] if self.asked.heads else 0
-        for known, source in ((shown, "the file shows"), (self._guarded(published), "has")):
+        usual = f"a network of {config.dim} channels has in {self.layout}"
+        for known, source in ((shown, "the file shows"), (self._guarded(published), usual)):
             if said and known and said != known:
-                what = "" if known == shown else f" of {config.dim} channels in {self.layout}"
                 raise ValueError(
-                    f"the network{what} {source} {known} heads, not {said}: with {said} the same "
-                    f"tensors would fit and give other features."
+                    f"{source} {known} heads, not {said}: with {said} the same tensors would fit "
+                    f"and give other features."
                 )
         heads = said or shown or published
         if not heads:
             raise ValueError(
                 f"the number of heads leaves no trace in weights, and networks of {config.dim} "
-                f"channels have 12 in MAE-Lite and MoCo-v3, 3 or 6 elsewhere: say it with --heads."
+                f"channels have 12 in MAE-Lite and MoCo-v3, 3 or 6 elsewhere: {told('--heads N')}."
             )
         if config.dim % heads:
             raise ValueError(f"{heads} heads do not divide {config.dim} channels.")
@@ -388,9 +405,10 @@ class _Reader:
         missing = [name for name in expected if name not in self.state]
         if missing:
             theirs = list(self.naming.theirs({n: torch.empty(3) for n in missing[:SHOWN]}))
+            place = f" under {self.part.place.rstrip('.')!r}" if self.part.place else ""
             raise self.refuse(
-                f"of {len(expected)} tensors {len(missing)} are missing under "
-                f"{self.part.place!r}, such as {', '.join(map(repr, theirs))}."
+                f"{len(missing)} of the network's {len(expected)} tensors "
+                f"{'is' if len(missing) == 1 else 'are'} missing{place}: {listed(theirs, SHOWN)}."
             )
         wrong = [n for n, shape in expected.items() if tuple(self.state[n].shape) != shape]
         if wrong:

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import to_dict
 from leanvit.core.errors import RunError
 from leanvit.core.files import Replacing, sync
+from leanvit.core.packages import missing
 from leanvit.weights.compare import TOLERANCE, difference, images_for
 
 INPUT, OUTPUTS = "images", ("pooled", "grid")
@@ -223,11 +223,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _require_onnx() -> None:
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if not find_spec(name)]
-    if missing:
-        raise ValueError(
-            f"Writing ONNX needs {' and '.join(missing)}: pip install 'leanvit[onnx]'."
-        )
+    found = [why for name in ("onnx", "onnxscript", "onnxruntime") if (why := missing(name))]
+    if found:
+        why = " and ".join(found)
+        raise ValueError(f"ONNX cannot be written: {why}: pip install 'leanvit[onnx]'.")
 
 
 def _onnx_model(network: Exportable, metadata: Mapping[str, str]) -> Any:

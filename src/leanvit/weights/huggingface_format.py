@@ -16,6 +16,7 @@ from leanvit.core.random import seeded
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
+    CROP,
     EPS,
     regions_pooled,
     require_plain,
@@ -30,8 +31,6 @@ from leanvit.weights.names import NAMINGS
 SWIN_EPS = 1e-5
 """What some norms of its Swin add to the variance, whatever its configuration says."""
 PROCESSOR = "preprocessor_config.json"
-CROP = 0.875
-"""Share of the resized image that evaluation sees, as in the papers."""
 BICUBIC = 3
 """Pillow's number of that filter."""
 
@@ -126,7 +125,7 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     plain = described(config)
     naming, _ = LAYOUTS["huggingface"].writes[config.kind]
     state = dict(backbone.state_dict())
-    if isinstance(config, SwinConfig) and config.norm_eps != SWIN_EPS:
+    if isinstance(config, SwinConfig) and other_eps(config):
         notes.append(
             f"some norms of transformers' Swin, of patches and of merging, add {SWIN_EPS:g} to the "
             f"variance whatever it is told; all of ours add {config.norm_eps:g}"
@@ -139,6 +138,11 @@ def write(backbone: Backbone, folder: Path) -> list[str]:
     write_weights(folder, NAMINGS[naming].theirs(state), plain)
     write_json(folder / PROCESSOR, _processor(backbone))
     return notes
+
+
+def other_eps(config: BackboneConfig) -> bool:
+    """Return whether some norms of transformers' network add another number than ours."""
+    return isinstance(config, SwinConfig) and config.norm_eps != SWIN_EPS
 
 
 def _processor(backbone: Backbone) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Letters: B images, h and w rows and columns of the grid, D channels.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,8 +17,9 @@ from leanvit.backbones.base import Backbone, evaluating
 from leanvit.config import BackboneConfig
 from leanvit.config.names import look_up
 from leanvit.core.errors import RunError
+from leanvit.core.packages import missing
 from leanvit.weights import huggingface_format, timm_format, torchvision_format
-from leanvit.weights.compare import TOLERANCE, difference, images_for
+from leanvit.weights.compare import OTHER_EPS, TOLERANCE, difference, images_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Library:
     """In a few words."""
     package: str
     """What is imported and installed by this name, for verification; writing needs none."""
+    part: str
+    """What of it builds networks."""
     write: Callable[[Backbone, Path], list[str]]
     """Writes into an existing folder; returns what is not as it was. ValueError: it has no such."""
     network: Callable[[Path], nn.Module]
@@ -48,6 +50,7 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
         "timm": Library(
             "timm: create_model on a folder",
             "timm",
+            "create_model",
             timm_format.write,
             timm_format.network,
             timm_format.features,
@@ -57,6 +60,7 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
         "torchvision": Library(
             "torchvision: weights and arguments of its networks",
             "torchvision",
+            "models",
             torchvision_format.write,
             torchvision_format.network,
             torchvision_format.features,
@@ -66,6 +70,7 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
         "huggingface": Library(
             "Hugging Face: AutoModel and AutoImageProcessor on a folder",
             "transformers",
+            "AutoModel",
             huggingface_format.write,
             huggingface_format.network,
             huggingface_format.features,
@@ -91,25 +96,31 @@ class Comparison:
 
 def compare(
     backbone: Backbone, folder: Path, library: str, sizes: Sequence[tuple[int, int]] = ()
-) -> Comparison | None:
+) -> Comparison | str:
     """Load a folder in the library that it was written for and compare features of noise.
 
-    sizes: (height, width) of images besides the nominal size. Returns None if the library is not
-    installed. Raises RunError if it gives other features at the nominal size.
+    sizes: (height, width) of images besides the nominal size. Returns why not, if the library
+    cannot be used. Raises RunError if it gives other features at the nominal size.
     """
     chosen = look_up("library", library, LIBRARIES)
-    if find_spec(chosen.package) is None:
-        return None
+    if why := missing(chosen.package, chosen.part):
+        return why
     side = backbone.config.image_size
     reason = chosen.elsewhere(backbone.config)
     why = reason and f": {reason}"
     nominal = _apart(backbone, chosen, folder, (side, side))
-    if not nominal <= TOLERANCE:
+    eps = library == "huggingface" and huggingface_format.other_eps(backbone.config)
+    if not nominal <= (OTHER_EPS if eps else TOLERANCE):
         raise RunError(
             f"{chosen.package} gives other features for images of {side} x {side} with these "
             f"weights: they differ by {nominal:.1g} of the largest{why}."
         )
     apart, notes = {(side, side): nominal}, list[str]()
+    if nominal > TOLERANCE:
+        notes.append(
+            f"at {side} x {side} pixels features differ by {nominal:.1e} of the largest, since "
+            f"norms add another number to the variance there"
+        )
     for height, width in sizes:
         try:
             found = _apart(backbone, chosen, folder, (height, width))

@@ -9,10 +9,10 @@ from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, from_dict, named_backbone, replace_options
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
-from leanvit.weights.file import FILE, HEADER, facts_of
+from leanvit.weights.file import FILE, HEADER, RESOLVED, facts_of
 from leanvit.weights.foreign import understand
 from leanvit.weights.reading import Contents, read_checkpoint
-from leanvit.weights.report import Report, Row, Weights, build, skeleton
+from leanvit.weights.report import Report, Row, Weights, build, require_numbers, skeleton
 
 
 def load_backbone(
@@ -35,9 +35,14 @@ def open_weights(path_or_name: str | Path, *, options: Mapping[str, Any] | None 
     """Return the weights that a path or a name means, as `load_backbone` takes them."""
     asked = replace_options(WeightsConfig(), options or {})
     path = Path(path_or_name)
+    name = str(path_or_name)
     if (path / FILE).is_file():
         path = path / FILE
-    name = str(path_or_name)
+    if path.is_dir() and (path / RESOLVED).is_file():
+        raise ValueError(
+            f"The run in {name!r} has not saved a backbone yet; wait until it does, or continue "
+            f"it: leanvit pretrain --out {name} --resume."
+        )
     if path.exists():
         checkpoint = read_checkpoint(path)
         if HEADER in checkpoint.metadata:
@@ -70,7 +75,7 @@ def _require_unsaid(name: str, asked: WeightsConfig) -> None:
 
 def _foreign(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Read a checkpoint of another code."""
-    if asked.network or "architecture" not in checkpoint.config:
+    if "architecture" not in checkpoint.config:
         return understand(checkpoint, asked)
     from leanvit.weights.timm_weights import understand_timm  # here, as timm loads slowly
 
@@ -98,4 +103,5 @@ def _own(checkpoint: Contents, asked: WeightsConfig) -> Weights:
         tuple(getattr(asked, n) or facts.get(n, getattr(Backbone, n))) for n in ("mean", "std")
     )
     rows = tuple(Row(name, "used", name) for name in state)
+    require_numbers(path, config, state, rows)
     return Weights(config, state, mean, std, Report("leanvit", "", rows), facts)

@@ -12,6 +12,8 @@ from leanvit.core.files import save_tensors, write_synced
 from leanvit.weights.layouts import LAYOUTS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CROP = 0.875
+"""Share of the resized image that evaluation sees, as in the papers."""
 EPS = "norm_eps"
 """Our own word in config.json: what our norms add to the variance, where the library's add more."""
 RESNETS = ("resnet50",)
@@ -34,6 +36,22 @@ def write_weights(folder: Path, state: Mapping[str, Tensor], config: Mapping[str
 def write_json(path: Path, plain: Mapping[str, Any]) -> None:
     """Write a mapping as indented JSON."""
     write_synced(path, f"{json.dumps(plain, indent=2)}\n".encode())
+
+
+def from_photograph(side: str, mean: str, std: str) -> str:
+    """Return code of a card that makes `pixels` [1, 3, side, side] of a PIL `image`.
+
+    side, mean, std: expressions. It needs torch, and v2 of torchvision.transforms.
+    """
+    return f"""\
+transform = v2.Compose([
+    v2.PILToTensor(),
+    v2.ToDtype(torch.float32, scale=True),
+    v2.Resize(round({side} / {CROP}), v2.InterpolationMode.BICUBIC),
+    v2.CenterCrop({side}),
+    v2.Normalize({mean}, {std}),
+])
+pixels = transform(image.convert("RGB"))[None]"""
 
 
 def require_written(library: str, config: BackboneConfig) -> None:

@@ -10,10 +10,23 @@ from leanvit.config import SwinConfig, TimmConfig, ViTConfig
 from leanvit.core.files import sync
 from leanvit.weights.folds import as_dinov2
 from leanvit.weights.layouts import LAYOUTS
+from leanvit.weights.model_folder import require_written
 from leanvit.weights.names import NAMINGS
 
 OFFICIAL = tuple(name for name in LAYOUTS if name not in ("timm", "torchvision", "huggingface"))
 """The layouts that `write_official` knows."""
+
+CODES: Mapping[str, str] = {
+    "swin": "microsoft/Swin-Transformer",
+    "esvit": "microsoft/esvit",
+    "dinov2": "facebookresearch/dinov2",
+    "dino": "facebookresearch/dino",
+    "mae_lite": "wangsr126/MAE-Lite",
+    "moco_v3": "facebookresearch/moco-v3",
+    "mae": "facebookresearch/mae",
+    "deit": "facebookresearch/deit",
+}
+"""Layout -> the repository of its code on GitHub."""
 
 ADDITIONS: Mapping[str, frozenset[str]] = {
     "dinov2": frozenset({"registers", "layer_scale"}),
@@ -31,12 +44,7 @@ def write_official(backbone: Backbone, layout: str, path: Path) -> None:
     """
     config = backbone.config
     writes = LAYOUTS[layout].writes
-    if config.kind not in writes:
-        able = [name for name in OFFICIAL if config.kind in LAYOUTS[name].writes]
-        raise ValueError(
-            f"{layout} has no {config.kind} network; the layouts for it are: "
-            f"{', '.join(able) or 'none'}."
-        )
+    require_written(layout, config)
     _require_known(backbone, layout)
     naming, place = writes[config.kind]
     state = dict(backbone.state_dict())

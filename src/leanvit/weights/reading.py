@@ -108,7 +108,8 @@ def read_checkpoint(path: Path) -> Contents:
     reads = [(name, leaf) for name, leaf in leaves if callable(leaf) and name]
     values = {name: leaf for name, leaf in leaves if not callable(leaf)}
     if not reads:
-        what = f"without named tensors{f', but with {listed(list(values))}' if values else ''}"
+        named = [name for name in values if name]
+        what = f"without named tensors{f', but with {listed(named)}' if named else ''}"
         raise refused(path, what, "give the file that holds the weights")
     beside = file.with_name(CONFIG)
     return Contents(
@@ -126,12 +127,8 @@ def unwrap(name: str) -> str:
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the floating tensors that hold an infinity or NaN; reads them all."""
-    return tuple(
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    )
+    """Return the names of the tensors that hold an infinity or NaN; reads them all."""
+    return tuple(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
 
 
 # Tensors

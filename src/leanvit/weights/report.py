@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,8 @@ from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig
 from leanvit.core.random import seeded
+from leanvit.weights.reading import non_finite
+from leanvit.weights.strangers import listed
 
 Fate = Literal["used", "renamed", "folded", "dropped"]
 FATES: tuple[Fate, ...] = ("used", "renamed", "folded", "dropped")
@@ -99,6 +102,37 @@ def build(weights: Weights) -> Backbone:
         backbone.load_state_dict(weights.state, strict=True)
     backbone.mean, backbone.std = weights.mean, weights.std
     return backbone.eval()
+
+
+def require_numbers(
+    path: Path, config: BackboneConfig, tensors: Mapping[str, Tensor], rows: Sequence[Row]
+) -> None:
+    """Refuse weights that are not finite, and whole numbers in the place of fractions.
+
+    tensors: of the file, by its names; rows: what each of them became. Raises ValueError with the
+    names.
+    """
+    used = [row for row in rows if row.fate != "dropped"]
+    broken = non_finite({row.theirs: tensors[row.theirs] for row in used})
+    if broken:
+        raise ValueError(
+            f"{str(path)!r}: an infinity or NaN stands in {listed(broken)}, so its training went "
+            f"wrong or it was damaged; take an earlier checkpoint."
+        )
+    whole = {row.theirs: row.ours for row in used if not tensors[row.theirs].is_floating_point()}
+    if not whole:
+        return
+    with seeded(0, "skeleton"), torch.device("meta"):
+        counts = {
+            n for n, v in build_backbone(config).state_dict().items() if not v.is_floating_point()
+        }
+    wrong = [theirs for theirs, ours in whole.items() if ours not in counts]
+    if wrong:
+        kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{str(path)!r}: {listed(wrong)} holds whole numbers ({kind}) where weights are "
+            f"fractions, as quantized files do; give the weights before that, best float32."
+        )
 
 
 def skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:

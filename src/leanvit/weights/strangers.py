@@ -4,6 +4,7 @@ Nothing is extracted, decoded or written here: archives are listed, and no more.
 """
 
 import pickle
+import re
 import stat
 import struct
 import tarfile
@@ -29,6 +30,7 @@ LARGEST_HEADER = 100_000_000
 
 UNPACK = "unpack it and name the file inside"
 FETCH = "fetch the file itself again"
+GRAPH = "a graph holds no named weights: name the run or the .safetensors that it was made from"
 RESAVE = "load it where you trust it and save its state dict alone, best as safetensors"
 
 BROKEN = (
@@ -53,11 +55,17 @@ MAGIC = {
     b"Rar!": ("a RAR archive", UNPACK),
     b"\x89HDF": ("an HDF5 file, as Keras writes them", "save the weights as safetensors"),
     b"\x93NUMPY": ("one numpy array without a name", "save named arrays with numpy.savez"),
+    b"PAR1": (
+        "a Parquet file, which holds features or images and no network",
+        "name the model that they were made with",
+    ),
     b"GGUF": ("a GGUF file", "take the safetensors file that it was made from"),
     b"\x80": ("a pickle that torch.save did not write", RESAVE),
 }
 """First bytes -> what the file is, what to do."""
 
+ONNX = rb"\x08[\x01-\x1f](\x12.[ -~]|[\x3a\x42])"
+"""First bytes of an ONNX graph: its version, then its producer's name, a graph or operators."""
 PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz", ".tar")
 """Endings that weights have."""
@@ -113,6 +121,8 @@ def _stranger(path: Path, head: bytes) -> Refusal:
     for magic, (what, todo) in MAGIC.items():
         if head.startswith(magic):
             return refused(path, what, todo)
+    if re.match(ONNX, head, re.DOTALL):
+        raise refused(path, "an ONNX graph", GRAPH)
     if head.lstrip().lower().startswith(PAGE):
         return refused(path, "a web page, as a failed download leaves behind", FETCH)
     if (names := _tar_names(path)) is not None:
@@ -154,6 +164,8 @@ def _zip_kind(path: Path) -> str:
         raise refused(path, "a TorchScript archive", todo)
     if any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
         return TORCH
+    if any(name.endswith("/archive_format") or "/data/weights/" in name for name in names):
+        raise refused(path, "a program of torch.export (.pt2)", GRAPH)
     if names and all(name.endswith(".npy") for name in names):
         return NUMPY
     raise refused(path, f"a zip archive{_holding(names)}", UNPACK)

@@ -18,6 +18,7 @@ from leanvit.weights.folds import as_beit, without_class_position
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
     CONFIG,
+    CROP,
     EPS,
     require_plain,
     require_written,
@@ -29,8 +30,6 @@ NORM_EPS: Mapping[str, float] = {"swin": 1e-5, "vit": 1e-6}
 """What norms of timm's networks add to the variance; its config.json can say nothing else."""
 CLASSIFIER: Mapping[str, str] = {"swin": "head.fc", "vit": "head"}
 """Where timm puts a new classifier."""
-CROP = 0.875
-"""Share of the resized image that evaluation sees, as in the papers."""
 
 
 def architecture(config: BackboneConfig) -> tuple[str, dict[str, Any]]:
@@ -173,6 +172,11 @@ def network(folder: Path) -> nn.Module:
 
 def features(_: BackboneConfig, model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return region features [B, h * w, D] and the view feature [B, D] of images."""
+    return timm_features(model, images)
+
+
+def timm_features(model: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same of any network of timm."""
     tokens: Tensor = model.forward_features(images)
     pooled: Tensor = model.forward_head(tokens, pre_logits=True)
     if tokens.ndim == 3:

@@ -5,24 +5,31 @@ sizes, shows attention and takes hidden patches; any other stays timm's, behind 
 of them it is shows in the features of an image.
 """
 
+import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
-from leanvit.backbones.timm_adapter import require_architecture
-from leanvit.config import TimmConfig, unknown_name
+from leanvit.backbones.timm_adapter import TimmNetwork, options_of, require_architecture
+from leanvit.config import unknown_name
 from leanvit.config.backbones import TIMM
 from leanvit.config.weights import WeightsConfig
 from leanvit.core.random import seeded
 from leanvit.weights.compare import TOLERANCE, difference, images_for
 from leanvit.weights.foreign import understand
+from leanvit.weights.model_folder import EPS
 from leanvit.weights.reading import Contents
 from leanvit.weights.report import Weights, build
+from leanvit.weights.timm_format import timm_features
+
+WHOLE = ("state_dict_ema.", "state_dict.", "model.")
+"""Places where timm's own trainer keeps a network."""
 
 
 def trained_tags(arch: str) -> list[str]:
@@ -80,42 +87,105 @@ def _trained(name: str) -> Any:
 
 
 def _beside(arch: str, model: Any) -> dict[str, Any]:
-    """Return what timm writes beside such weights, and what a built network shows besides."""
+    """Return what timm writes beside such weights."""
     usual = {name: list(model.pretrained_cfg[name]) for name in ("input_size", "mean", "std")}
-    beside: dict[str, Any] = {"architecture": arch, "pretrained_cfg": usual}
-    heads = [m.num_heads for m in model.modules() if hasattr(m, "num_heads")]
-    norms = [m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)]
-    beside |= {"model_args": {"num_heads": heads[0]}} if heads else {}
-    return beside | ({"layer_norm_eps": norms[-1]} if norms else {})
+    return {"architecture": arch, "pretrained_cfg": usual}
 
 
 def understand_timm(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """Return the network of a checkpoint beside which stands what timm calls it.
 
-    Raises ValueError as `understand` does, where neither a family of ours nor timm's fits.
+    timm builds that network from its name and `model_args`; ours, or `TimmNetwork`, is taken if it
+    gives the same features. Raises ValueError where neither does, or neither reads the file.
     """
     name = str(checkpoint.config["architecture"])
-    as_timm = replace(asked, network=TIMM + name)
-    try:
-        ours = understand(checkpoint, asked)
-    except ValueError as refusal:
+    theirs = _timms_own(checkpoint, asked)
+    norms = [module.eps for module in theirs.modules() if isinstance(module, nn.LayerNorm)]
+    if norms:  # the last one's, as our families have one for all
+        told = {"layer_norm_eps": norms[-1], **checkpoint.config}
+        checkpoint = replace(checkpoint, config=told)
+    refusal, different = None, False
+    for network in dict.fromkeys((asked.network, asked.network or TIMM + name)):
         try:
-            return understand(checkpoint, as_timm)
-        except ValueError:
-            raise refusal from None
-    if isinstance(ours.config, TimmConfig):
-        return ours
+            found = understand(checkpoint, replace(asked, network=network))
+        except ValueError as error:
+            refusal = refusal or error
+            continue
+        if _same(found, theirs):
+            return found
+        different = True
+    raise _another(checkpoint) if different or refusal is None else refusal
+
+
+def _another(checkpoint: Contents) -> ValueError:
+    name, given = checkpoint.config["architecture"], checkpoint.config.get("model_args") or {}
+    told = ", ".join(f"{word}={value!r}" for word, value in given.items()) or "nothing"
+    return ValueError(
+        f"{str(checkpoint.path)!r}: timm makes of these weights {name} with {told} (model_args in "
+        f"its config.json), which gives other features than what leanvit makes of them; use it in "
+        f"timm."
+    )
+
+
+def _timms_own(checkpoint: Contents, asked: WeightsConfig) -> Any:
+    """Return the network that timm builds from what stands beside a checkpoint, in evaluation."""
+    arch, beside = str(checkpoint.config["architecture"]), checkpoint.config
+    require_architecture(arch)
+    sections = {name: beside.get(name) or {} for name in ("model_args", "pretrained_cfg")}
+    for section, found in sections.items():
+        if not isinstance(found, dict):
+            raise _refused(checkpoint, f"{section} in its config.json is {found!r}", "an object")
+    given = {"num_classes": 0, **sections["model_args"]}
+    known = options_of(arch) | {"num_classes"}
+    if strange := [name for name in given if name not in known]:
+        what = f"model_args in its config.json has {', '.join(map(repr, strange))}"
+        raise _refused(checkpoint, what, f"arguments of timm's {arch}")
+    blocks = given.get("depth", given.get("depths", 0))
+    count = sum(blocks) if isinstance(blocks, list) else blocks
+    if isinstance(count, int) and count > len(checkpoint.tensors):  # that would be built for good
+        raise _refused(checkpoint, f"model_args has {count} blocks", "those that the file has")
+    size = sections["pretrained_cfg"].get("input_size")
+    if "img_size" in known and (asked.image_size or size):
+        given |= {"img_size": given.get("img_size") or (size or [0])[-1]}
+        given["img_size"] = asked.image_size or given["img_size"]
+    if EPS in beside:  # a folder that leanvit wrote; timm's JSON has no word for it
+        given["norm_layer"] = partial(nn.LayerNorm, eps=float(beside[EPS]))
+    given["num_classes"] = 0
     try:
-        theirs = understand(checkpoint, as_timm)
-    except ValueError:  # sizes of its own, which timm knows from `model_args` alone
-        return ours
-    return ours if _same(ours, theirs) else theirs
+        with seeded(0, "library"):
+            model: Any = timm.create_model(arch, **given)
+        model.load_state_dict(_state(checkpoint, model))
+    except (RuntimeError, TypeError, ValueError, AssertionError, LookupError) as error:
+        why = " ".join(str(error).split())[:300].rstrip(".")
+        what = f"timm's {arch} cannot be made of it as its config.json says ({why})"
+        raise _refused(checkpoint, what, "weights that fit it") from error
+    return model.eval()
+
+
+def _refused(checkpoint: Contents, what: str, expected: str) -> ValueError:
+    return ValueError(f"{str(checkpoint.path)!r}: {what}; expected {expected}.")
+
+
+def _state(checkpoint: Contents, model: Any) -> dict[str, Tensor]:
+    """Return the tensors that a network of timm has; older names as timm itself reads them."""
+    expected, tensors = model.state_dict(), checkpoint.tensors
+    place = next((p for p in ("", *WHOLE) if all(f"{p}{name}" in tensors for name in expected)), "")
+    if not all(f"{place}{name}" in tensors for name in expected):
+        read = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        tensors = read(dict(tensors), model) if read else tensors
+    return {name: tensors[f"{place}{name}"] for name in expected if f"{place}{name}" in tensors}
 
 
 @torch.no_grad()
-def _same(ours: Weights, theirs: Weights) -> bool:
-    """Whether both give the same features of an image of the size that timm's was made for."""
-    image = images_for(theirs.config.image_size, 1)
-    first, second = (build(weights).features(image) for weights in (ours, theirs))
-    pairs = ((first.pooled, second.pooled), (first.grid, second.grid))
+def _same(found: Weights, theirs: Any) -> bool:
+    """Whether both give the same features of an image of the size that the network is made for."""
+    side, ours = found.config.image_size, build(found)
+    image = images_for(side, 1)
+    try:
+        features, (regions, pooled) = ours.features(image), timm_features(theirs, image)
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    pairs = [(features.grid.flatten(1, 2), regions)]
+    if not isinstance(ours, TimmNetwork) or ours.network.own_head:
+        pairs.append((features.pooled, pooled))
     return all(difference(*pair) <= TOLERANCE for pair in pairs)

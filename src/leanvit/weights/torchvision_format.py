@@ -20,6 +20,7 @@ from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.model_folder import (
     CONFIG,
     WEIGHTS,
+    from_photograph,
     regions_pooled,
     require_plain,
     require_resnet,
@@ -140,9 +141,10 @@ def elsewhere(config: BackboneConfig) -> str:
 def usage(config: BackboneConfig, folder: str) -> str:
     """Return code that loads the folder in torchvision and describes a PIL `image`."""
     name, _ = arguments(config)
-    pooled, extractor = "network(transform(image)[None])", ""
+    pixels = from_photograph('config["image_size"]', 'config["mean"]', 'config["std"]')
+    pooled, extractor = "network(pixels)", ""
     if regions_pooled("torchvision", config):
-        pooled = 'tokens(transform(image)[None])["encoder"][:, 1:].mean(1)'
+        pooled = 'tokens(pixels)["encoder"][:, 1:].mean(1)'
         extractor = '\ntokens = create_feature_extractor(network, ["encoder"])'
     tool = "\nfrom torchvision.models.feature_extraction import create_feature_extractor"
     norm = name in ("SwinTransformer", "VisionTransformer")
@@ -164,12 +166,6 @@ config = json.loads((folder / "{CONFIG}").read_text()){eps}
 network = {name}(**config["arguments"]{layer}).eval()
 network.{HEADS[name]} = nn.Identity()
 network.load_state_dict(load_file(folder / "{WEIGHTS}")){extractor}
-transform = v2.Compose([
-    v2.PILToTensor(),
-    v2.ToDtype(torch.float32, scale=True),
-    v2.Resize(round(config["image_size"] / 0.875), v2.InterpolationMode.BICUBIC),
-    v2.CenterCrop(config["image_size"]),
-    v2.Normalize(config["mean"], config["std"]),
-])
+{pixels}
 pooled = {pooled}  # [1, D]
 """
