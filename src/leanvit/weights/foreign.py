@@ -3,11 +3,9 @@
 Letters: D channels.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +17,16 @@ from leanvit.config.weights import WeightsConfig
 from leanvit.weights.beside import require_ours
 from leanvit.weights.folds import fold_vit
 from leanvit.weights.layouts import LAYOUTS, Part, layouts_of, parts_of, reason_to_drop
-from leanvit.weights.model_folder import EPS
 from leanvit.weights.names import NAMINGS, join_pieces
-from leanvit.weights.reading import Contents, read_json
+from leanvit.weights.reading import Contents
 from leanvit.weights.report import Fate, Report, Row, Weights, require_numbers, skeleton
 from leanvit.weights.shapes import cvt_config, swin_config, vil_config, vit_config
 from leanvit.weights.strangers import listed
 from leanvit.weights.unknown import no_network, of_timm, other_family, told
+from leanvit.weights.untraced import Untraced, beside, image_size, timm_name
 
 SHOWN = 3
 """Names that a message lists."""
-TWELVE_HEADS = ("mae_lite", "moco_v3")
-"""Layouts whose light networks have more heads than everybody else's."""
 UNCOUNTED = "num_batches_tracked"
 """What batch norm also keeps, and old files lack."""
 
@@ -43,10 +39,11 @@ def understand(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     """
     reader = _Reader(checkpoint, asked)
     config = reader.config()
-    state = reader.fitted(config)
-    require_numbers(checkpoint.path, config, reader.read, reader.rows)
-    report = Report(reader.layout, reader.part.place, tuple(reader.rows), tuple(reader.notes))
+    expected = skeleton(config)
+    state = reader.fitted(config, expected)
+    require_numbers(checkpoint.path, expected, reader.read, reader.rows)
     mean, std = reader.normalization()
+    report = Report(reader.layout, reader.part.place, tuple(reader.rows), tuple(reader.notes))
     return Weights(config, state, mean, std, report)
 
 
@@ -58,9 +55,10 @@ class _Reader:
         if asked.layout != "auto" and asked.layout not in LAYOUTS:
             raise unknown_name("layout", asked.layout, LAYOUTS)
         for section in ("model_args", "pretrained_cfg"):
-            if not isinstance(found := self._beside(section), dict):
+            if not isinstance(found := beside(checkpoint, section), dict):
                 raise self.refuse(f"{section} in its config.json is {found!r}; expected an object.")
         self.names = list(checkpoint.tensors)
+        self.timm = timm_name(checkpoint, asked)
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self.part = self._part()
@@ -69,6 +67,7 @@ class _Reader:
         self.origin: dict[str, list[str]] = {}
         self.read: dict[str, Tensor] = {}
         self.state = self._renamed()
+        self.untraced = Untraced(checkpoint, asked, self.layout, self.part, self.state, self.notes)
 
     def refuse(self, text: str) -> ValueError:
         """Return the error that says what is wrong with the file."""
@@ -102,7 +101,7 @@ class _Reader:
         some, given = listed(self.names, SHOWN), self.asked.network
         if instead := no_network(self.names):
             return instead
-        if given and self._timm_name():
+        if given and self.timm:
             known = parts_of(self.names)
             seem = (
                 f"; they look like those of {known[0].naming}: leave --network out" if known else ""
@@ -115,7 +114,7 @@ class _Reader:
         return f"leanvit knows no layout with the names {some}, {why}; {todo}."
 
     def _parts(self) -> list[Part]:
-        network = self._timm_name()
+        network = self.timm
         known = parts_of(self.names)
         if not network or (known and not self.asked.network):
             return known
@@ -134,22 +133,12 @@ class _Reader:
         names = skeleton(self._timm_config())
         return [name.removeprefix(rest) for name in names if not name.endswith(UNCOUNTED)]
 
-    def _timm_name(self) -> str:
-        """Return timm's name of the network, if it was given or stands beside the file."""
-        if self.asked.network:
-            config = named_backbone(self.asked.network, "network")
-            return config.name if isinstance(config, TimmConfig) else ""
-        return str(self.checkpoint.config.get("architecture", ""))
-
     def _timm_config(self) -> TimmConfig:
         from leanvit.backbones.timm_adapter import usual_size  # here, as timm loads slowly
 
-        name = self._timm_name() or "resnet50"  # the one that is known by its tensors
-        if not self._timm_name() and self.layout in ("timm", "huggingface"):
-            told = "model_type" in self.checkpoint.config
-            assumed = "resnet50 is assumed: names and shapes fit variants too (--network)"
-            self.notes += [] if told else [assumed]
-        return TimmConfig(name=name, image_size=self._image_size() or usual_size(name))
+        name = self.timm or "resnet50"  # the one that is known by its tensors
+        size = image_size(self.checkpoint, self.asked) or usual_size(name)
+        return TimmConfig(name=name, image_size=size)
 
     def _layout(self) -> str:
         fitting = layouts_of(self.part, self.names) or ["timm"]
@@ -193,187 +182,58 @@ class _Reader:
 
     # Configuration
 
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation: said, beside the file, or ImageNet's."""
+        try:
+            return self.untraced.normalization()
+        except ValueError as error:
+            raise self.refuse(str(error)) from error
+
     def config(self) -> BackboneConfig:
         """Return the configuration that the tensors, and what lies beside them, imply."""
         shapes = {name: tuple(value.shape) for name, value in self.state.items()}
         heads, kind = self.asked.heads, self.naming.kind
+        size = image_size(self.checkpoint, self.asked)
         try:
             if "architecture" not in self.checkpoint.config:  # else timm itself says what it means
                 require_ours(self.checkpoint.config, kind)
             if kind == "vit":
                 found: BackboneConfig = self._vit(shapes)
             elif kind == "swin":
-                found = swin_config(shapes, self._swin_size(shapes), self._norm_eps())
+                eps = self.untraced.norm_eps(kind)
+                found = swin_config(shapes, self.untraced.swin_size(shapes), eps)
             elif kind == "cvt":
                 found = cvt_config(shapes, heads)
-                found = replace(found, image_size=self._image_size() or found.image_size)
+                found = replace(found, image_size=size or found.image_size)
             elif kind == "vil":
-                found = vil_config(shapes, self._image_size() or 224)
+                found = vil_config(shapes, size or 224)
             else:
                 found = self._timm_config()
+                self._note_resnet()
         except ValueError as error:
             raise self.refuse(str(error)) from error
         self._require_asked(found)
         return found
 
-    def _beside(self, section: str) -> Mapping[str, Any]:
-        """Return a section of the config.json beside the file; empty without one."""
-        return self.checkpoint.config.get(section) or {}
+    def _note_resnet(self) -> None:
+        """Say that a ResNet is taken for the usual one, if nothing but its tensors shows it."""
+        shown = self.timm or "model_type" in self.checkpoint.config
+        if not shown and self.layout in ("timm", "huggingface"):
+            self.notes.append("resnet50 is assumed: names and shapes fit variants too (--network)")
 
     def _vit(self, shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
-        config = vit_config(shapes, heads=1, norm_eps=self._norm_eps())
+        untraced = self.untraced
+        config = vit_config(shapes, heads=1, norm_eps=untraced.norm_eps("vit"))
         asked = self.asked.image_size
         if asked and asked // config.patch != config.image_size // config.patch:
             raise ValueError(
                 f"its positions are those of images of {config.image_size} pixels, not {asked}; "
                 f"leave image_size out: the network takes images of any size."
             )
-        config = replace(config, heads=self._heads(config))
-        config = self._as_said(config)
+        config = untraced.as_said(replace(config, heads=untraced.heads(config)))
         fixed = sincos_positions(config.image_size // config.patch, config.dim)
         same = torch.allclose(self.state["pos_embed"].float(), fixed, rtol=0, atol=1e-5)
         return replace(config, positions="sincos") if same else config
-
-    def _as_said(self, config: ViTConfig) -> ViTConfig:
-        """Take over what leaves no trace in the weights from what stands beside the file."""
-        beside, args = self.checkpoint.config, self._beside("model_args")
-        norm_last = args.get("fc_norm", args.get("use_fc_norm"))
-        mean = args.get("global_pool") == "avg" and norm_last is False
-        if config.pool == "class" and (mean or beside.get("pool") == "mean"):
-            config = replace(config, pool="mean")
-        first = args.get("init_values") or beside.get("layerscale_value")
-        return replace(config, layer_scale=float(first)) if first and config.layer_scale else config
-
-    def _heads(self, config: ViTConfig) -> int:
-        """Return the heads of a plain ViT: shown by other tensors, said, or as published."""
-        shown = self._heads_shown()
-        published = LAYOUTS[self.layout].heads.get(config.dim)
-        light = published and config.dim in (192, 384) and self.layout not in TWELVE_HEADS
-        if light and self._positions_are_waves(config):
-            published = None  # a file of MAE-Lite or MoCo-v3 without its prefixes looks like this
-        said = self.asked.heads[0] if self.asked.heads else 0
-        usual = f"a network of {config.dim} channels has in {self.layout}"
-        for known, source in ((shown, "the file shows"), (self._guarded(published), usual)):
-            if said and known and said != known:
-                raise ValueError(
-                    f"{source} {known} heads, not {said}: with {said} the same tensors would fit "
-                    f"and give other features."
-                )
-        heads = said or shown or published
-        if not heads:
-            raise ValueError(
-                f"the number of heads leaves no trace in weights, and networks of {config.dim} "
-                f"channels have 12 in MAE-Lite and MoCo-v3, 3 or 6 elsewhere: {told('--heads N')}."
-            )
-        if config.dim % heads:
-            raise ValueError(f"{heads} heads do not divide {config.dim} channels.")
-        if not (said or shown):
-            self.notes.append(
-                f"{heads} heads, as networks of {config.dim} channels have in {self.layout}: "
-                f"weights do not show it (--heads)"
-            )
-        return heads
-
-    def _guarded(self, published: int | None) -> int | None:
-        return published if self.layout == "mae_lite" else None
-
-    def _heads_shown(self) -> int:
-        """Return the heads that something beside the projections shows; 0 if nothing does."""
-        table = self.state.get("layers.0.attn.relative_position_bias_table")
-        if table is not None:
-            return table.shape[1]
-        for name in self.names:  # D-MAE: from the student's heads to the teacher's
-            if "attn_adapter." in name:
-                shape = self.checkpoint.tensors[name].shape
-                return int(shape[0 if "tch_model" in self.part.place else 1])
-        beside = self.checkpoint.config
-        count = beside.get("num_attention_heads") or self._beside("model_args").get("num_heads")
-        if isinstance(count, int):
-            return count
-        name = self._timm_name()
-        if not name:
-            return 0
-        from leanvit.backbones.timm_adapter import heads_of  # timm takes a while to load
-
-        return heads_of(name)
-
-    def _positions_are_waves(self, config: ViTConfig) -> bool:
-        """Whether positions are the fixed ones of MAE, or of MoCo-v3, which says the row first."""
-        places = self.state["pos_embed"].float()
-        fixed = sincos_positions(config.image_size // config.patch, config.dim)
-        both = (fixed, fixed.roll(config.dim // 2, -1))
-        return any(torch.allclose(places, each, rtol=0, atol=1e-3) for each in both)
-
-    def _norm_eps(self) -> float:
-        beside = self.checkpoint.config
-        if EPS in beside:  # a folder that leanvit wrote
-            return float(beside[EPS])
-        said = beside.get("layer_norm_eps")
-        if self.part.naming == "swin huggingface" and said not in (None, 1e-5):
-            raise ValueError(
-                f"some norms of transformers' Swin add 1e-05 to the variance and the others {said} "
-                f"(layer_norm_eps), which no Swin here does."
-            )
-        if said is None:
-            usual = LAYOUTS[self.layout].norm_eps
-            said = usual.get(self.part.naming, usual.get(self.naming.kind, 1e-6))
-            bare = not re.search(r"\b(teacher|student)\.", self.part.place)
-            if self.part.naming == "swin" and self.layout == "esvit" and bare:
-                self.notes.append(
-                    "norms add 1e-06 to the variance, as in EsViT; in supervised Swins they add "
-                    "1e-05, and without masks weights do not show it"
-                )
-        return float(said)
-
-    def _image_size(self) -> int:
-        """Return the image's side as it was said or stands beside the file; 0 if it is unknown."""
-        if self.asked.image_size:
-            return self.asked.image_size
-        beside = self.checkpoint.config
-        size = beside.get("image_size") or self._beside("model_args").get("img_size")
-        size = size or self._beside("pretrained_cfg").get("input_size")
-        side = size[-1] if isinstance(size, list) and size else size  # [C, H, W] or [H, W]
-        return side if isinstance(side, int) else 0
-
-    def _swin_size(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Return the image's side, which decides whether the windows of a stage are shifted."""
-        size = self._image_size()
-        mask = self.state.get("layers.0.blocks.1.attn_mask")  # [windows, T, T]
-        if not size and mask is not None:
-            windows, tokens, _ = mask.shape
-            size = math.isqrt(windows * tokens) * shapes["patch_embed.proj.weight"][-1]
-        if not size:
-            size = swin_config(shapes).image_size
-            self.notes.append(
-                f"windows are laid out for images of {size} pixels, where the last stage is one "
-                f"window, as published: weights do not show it (--image-size)"
-            )
-        return size
-
-    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and deviation: said, beside the file, or ImageNet's."""
-        beside = self._beside("pretrained_cfg") or self.checkpoint.config
-        path = self.checkpoint.path
-        processor = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-        if self.layout == "huggingface" and processor.is_file():
-            found = read_json(processor)
-            beside = {"mean": found.get("image_mean"), "std": found.get("image_std")}
-            if found.get("do_normalize") is False:  # whatever else it says
-                beside = {"mean": [0.0] * 3, "std": [1.0] * 3}
-        given = {name: getattr(self.asked, name) or beside.get(name) for name in ("mean", "std")}
-        for name, value in given.items():
-            plain = value is None or (
-                isinstance(value, list | tuple)
-                and len(value) in (0, 3)
-                and all(isinstance(number, int | float) for number in value)
-                and (name == "mean" or all(number > 0 for number in value))
-            )
-            if not plain:
-                raise self.refuse(f"its {name} is {value!r}; expected one number a channel: 3.")
-        mean, std = (tuple(given[name] or ()) for name in ("mean", "std"))
-        if not (mean and std):
-            self.notes.append("mean and deviation of ImageNet: the file does not say (--mean)")
-        return mean or (0.485, 0.456, 0.406), std or (0.229, 0.224, 0.225)
 
     def _require_asked(self, found: BackboneConfig) -> None:
         """Refuse a file that holds another network than the one that was asked for."""
@@ -396,9 +256,8 @@ class _Reader:
 
     # Strictly
 
-    def fitted(self, config: BackboneConfig) -> dict[str, Tensor]:
+    def fitted(self, config: BackboneConfig, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state of exactly the network's parameters and buffers."""
-        expected = skeleton(config)
         for name in expected:
             if name.endswith(UNCOUNTED) and name not in self.state:
                 self.state[name] = torch.zeros((), dtype=torch.long)  # counts nothing that matters
@@ -410,18 +269,18 @@ class _Reader:
                 f"{len(missing)} of the network's {len(expected)} tensors "
                 f"{'is' if len(missing) == 1 else 'are'} missing{place}: {listed(theirs, SHOWN)}."
             )
-        wrong = [n for n, shape in expected.items() if tuple(self.state[n].shape) != shape]
+        wrong = [n for n, like in expected.items() if self.state[n].shape != like.shape]
         if wrong:
             name = wrong[0]
             raise self.refuse(
                 f"{' and '.join(self.origin.get(name, [name]))!r} is "
-                f"{tuple(self.state[name].shape)}; expected {expected[name]} "
+                f"{tuple(self.state[name].shape)}; expected {tuple(expected[name].shape)} "
                 f"({len(wrong)} such)."
             )
         self._sort(expected, config)
         return {name: self.state[name] for name in expected}
 
-    def _sort(self, expected: Mapping[str, tuple[int, ...]], config: BackboneConfig) -> None:
+    def _sort(self, expected: Mapping[str, Tensor], config: BackboneConfig) -> None:
         """Say what became of each tensor. Raises ValueError for one that nobody knows."""
         unknown, heads = [], self._heads_of_timm(config)
         for ours, origins in self.origin.items():

@@ -92,16 +92,19 @@ def _own(checkpoint: Contents, asked: WeightsConfig) -> Weights:
     depths: tuple[int, ...] = getattr(config, "depths", (getattr(config, "depth", 0),))
     few = sum(depths) > len(state)  # and a header of a few bytes would have us build them all
     expected = {} if few else skeleton(config)
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    if found != expected:
-        name = next((n for n in {**expected, **found} if found.get(n) != expected.get(n)), "")
+    found, right = (
+        {name: tuple(value.shape) for name, value in tensors.items()}
+        for tensors in (state, expected)
+    )
+    if found != right:
+        name = next((n for n in {**right, **found} if found.get(n) != right.get(n)), "")
         raise ValueError(
             f"The weights in {str(path)!r} do not fit its own header: {name!r} is "
-            f"{found.get(name, 'missing')}; expected {expected.get(name, 'no such tensor')}."
+            f"{found.get(name, 'missing')}; expected {right.get(name, 'no such tensor')}."
         )
     mean, std = (
         tuple(getattr(asked, n) or facts.get(n, getattr(Backbone, n))) for n in ("mean", "std")
     )
     rows = tuple(Row(name, "used", name) for name in state)
-    require_numbers(path, config, state, rows)
+    require_numbers(path, expected, state, rows)
     return Weights(config, state, mean, std, Report("leanvit", "", rows), facts)

@@ -105,12 +105,15 @@ def build(weights: Weights) -> Backbone:
 
 
 def require_numbers(
-    path: Path, config: BackboneConfig, tensors: Mapping[str, Tensor], rows: Sequence[Row]
+    path: Path,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Row],
 ) -> None:
     """Refuse weights that are not finite, and whole numbers in the place of fractions.
 
-    tensors: of the file, by its names; rows: what each of them became. Raises ValueError with the
-    names.
+    expected: the network's `skeleton`; tensors: of the file, by its names; rows: what each of them
+    became. Raises ValueError with the names.
     """
     used = [row for row in rows if row.fate != "dropped"]
     broken = non_finite({row.theirs: tensors[row.theirs] for row in used})
@@ -119,14 +122,11 @@ def require_numbers(
             f"{str(path)!r}: an infinity or NaN stands in {listed(broken)}, so its training went "
             f"wrong or it was damaged; take an earlier checkpoint."
         )
-    whole = {row.theirs: row.ours for row in used if not tensors[row.theirs].is_floating_point()}
-    if not whole:
-        return
-    with seeded(0, "skeleton"), torch.device("meta"):
-        counts = {
-            n for n, v in build_backbone(config).state_dict().items() if not v.is_floating_point()
-        }
-    wrong = [theirs for theirs, ours in whole.items() if ours not in counts]
+    wrong = [
+        row.theirs
+        for row in used
+        if expected[row.ours].is_floating_point() and not tensors[row.theirs].is_floating_point()
+    ]
     if wrong:
         kind = str(tensors[wrong[0]].dtype).removeprefix("torch.")
         raise ValueError(
@@ -135,18 +135,17 @@ def require_numbers(
         )
 
 
-def skeleton(config: BackboneConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a network's parameters and buffers.
+def skeleton(config: BackboneConfig) -> dict[str, Tensor]:
+    """Return a network's parameters and buffers without their numbers, on the meta device.
 
     Raises ValueError for sizes that no tensor can have.
     """
     try:
         with seeded(0, "skeleton"), torch.device("meta"):
-            state = build_backbone(config).state_dict()
+            return build_backbone(config).state_dict()
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"No network has such sizes: {reason}.") from error
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def _general(name: str) -> str:
