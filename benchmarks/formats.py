@@ -4,9 +4,9 @@
 
 MODEL is a run or a file of weights; without one, named networks with fresh weights are written.
 Every cell is the largest difference of pooled and region features over the largest feature, first
-at the size that the network was built for, then at a larger one where the format takes it; in graphs
-of pooled, then of region features. `-` is a network that the format does not have. Prints a table in
-Markdown; benchmarks/formats.md keeps it.
+at the size that the network was built for, then at a larger one where the format takes it; in
+graphs of pooled, then of region features. `-` is a network that the format does not have, for a
+reason that goes to stderr. Prints a table in Markdown; benchmarks/formats.md keeps it.
 """
 
 import sys
@@ -57,7 +57,8 @@ def cell(model: Path, name: str, folder: Path) -> str:
     out = folder / f"{model.stem}-{name}{FORMATS[name]}"
     try:
         found = leanvit.convert(model, out=out, options={"to": name})
-    except ValueError:
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return "-"
     return ", ".join(f"{value:.0e}" for value in found.checked.differences.values())
 
