@@ -234,8 +234,10 @@ def _onnx_model(network: Exportable, metadata: Mapping[str, str]) -> Any:
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     program = _traced(network)
+    plain = {torch.ops.aten.scaled_dot_product_attention.default: _plain_attention}
     try:
         with torch.no_grad(), _quiet():
+            program = program.run_decompositions(plain)
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -254,6 +256,28 @@ def _onnx_model(network: Exportable, metadata: Mapping[str, str]) -> Any:
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version = metadata["producer"].split()
     return model
+
+
+def _plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Write out attention over other than four dimensions, as windows of timm's Hiera and NesT.
+
+    torch.onnx translates it over four; what else it has is left to torch.
+    """
+    masked = attn_mask is not None and not attn_mask.is_floating_point()
+    if q.ndim == 4 or dropout_p or is_causal or enable_gqa or masked:
+        return NotImplemented
+    logits = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return (logits if attn_mask is None else logits + attn_mask).softmax(-1) @ v
 
 
 def _write_onnx(model: Any, path: Path, network: Exportable) -> Agreement:
