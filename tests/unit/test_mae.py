@@ -26,7 +26,7 @@ from leanvit.core.files import save_tensors
 from leanvit.data.batch import ViewBatch
 from leanvit.losses.attention_distil import attention_distillation, hidden_distillation
 from leanvit.losses.masked import images_of, patch_moments, patches_of, pixel_targets
-from leanvit.methods.base import Moment
+from leanvit.methods.base import Moment, learner_ask
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.d2mae import D2MAE
 from leanvit.methods.dmae import DMAE
@@ -94,6 +94,7 @@ def test_ratios_that_leave_nothing(ratio: float, left: str) -> None:
     with pytest.raises(ValueError, match=left):
         visible_count(16, ratio)
     assert visible_count(196, 0.75) == 49
+    assert visible_count(100, 0.9) == 10, "though 100 * (1 - 0.9) is a little less"
 
 
 # What the encoder sees
@@ -130,6 +131,20 @@ def test_multi_stage_backbones_see_a_token_in_its_place(config: BackboneConfig) 
         first, second = (method.predict(x, seen) for x in (images, images_of(hidden, side)))
     if config is not CVT and config is not VIL:  # whose first convolution sees beyond its patch
         assert first.equal(second)
+
+
+def test_what_a_learner_draws_is_asked_for() -> None:
+    """Stochastic depth and the neighbour of a chunk, as for every other method."""
+    config = replace(VIL, neighbors="one", drop_path=0.3)
+    method = MAE(MaeConfig(**SHARED), config)
+    asked: list[Ask] = []
+    method.backbone.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[1]))
+    seen = batch()
+    method(seen, AT)
+    drawn = learner_ask(method.backbone, 1, seen.index, AT, torch.device("cpu"))
+    assert drawn.neighbors is not None and drawn.drop is not None
+    assert asked[0].neighbors is not None and asked[0].neighbors.equal(drawn.neighbors)
+    assert asked[0].drop is not None and asked[0].drop.equal(drawn.drop)
 
 
 def test_the_loss_is_that_of_hidden_patches() -> None:
@@ -176,6 +191,22 @@ def test_distillation_is_written_as_in_the_paper() -> None:
     tokens, known, matrix = noise(2, 5, 3), noise(2, 5, 4, seed=1), noise(4, 3, seed=2)
     expected = (tokens @ matrix.T - known).square().mean()
     torch.testing.assert_close(hidden_distillation(tokens, known, matrix), expected)
+
+
+def test_distillation_is_not_rounded() -> None:
+    """What a network under autocast gives is compared in fp32, and a huge logit stays finite."""
+    logits, maps = (noise(2, 3, 5, 5), noise(2, 4, 5, 5, seed=1)), noise(4, 3, seed=2)
+    tokens = noise(2, 5, 3), noise(2, 5, 4, seed=1)
+    for loss, (ours, theirs) in (
+        (attention_distillation, logits),
+        (hidden_distillation, tokens),
+    ):
+        exact = loss(ours, theirs, maps)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert loss(ours, theirs, maps).equal(exact)
+        rough = loss(ours.bfloat16(), theirs.bfloat16(), maps)
+        assert abs(float(rough - exact)) < 0.02 * float(exact)
+        assert loss(1e12 * ours, theirs, maps).isfinite()
 
 
 def distilled(folder: Path, **changes: Any) -> DMAE:
@@ -271,7 +302,32 @@ def test_d2mae_trains_the_lower_blocks_by_pixels_and_all_by_the_teacher(tmp_path
     heads = [x.view(2, 5, VIT.heads, -1).transpose(1, 2) for x in (q, k)]
     expected = heads[0] @ heads[1].mT / math.sqrt(VIT.dim // VIT.heads)
     torch.testing.assert_close(method.logit_block(tokens), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = method.logit_block(tokens)
+    assert rough.dtype == torch.float32, "as the logits of every other block"
+    torch.testing.assert_close(rough, expected, rtol=0.05, atol=0.02)
     assert isinstance(method.encoder(), ViT) and method.encoder().depth == VIT.depth
+
+
+def test_hidden_states_of_d2mae_are_those_of_the_backbone(tmp_path: Path) -> None:
+    """The further block has logits and nothing else, so -1 means another block here than there."""
+    options = {"hidden_layers": (-1,), "decode_from": 2}
+    teacher = saved(TEACHER, tmp_path)
+    method = build_method(D2maeConfig(**SHARED, teacher=teacher, **options), VIT, seed=0)
+    assert isinstance(method, D2MAE)
+    assert method.compared == [(VIT.depth - 1, TEACHER.depth - 1)]
+    assert method.attention == [(VIT.depth, TEACHER.depth - 1)]
+    images, drawn = noise(2, 3, SIZE, SIZE), torch.rand(2, 64)
+    kept = method.hide(drawn).kept
+    (ours,), (theirs,) = (
+        network([images], Ask(keep=kept)) for network in (method.backbone, method.teacher.backbone)
+    )
+    expected = hidden_distillation(
+        torch.cat([ours.prefix, ours.grid.flatten(1, 2)], 1),  # type: ignore[list-item]
+        torch.cat([theirs.prefix, theirs.grid.flatten(1, 2)], 1),  # type: ignore[list-item]
+        method.width_adapters[0],
+    )
+    torch.testing.assert_close(method.learn(images, drawn).terms["hidden"], expected)
 
 
 # What is refused

@@ -30,11 +30,17 @@ def attend(
             return biased_attention(q, k, v, full(bias), scale), None
     if not with_logits:
         return _fused(q, k, v, bias, scale), None
-    with unrounded(q):
-        logits = full(q) @ full(k).mT * scale
-        if bias is not None:
-            logits = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
+    logits = attention_logits(q, k, scale)
+    if bias is not None:
+        logits = (logits.unflatten(0, (-1, len(bias))) + bias).flatten(0, 1)
     return logits.softmax(-1).to(v.dtype) @ v, logits
+
+
+def attention_logits(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """Return scale * q k' [B, H, rows of q, rows of k] in fp32 or wider; scale: as in `attend`."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    with unrounded(q):
+        return full(q) @ full(k).mT * scale
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:

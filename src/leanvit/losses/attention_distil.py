@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from leanvit.core.precision import full
+from leanvit.core.precision import full, unrounded
 
 
 def attention_distillation(student: Tensor, teacher: Tensor, adapter: Tensor | None) -> Tensor:
@@ -16,10 +16,11 @@ def attention_distillation(student: Tensor, teacher: Tensor, adapter: Tensor | N
     student: [B, H_s, T, T]; teacher: [B, H_t, T, T] of the same tokens in the same order; adapter:
     [H_t, H_s], how the teacher's heads are made of the student's; None for the same heads.
     """
-    student, teacher = full(student), full(teacher)
-    if adapter is not None:
-        student = torch.einsum("gh,bhts->bgts", full(adapter), student)
-    return functional.mse_loss(student, teacher)
+    with unrounded(student):
+        student, teacher = full(student), full(teacher)
+        if adapter is not None:
+            student = torch.einsum("gh,bhts->bgts", full(adapter), student)
+        return functional.mse_loss(student, teacher)
 
 
 def hidden_distillation(student: Tensor, teacher: Tensor, adapter: Tensor) -> Tensor:
@@ -27,4 +28,6 @@ def hidden_distillation(student: Tensor, teacher: Tensor, adapter: Tensor) -> Te
 
     adapter: [D_t, D_s].
     """
-    return functional.mse_loss(functional.linear(full(student), full(adapter)), full(teacher))
+    with unrounded(student):
+        student = functional.linear(full(student), full(adapter))
+        return functional.mse_loss(student, full(teacher))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leanvit.backbones.base import Ask, Features, Tokens
 from leanvit.backbones.layers import LayerNorm, init_linear
 from leanvit.config import BackboneConfig, D2maeConfig
+from leanvit.kernels.attention import attention_logits
 from leanvit.kernels.linear import Linear
 from leanvit.methods.dmae import DMAE
 from leanvit.methods.mae import Seen
@@ -29,11 +30,10 @@ class LogitBlock(nn.Module):
         init_linear(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the scaled logits [B, H, T, T] of tokens [B, T, D]."""
-        b, t, d = tokens.shape
+        """Return the scaled logits [B, H, T, T] of tokens [B, T, D], in fp32 or wider."""
+        b, t, _ = tokens.shape
         q, k = self.qk(self.norm1(tokens)).view(b, t, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        logits: Tensor = (q * (d // self.heads) ** -0.5) @ k.mT
-        return logits
+        return attention_logits(q, k)
 
 
 class D2MAE(DMAE):
@@ -51,8 +51,8 @@ class D2MAE(DMAE):
         vit = self.backbone.config
         self.logit_block = LogitBlock(vit.dim, vit.heads, vit.norm_eps)
 
-    def student_depth(self) -> int:
-        """Return the backbone's blocks and the one that only makes logits."""
+    def logit_depth(self) -> int:
+        """Return the number of the backbone's blocks, and of the one that only makes logits."""
         return self.backbone.depth + 1
 
     def ask(self, seen: Seen) -> Ask:

@@ -28,12 +28,14 @@ class DMAE(MAE):
         self.teacher = Teacher(config.teacher)
         student, teacher = self.backbone, self.teacher.backbone
         _require_alike(student, teacher, config)
-        depth = self.student_depth()
         self.attention = _pairs(
-            config.attention_layers, config.teacher_attention_layers, depth, teacher.depth
+            config.attention_layers,
+            config.teacher_attention_layers,
+            self.logit_depth(),
+            teacher.depth,
         )
         self.compared = _pairs(
-            config.hidden_layers, config.teacher_hidden_layers, depth, teacher.depth
+            config.hidden_layers, config.teacher_hidden_layers, student.depth, teacher.depth
         )
         heads = student.config.heads, teacher.config.heads  # type: ignore[attr-defined]
         if heads[0] != heads[1] and not config.adapt_heads:
@@ -48,13 +50,13 @@ class DMAE(MAE):
             _adapter(teacher.feature_dim, student.feature_dim) for _ in self.compared
         )
 
-    def student_depth(self) -> int:
+    def logit_depth(self) -> int:
         """Return how many blocks of the student have attention logits."""
         return self.backbone.depth
 
-    def learn(self, images: Tensor, noise: Tensor, drop: Tensor | None = None) -> StepOutput:
+    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = Ask()) -> StepOutput:
         """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
-        seen = self.hide(noise, drop)
+        seen = self.hide(noise, drawn)
         (found,) = self.backbone([images], self.ask(seen))
         known = self.teacher(
             images,

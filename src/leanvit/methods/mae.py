@@ -7,7 +7,7 @@ Letters: B images, h and w rows and columns of patches, N of them, n visible one
 S side of the view, p pixels between regions, D channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,15 @@ from leanvit.core.precision import full, to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
 from leanvit.losses.masked import pixel_targets, reconstruction_loss
-from leanvit.methods.base import Method, Moment, StepOutput, keep_mask
-from leanvit.methods.masking import mask_noise, visible_count, visible_patches
+from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.masking import (
+    enlarged,
+    mask_noise,
+    require_hiding,
+    require_whole,
+    visible_count,
+    visible_patches,
+)
 
 
 class Decoder(nn.Module):
@@ -89,9 +96,10 @@ class MAE(Method):
         self.backbone = build_backbone(backbone)
         if isinstance(self.backbone, ViT):
             init_as_mae(self.backbone)
-        _require_fitting(config, self.backbone)
+        require_hiding(config.kind, self.backbone)
         self.size = config.views.size
         self.patch = self.backbone.stride
+        require_whole(self.size, self.patch, "patches")
         self.rows = self.size // self.patch
         self.visible = visible_count(self.rows**2, config.mask_ratio)
         self.decoder = Decoder(config.decoder, self.backbone, self.rows)
@@ -112,8 +120,9 @@ class MAE(Method):
         """Hide patches and predict them."""
         images = batch.groups[0][0]
         noise = to_device(mask_noise(batch.index, self.rows**2, at), images.device)
-        drop = keep_mask(self.backbone.drop_rates(), 1, batch.index, at)
-        return self.learn(images, noise, None if drop is None else to_device(drop, images.device))
+        return self.learn(
+            images, noise, learner_ask(self.backbone, 1, batch.index, at, images.device)
+        )
 
     def predict(self, images: Tensor, seen: Seen) -> Tensor:
         """Return the prediction for every patch [B, N, p * p * 3], as the target has it."""
@@ -129,22 +138,24 @@ class MAE(Method):
         """Return the tokens that the decoder reads, normed."""
         return Tokens(found.grid, found.prefix)
 
-    def learn(self, images: Tensor, noise: Tensor, drop: Tensor | None = None) -> StepOutput:
-        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
-        seen = self.hide(noise, drop)
+    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = Ask()) -> StepOutput:
+        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N].
+
+        drawn: what else was drawn for the pass.
+        """
+        seen = self.hide(noise, drawn)
         (found,) = self.backbone([images], self.ask(seen))
         loss = self.reconstruction(self.read(found), images, seen)
         return StepOutput(loss, {"reconstruction": loss})
 
-    def hide(self, noise: Tensor, drop: Tensor | None = None) -> Seen:
+    def hide(self, noise: Tensor, drawn: Ask = Ask()) -> Seen:
         """Choose the visible patches of each image by noise [B, N]."""
         kept, mask = visible_patches(noise, self.visible)
         if self.fill_token is None:
-            return Seen(kept, mask, Ask(keep=kept, drop=drop))
-        times = self.patch // self.backbone.config.patch  # first tokens a side of a final one
-        fine = mask.view(-1, self.rows, self.rows)
-        fine = fine.repeat_interleave(times, 1).repeat_interleave(times, 2)
-        return Seen(None, mask, Ask(fill=(fine, self.fill_token), drop=drop))
+            return Seen(kept, mask, replace(drawn, keep=kept))
+        times = self.patch // self.backbone.stage_strides[0]  # first tokens a side of a final one
+        fine = enlarged(mask.view(-1, self.rows, self.rows), times)
+        return Seen(None, mask, replace(drawn, fill=(fine, self.fill_token)))
 
     def reconstruction(self, tokens: Tokens, images: Tensor, seen: Seen) -> Tensor:
         """Return the loss of the hidden pixels as the decoder predicts them from normed tokens."""
@@ -162,19 +173,3 @@ def init_as_mae(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
         elif name == "patch_embed.proj":
             nn.init.xavier_uniform_(layer.weight.view(len(layer.weight), -1))
-
-
-def _require_fitting(config: MaeConfig, backbone: Backbone) -> None:
-    """Raise ValueError if the backbone cannot hide patches of the views."""
-    if not {"keep", "fill"} & backbone.can:
-        raise ValueError(
-            f"{config.kind} hides patches, which {type(backbone).__name__} cannot; take a plain "
-            f"ViT or a Swin."
-        )
-    if config.views.size % backbone.stride:
-        raise ValueError(
-            f"Views of {config.views.size} pixels (method.views.size) are not made of whole "
-            f"patches of {backbone.stride}; the nearest sizes are "
-            f"{config.views.size // backbone.stride * backbone.stride} and "
-            f"{-(-config.views.size // backbone.stride) * backbone.stride}."
-        )

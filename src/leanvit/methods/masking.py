@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leanvit.backbones.base import Backbone
 from leanvit.core import random
 from leanvit.methods.base import Moment
 
@@ -40,7 +41,7 @@ def visible_count(patches: int, ratio: float) -> int:
 
     Raises ValueError if none does, or if none is hidden.
     """
-    count = int(patches * (1 - ratio))
+    count = int(patches * (1 - ratio) + 1e-9)  # of 100, 0.9 leave 10: 1 - 0.9 is a little less
     if not 0 < count < patches:
         left = "no patch is left to see" if count == 0 else "no patch is hidden"
         raise ValueError(
@@ -48,3 +49,22 @@ def visible_count(patches: int, ratio: float) -> int:
             f"and leaves some, larger views (method.views.size) or smaller patches."
         )
     return count
+
+
+def require_hiding(kind: str, backbone: Backbone) -> None:
+    """Raise ValueError if a backbone, given to a method, has no way to hide what it is to guess."""
+    if "fill" not in backbone.can:
+        raise ValueError(
+            f"{kind} hides patches, which {type(backbone).__name__} cannot; take a ViT, Swin, CvT "
+            f"or Vision Longformer."
+        )
+
+
+def require_whole(size: int, side: int, what: str) -> None:
+    """Raise ValueError if views of `size` pixels are not made of whole squares, called `what`."""
+    if size % side:
+        below = size // side * side
+        raise ValueError(
+            f"Views of {size} pixels (method.views.size) are not made of whole {what} of {side}; "
+            f"the nearest sizes are {below} and {below + side}."
+        )

@@ -4,6 +4,8 @@ arXiv 2111.09886. Letters: B images, h and w rows and columns of the final regio
 side, S side of the view.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +18,14 @@ from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
 from leanvit.losses.masked import hidden_pixel_loss
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
-from leanvit.methods.masking import enlarged, mask_noise, visible_count, visible_patches
+from leanvit.methods.masking import (
+    enlarged,
+    mask_noise,
+    require_hiding,
+    require_whole,
+    visible_count,
+    visible_patches,
+)
 
 
 class SimMIM(Method):
@@ -52,8 +61,7 @@ class SimMIM(Method):
     def learn(self, images: Tensor, hidden: Tensor, ask: Ask) -> StepOutput:
         """Return the loss of images [B, 3, S, S] of which squares [B, u, u] are hidden (true)."""
         tokens = enlarged(hidden, self.config.mask_patch // self.backbone.stage_strides[0])
-        ask = Ask(fill=(tokens, self.fill_token), drop=ask.drop, neighbors=ask.neighbors)
-        (found,) = self.backbone([images], ask)
+        (found,) = self.backbone([images], replace(ask, fill=(tokens, self.fill_token)))
         predicted = self.decoder(found.grid.permute(0, 3, 1, 2))  # [B, 3 * stride^2, h, w]
         loss = hidden_pixel_loss(
             functional.pixel_shuffle(predicted, self.backbone.stride),
@@ -70,21 +78,12 @@ def _require_fitting(config: SimMIMConfig, backbone: Backbone) -> None:
     A square hides whole tokens of the first stage; it may be smaller than a region of the last,
     since pixels are what is compared.
     """
-    if "fill" not in backbone.can:
-        raise ValueError(
-            f"{config.kind} puts a token in place of hidden patches, which "
-            f"{type(backbone).__name__} cannot; take a ViT, Swin, CvT or Vision Longformer."
-        )
-    size, square, token = config.views.size, config.mask_patch, backbone.stage_strides[0]
+    require_hiding(config.kind, backbone)
+    square, token = config.mask_patch, backbone.stage_strides[0]
     if square % token:
         raise ValueError(
             f"Hidden squares of {square} pixels (method.mask_patch) are not made of whole tokens "
             f"of {token}; choose a multiple of {token}."
         )
-    for side, what in ((square, "hidden squares"), (backbone.stride, "regions")):
-        if size % side:
-            below = size // side * side
-            raise ValueError(
-                f"Views of {size} pixels (method.views.size) are not made of whole {what} of "
-                f"{side}; the nearest sizes are {below} and {below + side}."
-            )
+    require_whole(config.views.size, square, "hidden squares")
+    require_whole(config.views.size, backbone.stride, "regions")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.config.backbones import TIMM
+from leanvit.core.precision import to_device
 from leanvit.core.random import seeded
 from leanvit.methods.class_head import ClassHead
 from leanvit.weights.file import HEAD_FILE
@@ -103,7 +104,7 @@ class ClassTeacher(Frozen):
         """
         if (mean, std) != (self.mean, self.std):
             ours, our_std, theirs, their_std = (
-                images.new_tensor(values).view(-1, 1, 1)
+                to_device(torch.tensor(values, dtype=images.dtype), images.device).view(-1, 1, 1)
                 for values in (mean, std, self.mean, self.std)
             )
             images = (images * our_std + ours - theirs) / their_std
