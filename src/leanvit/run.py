@@ -1,14 +1,16 @@
 """The composition of a run: configuration -> method, data, loop, observers."""
 
 import json
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import leanvit
@@ -25,11 +27,20 @@ from leanvit.config import (
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
+    all_max,
     first_alone,
     joined,
     rank,
     wait_for_all,
     world_size,
+)
+from leanvit.core.errors import (
+    CheckpointError,
+    CollapseError,
+    DerailedError,
+    NonFiniteError,
+    SpikeError,
+    Stopped,
 )
 from leanvit.core.files import Replacing, refusals_named, save_tensors
 from leanvit.data.batch import Unreadable, ViewBatch
@@ -40,6 +51,8 @@ from leanvit.data.sources import SAMPLE, Source
 from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
+    DERAILED,
+    EVENTS,
     LOSSES,
     MATCHES,
     PICTURES,
@@ -58,11 +71,15 @@ from leanvit.request import compose_request, open_images
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.facts import gather_facts
+from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
+from leanvit.train.saving import Parts, Saver
+from leanvit.train.signals import Requests
 from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.unreadable import UnreadableList
 from leanvit.weights.card import METRICS
 from leanvit.weights.file import FILE, STUDENT, header
 
@@ -134,8 +151,6 @@ class Run:
     out: Path
     quiet: bool = False
 
-    saved: int = field(default=0, init=False)
-    """Step of the newest checkpoint of this run."""
     start: Start | None = field(default=None, init=False)
     """What its first weights are, unless all are fresh."""
 
@@ -160,6 +175,11 @@ class Run:
             workers=self.workers,
         )
         self.alarm = CollapseAlarm(warn)
+        self.saver = Saver(self._write, warn)
+        self.unreadable = UnreadableList(
+            self.out / UNREADABLE, len(self.source), config.data.max_unreadable
+        )
+        self.collapsed: dict[str, str] = {}
 
     def initialize(self) -> None:
         """Give the networks the weights that the run starts from, if it names any, and say so."""
@@ -182,23 +202,39 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
-        observers = self._observers()
         try:
-            train(
-                state,
-                self._batches(),
-                save=self.save,
-                watch=self.look if self.first else dict,
-                observers=observers,
-            )
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(
-                f"interrupted at step {state.step}; --resume continues from step {self.saved}"
-            ) from error
+            with Requests(config.train.save_minutes) as requests:
+                while not self._trained(requests):
+                    pass
+        except (Stopped, KeyboardInterrupt) as stop:
+            text = f"stopped at step {state.step}; --resume continues from step {self.saver.saved}"
+            if isinstance(stop, Stopped) and stop.signal != SIGINT:
+                raise Stopped(f"{stop}; {text}.", stop.signal) from stop
+            raise KeyboardInterrupt(text) from stop
         finally:
             state.leave()
         if self.first:
             self._finish(state.step - first, time.perf_counter() - began)
+
+    def _trained(self, requests: Requests) -> bool:
+        """Train to the end; return whether it was reached, and the run did not go back instead."""
+        ended = False
+        try:
+            train(
+                self.state,
+                self._batches(),
+                save=self.save,
+                watch=self.look if self.first else dict,
+                observers=self._observers(),
+                asked=requests.due,
+                heed=self._heed,
+            )
+            ended = True
+        except DerailedError as error:
+            self._go_back(error)
+        finally:
+            self._settle(strict=ended)
+        return ended
 
     @property
     def workers(self) -> int:
@@ -217,7 +253,7 @@ class Run:
     def _batches(self) -> Iterator[ViewBatch]:
         state = self.state
         batches = self.load(state.step, state.run)
-        for number, batch in enumerate(self._noting_unreadable(batches)):
+        for number, batch in enumerate(self.unreadable.noting(batches)):
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
@@ -231,67 +267,112 @@ class Run:
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
-        self.saved = checkpoint.step
+        self.saver.saved = checkpoint.step
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
-    def save(self) -> None:
-        """Write the backbone as it is now, then a checkpoint: none without its backbone."""
-        if self.first:
-            self._write()
-        self.saved = self.state.step
+    def _go_back(self, error: DerailedError) -> None:
+        """Return to the newest checkpoint with a lower learning rate, if the run is told to.
 
-    def _write(self) -> None:
-        state, config = self.state, self.config
+        Raises the error that derailed it where it is not, where nothing was saved, or once it went
+        back often enough.
+        """
+        guard, state = self.config.guard, self.state
+        self._settle()
+        kind = type(error)
+        if self.first and kind is not CollapseError:
+            self._note(Event(error.step, kind is SpikeError))
+            with suppress(CheckpointError):  # what derailed the run matters more
+                save_checkpoint(
+                    self.out / DERAILED, error.step, state.tensors(), to_dict(self.config), keep=1
+                )
+        wait_for_all()  # until the first process has written
+        policy = {NonFiniteError: guard.bad_number, SpikeError: guard.spike}
+        saved = newest_checkpoint(self.out / CHECKPOINTS, _nothing)
+        if policy.get(kind, guard.collapse) != "rollback" or saved is None:
+            raise kind(f"{error} {self._saved_text()}", error.step) from error
+        if state.rollbacks >= guard.most:
+            went = f"The run went back {state.rollbacks} times, as often as guard.most allows."
+            raise kind(f"{error} {went}", error.step) from error
+        back, scale = state.rollbacks + 1, state.lr_scale * guard.lr_factor
+        self._restore()
+        state.rollbacks, state.lr_scale = back, scale
+        self.collapsed |= self.alarm.told
+        self.alarm = CollapseAlarm(warn)
+        if self.first:
+            warn(
+                f"{error} The run goes back to step {state.step}, with {scale:g} times its "
+                f"learning rate."
+            )
+
+    def _heed(self, events: Sequence[Event]) -> None:
+        """Write down the steps that stood out; end, or take back, a run that collapsed."""
+        policy = self.config.guard
+        for event in events if self.first else ():
+            left_out = policy.spike == "skip" or not event.spike
+            then = "was left out" if left_out else "is part of the run like any other"
+            warn(f"{event}, which {then}. Such steps are listed in {self.out / EVENTS}.")
+            self._note(event)
+        if policy.collapse == "warn":
+            return
+        collapsed = torch.tensor(int(bool(self.alarm.told)), device=self.state.device)
+        if all_max(collapsed).item():
+            meaning = "; ".join(self.alarm.told.values()) or "the first process has said how"
+            raise CollapseError(
+                f"The run collapsed by step {self.state.step}: {meaning}.", self.state.step
+            )
+
+    def _note(self, event: Event) -> None:
+        """Add a step that stood out to the list of them, with the numbers of its images."""
+        config = self.config.train
+        keys = Order(len(self.source), config.batch, config.seed).keys(event.step)
+        row = {**asdict(event), "images": [key.index for key in keys]}
+        with (self.out / EVENTS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _settle(self, *, strict: bool = False) -> None:
+        """Wait for the disk; unless strict, what it refuses is only said."""
+        try:
+            self.saver.finish()
+        except CheckpointError as error:
+            if strict:
+                raise
+            warn(str(error))
+
+    def _saved_text(self) -> str:
+        step = self.saver.saved
+        return (
+            f"The newest checkpoint is that of step {step}." if step else "Nothing was saved yet."
+        )
+
+    def save(self) -> None:
+        """Begin to write the run as it is now."""
+        if self.first:
+            networks = {name: network.state_dict() for name, network in self.networks.items()}
+            self.saver.save(self.state.step, {STATE: self.state.tensors(), **networks})
+
+    def _write(self, step: int, parts: Parts) -> None:
+        """Write the backbones of a step, then its checkpoint: none without its backbone."""
+        config = self.config
         facts = {
             "method": config.method.kind,
             "recipe": config.recipe,
             "seed": config.train.seed,
-            "step": state.step,
+            "step": step,
             "mean": config.data.mean,
             "std": config.data.std,
             "version": leanvit.__version__,
         }
         for name, network in self.networks.items():
             with refusals_named(self.out / name), Replacing(self.out / name) as beside:
-                save_tensors(network.state_dict(), beside, header(network, facts))
+                save_tensors(parts[name], beside, header(network, facts))
         save_checkpoint(
-            self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
+            self.out / CHECKPOINTS,
+            step,
+            parts[STATE],
+            to_dict(config),
+            config.train.keep,
+            int(config.train.keep_every.amount),
         )
-
-    def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
-        """Pass batches on; write down which images had to be replaced, and stop at too many."""
-        path = self.out / UNREADABLE
-        known = _listed(path)
-        for batch in batches:
-            for entry in batch.unreadable:
-                if entry.name not in known:
-                    known |= _listed(path)  # other processes write there too
-                if not known:
-                    warn(
-                        f"The image {entry.name!r} cannot be read ({entry.error}); another one "
-                        f"stands in. All such images are listed in {path}."
-                    )
-                if entry.name not in known:
-                    known.add(entry.name)
-                    with path.open("a") as file:
-                        file.write(json.dumps(asdict(entry)) + "\n")
-                self._require_readable(len(known), entry)
-            yield batch
-
-    def _require_readable(self, bad: int, last: Unreadable) -> None:
-        images, most = len(self.source), self.config.data.max_unreadable
-        if 100 * bad / images > most:
-            saved = f"The newest checkpoint is that of step {self.saved}."
-            text = (
-                f"{bad} of {images} images cannot be read, more than the {most:g} % that "
-                f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
-                f"{last.name!r} ({last.error}), and `leanvit check` finds the rest. A larger "
-                f"percentage, --data.max_unreadable {math.ceil(100 * bad / images) + 1}, would go "
-                f"on. {saved if self.saved else 'Nothing was saved yet.'}"
-            )
-            if not self.first:
-                warn(text)  # the command line of other processes is silent
-            raise ValueError(text)
 
     def _observers(self) -> list[Observer]:
         if not self.first:
@@ -313,7 +394,6 @@ class Run:
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
             self._say(f"From the first look to the last: {'; '.join(shown)}.")
-        unreadable = self.out / UNREADABLE
         summary = {
             "backbone": str(self.out / FILE),
             "init": self.start.to_dict() if self.start else None,
@@ -322,10 +402,10 @@ class Run:
             "processes": world_size(),
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
-            "unreadable": len(unreadable.read_text().splitlines()) if unreadable.exists() else 0,
+            "unreadable": len(self.unreadable),
             "first": rows[0],
             "last": rows[-1],
-            "collapse": self.alarm.told,
+            "collapse": self.collapsed | self.alarm.told,
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
@@ -371,16 +451,12 @@ class Run:
             say(text)
 
 
-def _listed(path: Path) -> set[str]:
-    """Return the names in a list of unreadable images."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {json.loads(line)["name"] for line in lines}
-
-
 def _nothing(_: str) -> None:
     """Leave it to the first process to say."""
 
 
+STATE = "state"
+"""The whole state, beside the backbones, in what is saved."""
 CHANGES = {
     "knn": "k-NN {:.1f} -> {:.1f} %",
     "effective_rank": "effective rank {:.1f} -> {:.1f}",

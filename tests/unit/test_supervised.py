@@ -65,7 +65,7 @@ def test_the_average_is_what_remains() -> None:
     assert found.average is not None
     assert found.encoder() is found.average and found.learner() is found.backbone
     before = [p.clone() for p in found.average.parameters()]
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     for old, now, learner in zip(
         before, found.average.parameters(), found.backbone.parameters(), strict=True
     ):
@@ -84,7 +84,7 @@ def test_the_head_is_averaged_beside_its_backbone() -> None:
     found = method(average=0.9)
     assert found.average_head is not None and not found.average_head.weight.requires_grad
     before = found.average_head.weight.clone()
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     torch.testing.assert_close(found.average_head.weight, 0.9 * before + 0.1 * found.head.weight)
     assert not found.head.weight.equal(before)
 
@@ -94,7 +94,7 @@ def test_the_average_knows_what_batch_norms_saw() -> None:
     found = method(TimmConfig(image_size=64, name="test_resnet"), average=0.5)
     found.train()
     found(view_batch(8, dtype=torch.float64), AT)
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     assert found.average is not None
     ours, theirs = dict(found.average.named_buffers()), dict(found.backbone.named_buffers())
     fresh = dict(build_method(supervised(average=0.5), found.backbone.config, 0).named_buffers())

@@ -160,7 +160,9 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
         count = (
             run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
         )
-        if name in ("train.log_every", "train.save_every", "watch.every"):
+        if name in ("train.log_every", "train.save_every", "watch.every") or (
+            name == "train.keep_every" and duration.amount
+        ):
             count = max(count, 1)
         if str(steps(count)) != str(duration):
             decided[name] = (steps(count), f"{duration} of {run} steps, {epoch} an epoch")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
+from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
@@ -160,6 +161,7 @@ def load_views(
         views,
         batch_sampler=order.steps(start, end),
         num_workers=workers,
+        worker_init_fn=leave_signals,
         collate_fn=_as_it_is,
         pin_memory=cuda,
         generator=torch.Generator(),  # torch would otherwise draw from the global one

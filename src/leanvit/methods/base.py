@@ -63,8 +63,12 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, at: Moment) -> None:
-        """Move what moves once a step, after the weights: centers, averages, queues."""
+    def after_step(self, at: Moment, sound: Tensor) -> None:
+        """Move what moves once a step, after the weights: centers, averages, queues.
+
+        sound: a scalar on the device, 1, or 0 for a step that is to leave no trace. Parameters that
+        move here respect it; buffers need not, since the loop puts them back.
+        """
 
     def encoder(self) -> Backbone:
         """Return the weights that evaluation and export see."""

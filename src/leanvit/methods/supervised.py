@@ -7,7 +7,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
@@ -85,12 +85,12 @@ class Supervised(Method):
         return StepOutput(total, {"class": loss, "distillation": imitated}, stats)
 
     @torch.no_grad()
-    def after_step(self, at: Moment) -> None:
+    def after_step(self, at: Moment, sound: Tensor) -> None:
         """Move the average, with what its batch norms know: it never runs in training itself."""
         if self.average is None or self.average_head is None:
             return
-        ema_update(self.average, self.backbone, self.config.average)
-        ema_update(self.average_head, self.head, self.config.average)
+        ema_update(self.average, self.backbone, self.config.average, sound)
+        ema_update(self.average_head, self.head, self.config.average, sound)
         _follow_buffers(self.average, self.backbone, self.config.average)
 
 
