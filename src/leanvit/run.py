@@ -151,12 +151,17 @@ class Run:
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
         self.first = rank() == 0
-        self.order = Order(
-            len(self.source), config.train.batch, config.train.seed, rank(), world_size()
-        )
         method = build_method(config.method, config.backbone, config.train.seed)
-        self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         self.views = method.views()
+        self.order = Order(
+            len(self.source),
+            config.train.batch,
+            config.train.seed,
+            rank(),
+            world_size(),
+            1 if self.views is None else self.views.repeats,
+        )
+        self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         both = {FILE: method.encoder(), STUDENT: method.learner()}
         self.networks = {file: network for file, network in both.items() if network is not None}
         for network in self.networks.values():

@@ -207,9 +207,7 @@ def test_a_run_that_saved_nothing_cannot_go_back(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, at=2)
-    with pytest.raises(
-        NonFiniteError, match=r"at step 2.*No checkpoint is older"
-    ):
+    with pytest.raises(NonFiniteError, match=r"at step 2.*No checkpoint is older"):
         pretrain(images, tmp_path / "run", guard__bad_number="rollback")
 
 

@@ -213,6 +213,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.views.randaugment": (5.0, {}),
     "method.views.randaugment_std": (0.0, {}),
     "method.views.erase": (1.0, {}),
+    "method.views.repeats": (2, {}),
     "method.hidden": (24, {}),
     "method.output": (4, {}),
     "method.temperature": (0.5, {}),

@@ -63,7 +63,7 @@ class Supervised(Method):
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Tell the classes of images that were mixed."""
         (views,), mixing = mix_views(batch.groups[:1], self.config.mix, at.seed, at.step)
-        ask = learner_ask(self.backbone, 1, batch.index, at, views.device)
+        ask = learner_ask(self.backbone, 1, batch.index, at, views.device, batch.copy)
         (found,) = self.backbone([views[0]], ask)
         loss, told = class_loss(
             self.head(found.pooled),
