@@ -25,10 +25,12 @@ from leanvit.config import (
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
+    expect_step,
     first_alone,
     joined,
     rank,
     wait_for_all,
+    while_others_wait,
     world_size,
 )
 from leanvit.core.files import Replacing, refusals_named, save_tensors
@@ -188,7 +190,7 @@ class Run:
                 state,
                 self._batches(),
                 save=self.save,
-                watch=self.look if self.first else dict,
+                watch=lambda: while_others_wait(self.look, dict),
                 observers=observers,
             )
         except KeyboardInterrupt as error:
@@ -218,6 +220,7 @@ class Run:
         state = self.state
         batches = self.load(state.step, state.run)
         for number, batch in enumerate(self._noting_unreadable(batches)):
+            expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
@@ -289,8 +292,6 @@ class Run:
                 f"percentage, --data.max_unreadable {math.ceil(100 * bad / images) + 1}, would go "
                 f"on. {saved if self.saved else 'Nothing was saved yet.'}"
             )
-            if not self.first:
-                warn(text)  # the command line of other processes is silent
             raise ValueError(text)
 
     def _observers(self) -> list[Observer]:
