@@ -96,12 +96,12 @@ def _complain(error: BaseException) -> None:
     if here is None or here.world == 1:
         print(f"leanvit: {text}", file=sys.stderr)
         return
-    from leanvit.core.distributed import speaks, spoken
+    from leanvit.core.distributed import speaking
 
-    if speaks(text, of_another=isinstance(error, GoneError)):
-        who = f"rank {here.rank}: " if here.rank else ""
-        print(f"leanvit: {who}{text}", file=sys.stderr, flush=True)
-    spoken()
+    with speaking(text, of_another=isinstance(error, GoneError)) as mine:
+        if mine:
+            who = f"rank {here.rank}: " if here.rank else ""
+            print(f"leanvit: {who}{text}", file=sys.stderr, flush=True)
 
 
 def pretrain(arguments: list[str]) -> int:

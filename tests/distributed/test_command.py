@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.by_hand import numbered
 from tests.integration.command import TINY, Says, leanvit_process, refused
 from tests.tiny import write_classes
 
@@ -99,7 +100,8 @@ def test_what_the_first_refuses_ends_all_in_one_sentence(runs: dict[str, Any]) -
 def test_what_is_for_one_process_says_so(
     runs: dict[str, Any], tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in numbered(2)[0].items():
+        monkeypatch.setenv(name, value)
     out, images = tmp_path / "out.npz", runs["words"][3]
     for words in (
         ("check", *runs["words"][1:], "--out", out),
@@ -108,8 +110,8 @@ def test_what_is_for_one_process_says_so(
         ("bench", "loss"),
     ):
         said = refused(capsys, *words)
-        assert f"{words[0]} is for one process: start it without torchrun." in said
+        assert f"{words[0]} is for one process: " in said and "torchrun or with one task" in said
     assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "many")
     said = refused(capsys, *runs["words"], "--out", out)
-    assert "WORLD_SIZE='many', which is no number of processes" in said
+    assert "WORLD_SIZE='many'; expected a whole number" in said

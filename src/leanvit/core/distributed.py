@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from leanvit.core.errors import GoneError, RunError
 from leanvit.core.launch import Launch, launch, whole
-from leanvit.core.lifeline import Lifeline, gone_text
+from leanvit.core.lifeline import Lifeline, gone_text, wait_for_answer
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ first step is done, for which kernels are compiled, and in every later step."""
 FAILED, SAID = "failed", "said"
 """What is stored of a failure: the rank of the last process that had one, and the first's words."""
 FOR_EVER = timedelta(days=365)
-PATIENCE = timedelta(seconds=5)
+PATIENCE = timedelta(seconds=2)
 """How long a failed process waits to learn whether the first failed in the same way."""
 
 
@@ -44,7 +44,9 @@ def neighbours() -> int:
 def require_alone(what: str) -> None:
     """Raise ValueError if several processes were started for what one does."""
     if launched() > 1:
-        raise ValueError(f"{what} is for one process: start it without torchrun.")
+        raise ValueError(
+            f"{what} is for one process: start it without torchrun or with one task of srun."
+        )
 
 
 @contextmanager
@@ -110,13 +112,16 @@ def _store(here: Launch, limit: timedelta) -> Store:
     """Return what rank 0, or torchrun in its place, holds for all: small values by name.
 
     It lives as long as the process, which may have something to tell after it left the others.
-    Raises torch's DistError if it cannot be reached within the limit.
+    Raises OSError or torch's DistError if it cannot be reached within the limit.
     """
     by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    holds = here.rank == 0 and not by_torchrun
+    if not holds:
+        wait_for_answer(here.host, here.port, limit.total_seconds())
     store = TCPStore(
         here.host,
         here.port,
-        is_master=here.rank == 0 and not by_torchrun,
+        is_master=holds,
         timeout=limit,
         wait_for_workers=False,
         multi_tenant=True,  # a process may ask twice, with different limits
@@ -132,23 +137,35 @@ def _meet(here: Launch) -> Store:
     limit = _limit(START)
     try:
         store = _store(here, limit)
-    except dist.DistError as error:
+    except (OSError, dist.DistError) as error:
         raise GoneError(_absent(here, [0], limit)) from error
-    missing, end = list(range(here.world)), time.monotonic() + limit.total_seconds()
     try:
         meeting = PrefixStore(f"meeting {store.add(f'met/{here.rank}', 1)}", store)
         meeting.set(f"here/{here.rank}", "")
-        while True:
-            missing = [rank for rank in missing if not meeting.check([f"here/{rank}"])]
-            if not missing:
-                return meeting
-            if store.check([FAILED]):
-                raise GoneError(gone_text(int(store.get(FAILED))))
-            if time.monotonic() > end:
-                raise GoneError(_absent(here, missing, limit))
-            time.sleep(0.05)
+        missing = _missing(meeting, [f"here/{rank}" for rank in range(here.world)], limit, store)
     except dist.DistError as error:
         raise GoneError(gone_text(0)) from error
+    if missing:
+        raise GoneError(_absent(here, missing, limit))
+    return meeting
+
+
+def _missing(
+    store: Store, names: list[str], limit: timedelta, failures: Store | None = None
+) -> list[int]:
+    """Wait until names are stored; return the places of those that still are not at the limit.
+
+    Raises GoneError if a failure is told meanwhile. A plain `store.wait` would hold the store, and
+    print torch's own lines.
+    """
+    missing, end = list(range(len(names))), time.monotonic() + limit.total_seconds()
+    while missing := [place for place in missing if not store.check([names[place]])]:
+        if failures is not None and failures.check([FAILED]):
+            raise GoneError(gone_text(int(failures.get(FAILED))))
+        if time.monotonic() > end:
+            break
+        time.sleep(0.05)
+    return missing
 
 
 def _absent(here: Launch, missing: list[int], limit: timedelta) -> str:
@@ -211,37 +228,32 @@ def _group() -> dist.ProcessGroup:
     return group
 
 
-def speaks(text: str, *, of_another: bool) -> bool:
-    """Whether this process is to say why it failed: the first does, others what only they know.
+@contextmanager
+def speaking(text: str, *, of_another: bool) -> Iterator[bool]:
+    """Yield whether this process is to say why it failed; say it within.
 
-    text: what it would say; of_another: whether it merely lost another process. Call `spoken`
-    once it is said.
+    The first process says it, the others what only they know. text: what it would say; of_another:
+    whether it merely lost another process.
     """
     here = launch()
     try:
         store = _store(here, PATIENCE)
         if here.rank == 0:
             store.set(SAID, text)
-            return True
-        if not of_another:
+        if here.rank == 0 or not of_another:
             store.set(FAILED, str(here.rank))  # for those who still wait for it
-        store.wait([SAID], PATIENCE)
-        return not of_another and store.get(SAID).decode() != text
-    except dist.DistError:
-        return True  # nobody speaks for this one
-
-
-def spoken() -> None:
-    """Let the first process end only after the others have spoken, for they may ask its store."""
-    here = launch()
+        told = here.rank > 0 and not _missing(store, [SAID], PATIENCE)
+        speaks = not told or not (of_another or store.get(SAID).decode() == text)
+    except (OSError, dist.DistError):
+        yield True  # nobody speaks for this one
+        return
+    yield speaks
     try:
-        store = _store(here, PATIENCE)
-        store.set(f"spoken/{here.rank}", "")
-        if here.rank == 0:
-            store.set(FAILED, "0")
-            store.wait([f"spoken/{rank}" for rank in range(here.world)], PATIENCE)
+        store.set(f"heard/{here.rank}", "")
+        if here.rank == 0:  # it may hold the store, which the others ask
+            _missing(store, [f"heard/{rank}" for rank in range(here.world)], PATIENCE)
     except dist.DistError:
-        return  # some ended without a word
+        return  # the first has ended
 
 
 def _together() -> bool:

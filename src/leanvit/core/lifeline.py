@@ -8,6 +8,7 @@ import os
 import secrets
 import selectors
 import socket
+import time
 from datetime import timedelta
 from threading import Event, Thread
 
@@ -77,6 +78,22 @@ def gone_text(rank: int | None) -> str:
     """Return the sentence about a process that is gone; None is one that nobody can name."""
     who = "" if rank is None else f", rank {rank},"
     return f"Another process{who} is gone or does not answer; its own message says why."
+
+
+def wait_for_answer(host: str, port: int, limit: float) -> None:
+    """Wait until somebody listens at a port; the store of torch would print pages meanwhile.
+
+    Raises OSError if nobody does within `limit` seconds.
+    """
+    end = time.monotonic() + limit
+    while True:
+        try:
+            socket.create_connection((host, port), 5.0).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.1)
 
 
 def _accept(
