@@ -84,6 +84,41 @@ def test_two_processes_continue_what_one_began(runs: dict[str, Any], tmp_path: P
     same_weights(runs["folder"] / "one", out)
 
 
+def test_one_process_continues_what_two_began(runs: dict[str, Any], tmp_path: Path) -> None:
+    out = shutil.copytree(runs["folder"] / "two", tmp_path / "out")
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    again = leanvit_process(*runs["words"], "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "Continuing at step 2" in again.stderr
+    for ours, theirs in zip(rows(out), rows(runs["folder"] / "two"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    same_weights(runs["folder"] / "two", out)
+
+
+def test_a_killed_process_restarts_all_and_changes_nothing(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    """As torchrun does on one machine or several: it starts all again, and they resume."""
+    out, marker = tmp_path / "out", tmp_path / "killed"
+    words = [*TORCHRUN, "--max-restarts", "1", "-m", "tests.distributed.killed_once", str(marker)]
+    words += [*runs["words"], "--out", str(out)]
+    found = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        cwd=Path(__file__).parents[2],
+    )
+    assert found.returncode == 0, found.stderr
+    assert marker.exists() and found.stderr.count("Continuing at step 2") == 1
+    assert rows(out) == rows(runs["folder"] / "two")
+    for name in ("backbone.safetensors", "student.safetensors"):
+        ours, theirs = load_file(out / name), load_file(runs["folder"] / "two" / name)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
 def test_a_mistake_is_a_sentence_said_once(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
     said = "train.batch 5 does not split into 1 micro-batches on each of 2 processes"
