@@ -1,16 +1,23 @@
 """`torchrun -m leanvit pretrain`: two processes write what one does, once."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tests.distributed.by_hand import numbered
+from leanvit.cli import main
+from leanvit.methods.base import Moment
+from leanvit.train.state import TrainState
+from tests.distributed.by_hand import SERVER, numbered
 from tests.integration.command import TINY, Says, leanvit_process, refused
 from tests.tiny import write_classes
 
@@ -87,31 +94,54 @@ def test_two_processes_continue_what_one_began(runs: dict[str, Any], tmp_path: P
 def test_one_process_continues_what_two_began(runs: dict[str, Any], tmp_path: Path) -> None:
     out = shutil.copytree(runs["folder"] / "two", tmp_path / "out")
     shutil.rmtree(out / "checkpoints" / "step-00000004")
-    again = leanvit_process(*runs["words"], "--out", out, "--resume")
-    assert again.returncode == 0, again.stderr
-    assert "Continuing at step 2" in again.stderr
+    assert main([*runs["words"], "--out", str(out), "--resume"]) == 0
     for ours, theirs in zip(rows(out), rows(runs["folder"] / "two"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     same_weights(runs["folder"] / "two", out)
 
 
+def killed_once(words: list[str], out: Path, marker: Path) -> None:
+    """Run the command; process 1 dies before the update of step 3, unless a marker says it did."""
+    torch.set_num_threads(1)
+    update = TrainState.update
+
+    def deadly(state: TrainState, at: Moment) -> None:
+        if state.step == 3 and os.environ["RANK"] == "1" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(state, at)
+
+    pytest.MonkeyPatch().setattr(TrainState, "update", deadly)
+    again = ["--resume"] if marker.exists() else []
+    assert main([*words, "--out", str(out), *again]) == 0
+
+
+def start_elastic(words: list[str], out: Path, marker: Path) -> None:
+    """Do what torchrun does, in processes that are forked and need no import."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        max_restarts=1,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="elastic",
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    elastic_launch(config, killed_once)(words, out, marker)
+
+
 def test_a_killed_process_restarts_all_and_changes_nothing(
     runs: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As torchrun does on one machine or several: it starts all again, and they resume."""
+    """The agent of torchrun starts all again, and they resume: the same bits in the end."""
     out, marker = tmp_path / "out", tmp_path / "killed"
-    words = [*TORCHRUN, "--max-restarts", "1", "-m", "tests.distributed.killed_once", str(marker)]
-    words += [*runs["words"], "--out", str(out)]
-    found = subprocess.run(
-        words,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        cwd=Path(__file__).parents[2],
-    )
-    assert found.returncode == 0, found.stderr
-    assert marker.exists() and found.stderr.count("Continuing at step 2") == 1
+    agent = SERVER.Process(target=start_elastic, args=(list(runs["words"]), out, marker))
+    agent.start()
+    agent.join(120)
+    agent.kill()
+    assert agent.exitcode == 0 and marker.exists()
     assert rows(out) == rows(runs["folder"] / "two")
     for name in ("backbone.safetensors", "student.safetensors"):
         ours, theirs = load_file(out / name), load_file(runs["folder"] / "two" / name)
