@@ -49,7 +49,7 @@ def by_hand(
     words: Sequence[str],
     environments: Sequence[Mapping[str, str]],
     prepared: Mapping[int, Prepare] | None = None,
-    limit: float = 30.0,
+    limit: float = 60.0,
 ) -> list[Ended]:
     """Run a command in a process for each environment; prepared: what some do before it, by number.
 
@@ -82,6 +82,7 @@ def _command(words: list[str], environment: dict[str, str], place: Path, prepare
     for stream, kind in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(place.with_suffix(kind), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of the command
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
     import torch

@@ -91,6 +91,7 @@ def test_one_that_dies_ends_the_others(
     survivors = (0, 2) if fault is mistake else (0,)  # more take more time and show no more
     environments = numbered(1 + len(survivors))
     out = [*words, "--out", str(tmp_path / "out"), "--train.batch", "6"]
+    out += ["--data.workers", "1"] if fault is die else []  # who inherits its connections
     faults = dict.fromkeys(survivors, brisk) | {1: partial(failing, fault)}
     found = by_hand(tmp_path / "logs", out, environments, faults)
     assert found[1].code == code
