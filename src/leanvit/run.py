@@ -26,10 +26,12 @@ from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     all_max,
+    expect_step,
     first_alone,
     joined,
     rank,
     wait_for_all,
+    while_others_wait,
     world_size,
 )
 from leanvit.core.errors import (
@@ -220,7 +222,7 @@ class Run:
         ended = False
 
         def save() -> None:
-            self.store.save(self.state)
+            while_others_wait(partial(self.store.save, self.state), _nothing)
             requests.saved()
 
         try:
@@ -228,7 +230,7 @@ class Run:
                 self.state,
                 self._batches(),
                 save=save,
-                watch=self.look if self.first else dict,
+                watch=lambda: while_others_wait(self.look, dict),
                 observers=self._observers(),
                 asked=requests.due,
                 heed=self._heed,
@@ -258,6 +260,7 @@ class Run:
         state = self.state
         batches = self.load(state.step, state.run)
         for number, batch in enumerate(self.unreadable.noting(batches)):
+            expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
@@ -280,11 +283,7 @@ class Run:
         once it went back often enough.
         """
         guard, state, kind = self.config.guard, self.state, type(error)
-        self.store.settle()
-        if kind is not CollapseError:
-            self._note(Event(error.step, kind is SpikeError))
-            self.store.keep_derailed(state)
-        wait_for_all()  # until the first process has written
+        while_others_wait(partial(self._keep_derailed, error), _nothing)
         policy = {NonFiniteError: guard.bad_number, SpikeError: guard.spike}
         if policy.get(kind, guard.collapse) != "rollback":
             raise kind(f"{error} {self.store}", error.step) from error
@@ -305,6 +304,13 @@ class Run:
                 f"{error} The run goes back to step {state.step}, with {scale:g} times its "
                 f"learning rate."
             )
+
+    def _keep_derailed(self, error: DerailedError) -> None:
+        """Let the disk have all that can be learned from a run that derailed."""
+        self.store.settle()
+        if not isinstance(error, CollapseError):
+            self._note(Event(error.step, isinstance(error, SpikeError)))
+            self.store.keep_derailed(self.state)
 
     def _heed(self, events: Sequence[Event]) -> None:
         """Write down the steps that stood out; end, or take back, a run that collapsed."""
@@ -404,6 +410,10 @@ class Run:
     def _say(self, text: str) -> None:
         if self.first and not self.quiet:
             say(text)
+
+
+def _nothing() -> None:
+    """Leave it to the first process."""
 
 
 CHANGES = {

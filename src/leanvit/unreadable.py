@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from leanvit.core.console import warn
-from leanvit.core.distributed import rank
 from leanvit.data.batch import Unreadable, ViewBatch
 
 
@@ -49,12 +48,9 @@ class UnreadableList:
         percent = 100 * bad / self._images
         if percent <= self._most:
             return
-        text = (
+        raise ValueError(
             f"{bad} of {self._images} images cannot be read, more than the {self._most:g} % that "
             f"data.max_unreadable allows; {self.path} lists them, the last is {last.name!r} "
             f"({last.error}), and `leanvit check` finds the rest. A larger percentage, "
             f"--data.max_unreadable {math.ceil(percent)}, would go on with --resume."
         )
-        if rank():
-            warn(text)  # the command line of other processes is silent
-        raise ValueError(text)

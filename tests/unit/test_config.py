@@ -490,6 +490,7 @@ SCHEDULES = ("optim.lr", "optim.weight_decay", "method.teacher_temp", "method.te
         ("train.batch=66 train.accumulate=2", GPU, f"2 {SPLIT} 2 processes; use a multiple of 4."),
         ("train.device=cuda", LAPTOP, "torch finds no CUDA device here; use cpu."),
         ("train.accumulate=2 method.head.batch_norm=true", LAPTOP, "Batch norm in the heads coup"),
+        ('train.accumulate=2 method.targets="sinkhorn"', LAPTOP, "Sinkhorn-Knopp shares the image"),
         ("method.mix.views=11", LAPTOP, "method.mix.views is 11, but there are 10 views."),
         ("method.mix.views=1 train.batch=65", LAPTOP, "but a micro-batch has 65: make it even."),
         ("method.mix.views=1 train.batch=66 train.accumulate=2", LAPTOP, "has 33: make it even."),

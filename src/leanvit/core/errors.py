@@ -35,3 +35,7 @@ class CollapseError(DerailedError):
 
 class CheckpointError(RunError):
     """A checkpoint could not be written; those before it are as they were."""
+
+
+class GoneError(RunError):
+    """Another process of the run ended, or did not come; its own error says why."""

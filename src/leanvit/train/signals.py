@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from leanvit.core.distributed import Agreement, rank
+from leanvit.core.errors import Stopped
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 SAVING = signal.SIGUSR1
@@ -48,7 +49,8 @@ class Requests:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._agree.settle()
+        if kind in (None, Stopped):  # elsewhere others may never say what they were asked
+            self._agree.settle()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
