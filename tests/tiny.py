@@ -210,11 +210,17 @@ def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Pat
     return folder
 
 
+def write_backbone(folder: Path, backbone: Backbone) -> Path:
+    """Write a backbone as a run does: a teacher to imitate. Return its file."""
+    facts = {"mean": backbone.mean, "std": backbone.std}
+    save_tensors(backbone.state_dict(), folder / FILE, header(backbone, facts))
+    return folder / FILE
+
+
 def write_tuned(folder: Path, backbone: Backbone, *, classes: int) -> Path:
     """Write a backbone with a random head as fine-tuning does: a teacher that tells classes."""
     folder.mkdir()
-    facts = {"mean": backbone.mean, "std": backbone.std}
-    save_tensors(backbone.state_dict(), folder / FILE, header(backbone, facts))
+    write_backbone(folder, backbone)
     head = {"weight": noise(classes, backbone.feature_dim), "bias": noise(classes)}
     save_tensors(head, folder / HEAD_FILE)
     return folder

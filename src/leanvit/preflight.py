@@ -262,6 +262,11 @@ def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) 
             f"{small} images are smaller than the largest view of {size} pixels and would be "
             f"enlarged; smaller views (method.views.{option}) cost less and lose nothing."
         )
+    if run.state.idle:
+        found.append(
+            f"The loss does not reach {len(run.state.idle)} of the trained tensors, which stay as "
+            f"they begin: {', '.join(run.state.idle)}."
+        )
     if run.state.run < 100:
         found.append(f"{run.state.run} steps are too few to learn anything; train longer.")
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.config import RunConfig
-from leanvit.core.distributed import all_max, world_size
+from leanvit.core.distributed import all_max, all_sum, world_size
 from leanvit.core.errors import NonFiniteError
 from leanvit.core.precision import autocast
 from leanvit.core.syncbn import SyncBatchNorm
@@ -50,6 +50,8 @@ class TrainState:
         for name, parameter in self._optimized():
             self.parts.setdefault(method.part(name), []).append(parameter)
         self.meter = Meter()
+        self.idle: list[str] | None = None
+        """Trained parameters that the loss never reached; None until a step found out."""
         self._frozen: set[int] | None = None
         self._shared: DistributedDataParallel | None = None
         self._micro = 0
@@ -71,19 +73,30 @@ class TrainState:
         return at
 
     def _freeze(self, at: Moment) -> None:
-        """Let gradients pass by what is frozen now.
-
-        Other processes are told when that changes: DDP waits for the gradients of all parameters
-        that had one when it was made. Its buffers stay apart, see `methods.heads.Center`.
-        """
+        """Let gradients pass by what is frozen now; the step of a change finds what is idle."""
         frozen = {id(parameter) for parameter in self.method.frozen(at)}
         if frozen == self._frozen:
             return
-        self._frozen = frozen
+        self._frozen, self._shared, self.idle = frozen, None, None
         for _, parameter in self._optimized():
             parameter.requires_grad_(id(parameter) not in frozen)
-        if world_size() > 1:
-            self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
+
+    def _settle(self) -> None:
+        """Find what the loss does not reach; let DDP share the gradients of all else from now on.
+
+        DDP waits for the gradient of every parameter that could have one when it was made, so it
+        is made only now, and these first gradients are averaged here. Its buffers stay apart, see
+        `methods.heads.Center`.
+        """
+        trained = [pair for pair in self._optimized() if pair[1].requires_grad]
+        self.idle = [name for name, parameter in trained if parameter.grad is None]
+        if world_size() == 1:
+            return
+        for _, parameter in trained:
+            parameter.requires_grad_(parameter.grad is not None)
+            if parameter.grad is not None:
+                parameter.grad = all_sum(parameter.grad) / world_size()
+        self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
 
     def leave(self) -> None:
         """Let go of the other processes."""
@@ -103,6 +116,8 @@ class TrainState:
     def update(self, at: Moment) -> None:
         """Clip, step and move what follows the weights; change no weight if a number is bad."""
         config = self.config.optim
+        if self.idle is None:
+            self._settle()
         norms, whole = clip_gradients(self.parts, config.clip, config.clip_by)
         self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         self._note_finite(whole)
