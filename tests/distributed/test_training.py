@@ -94,7 +94,9 @@ def mine(batch: ViewBatch) -> ViewBatch:
     return list(batch.split(world_size()))[rank()]
 
 
-def train(name: str, dtype: torch.dtype, teacher: str) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def train(
+    name: str, dtype: torch.dtype, teacher: str
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Return everything that a run would save after five steps, and its rows."""
     config = config_of(name)
     if isinstance(config.method, DmaeConfig):

@@ -1,7 +1,9 @@
 """Which patches of an image are hidden: drawn by (seed, epoch, image), whatever the batch is.
 
-Letters: B images, N patches, n visible ones.
+Letters: B images, N patches, n visible ones, S side of the view.
 """
+
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -10,6 +12,29 @@ from torch import Tensor
 from leanvit.backbones.base import Backbone
 from leanvit.core import random
 from leanvit.methods.base import Moment
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A method that predicts the pixels of hidden patches: what a picture of them asks of it."""
+
+    @property
+    def view_size(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def patches(self) -> int:
+        """N, among which noise chooses."""
+        ...
+
+    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide patches by noise [B, N] and predict them, without any other draw.
+
+        images: [B, 3, S, S], normalised. Returns which pixels are hidden [B, S, S] and the
+        prediction of all pixels [B, 3, S, S], in fp32 and normalised as the images are.
+        """
+        ...
 
 
 def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
