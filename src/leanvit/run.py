@@ -31,7 +31,6 @@ from leanvit.core.distributed import (
     wait_for_all,
     world_size,
 )
-from leanvit.core.files import Replacing, refusals_named, save_tensors
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
@@ -63,7 +62,7 @@ from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import FILE, STUDENT, header
+from leanvit.weights.file import FILE, STUDENT, facts_of_run, header, replace_file
 
 
 def pretrain(
@@ -243,18 +242,9 @@ class Run:
 
     def _write(self) -> None:
         state, config = self.state, self.config
-        facts = {
-            "method": config.method.kind,
-            "recipe": config.recipe,
-            "seed": config.train.seed,
-            "step": state.step,
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "version": leanvit.__version__,
-        }
+        facts = {**facts_of_run(config, state.step), "version": leanvit.__version__}
         for name, network in self.networks.items():
-            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
-                save_tensors(network.state_dict(), beside, header(network, facts))
+            replace_file(self.out / name, network, header(network, facts))
         save_checkpoint(
             self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
         )
