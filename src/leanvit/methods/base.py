@@ -95,11 +95,9 @@ def keep_mask(rates: list[float], views: int, index: Tensor, at: Moment) -> Tens
     if not any(rates):
         return None
     shape = (len(rates), 2, views)
-    drawn = [
-        random.units(at.seed, "drop path", at.epoch, image, count=int(np.prod(shape)))
-        for image in index.tolist()
-    ]
-    units = np.stack(drawn, -1).reshape(*shape, len(drawn))
+    units = random.units_of_each(
+        at.seed, "drop path", at.epoch, each=index.numpy(), count=int(np.prod(shape))
+    ).T.reshape(*shape, len(index))
     kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
     return torch.from_numpy(kept).flatten(2)
 

@@ -5,7 +5,6 @@ Letters: B images, N patches, n visible ones, S side of the view.
 
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,11 +38,8 @@ class Reconstructs(Protocol):
 
 def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
     """Draw a number in [0, 1) for every patch [B, N]; those with the smallest stay visible."""
-    drawn = [
-        random.units(at.seed, "mask noise", at.epoch, image, count=patches)
-        for image in index.tolist()
-    ]
-    return torch.from_numpy(np.stack(drawn)).float()
+    drawn = random.units_of_each(at.seed, "mask noise", at.epoch, each=index.numpy(), count=patches)
+    return torch.from_numpy(drawn).float()
 
 
 def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
