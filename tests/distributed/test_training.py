@@ -138,8 +138,11 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     return one, in_processes(2, train_all, str(teacher))
 
 
-ROUNDING = {"sinkhorn": 5.0, "mocov3": 10.0}
-"""How much more gradients, their norms and moments may differ in fp32; weights may not."""
+ROUNDING = {"sinkhorn": 5.0, "mocov3": 50.0}
+"""How much more gradients, their norms and moments may differ in fp32; weights may not.
+
+Those of the tiny MoCo-v3 have norms up to 150, and its batch norms make much of rounding; in fp64
+one process and two agree to 1e-11."""
 LOCAL = ("feature_std", "teacher_entropy")
 """Numbers of a process's own images: their mean is not that of the whole batch."""
 
