@@ -272,10 +272,10 @@ def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) 
             f"{config.backbone.patch}: a ViT does not see what is left over at their right and "
             f"lower edge. Make them a multiple of {config.backbone.patch} (method.views)."
         )
-    if run.state.sharing.idle:
+    if idle := run.state.sharing.idle:
         found.append(
-            f"The loss does not reach {len(run.state.sharing.idle)} of the trained tensors, which stay as "
-            f"they begin: {', '.join(run.state.sharing.idle)}."
+            f"The loss does not reach {len(idle)} of the trained tensors, which stay as they "
+            f"begin: {', '.join(idle)}."
         )
     if run.state.run < 100:
         found.append(f"{run.state.run} steps are too few to learn anything; train longer.")
