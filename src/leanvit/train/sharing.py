@@ -46,7 +46,7 @@ class Sharing:
             yield
 
     def settle(self) -> None:
-        """After a first step, find what the loss does not reach; let DDP share the rest from now on.
+        """After a first step, find what the loss does not reach; let DDP share the rest then on.
 
         DDP waits for the gradient of every parameter that could have one when it was made, so it
         is made only now, and these first gradients are averaged here. Its buffers stay apart, see
