@@ -281,6 +281,7 @@ class Run:
         kind = type(error)
         if self.first and kind is not CollapseError:
             self._note(Event(error.step, kind is SpikeError))
+        if self.first and kind is not CollapseError and state.step == error.step:  # still before it
             with suppress(CheckpointError):  # what derailed the run matters more
                 save_checkpoint(
                     self.out / DERAILED, error.step, state.tensors(), to_dict(self.config), keep=1

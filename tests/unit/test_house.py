@@ -43,13 +43,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("folder",),
     ("request",),
     ("run",),
-    ("preflight",),
+    ("preflight", "replaying"),
     ("cli",),
     ("__main__",),
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "request", "run", "preflight", "cli")
+TOP = ("folder", "request", "run", "preflight", "replaying", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone."""
 
 WITHOUT_TORCH = ("leanvit", "config", "recipes", "cli", "__main__")

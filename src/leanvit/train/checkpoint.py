@@ -90,12 +90,17 @@ def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> se
     return first | set(past[-keep:])
 
 
-def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
+def newest_checkpoint(
+    folder: Path, tell: Callable[[str], None] = print, until: int | None = None
+) -> Checkpoint | None:
     """Return the newest complete checkpoint, None if there is none at all.
 
-    `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
+    `tell` hears of every damaged one that is passed over; those after step `until` do not count.
+    Raises ValueError if all are damaged.
     """
     found = sorted(folder.glob("step-*"), reverse=True)
+    if until is not None:
+        found = [path for path in found if int(path.name.removeprefix("step-")) <= until]
     for path in found:
         try:
             return _open(path)
