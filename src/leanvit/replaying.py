@@ -48,7 +48,7 @@ CHANGES = (
 """Options, and beginnings of such, that may be others than the run's: the step is still its own."""
 AFTERWARDS = "optim."
 """Beginning of those that change what the next step starts from."""
-UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val")
+UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val", "guard.most")
 """Options that change no number of a step."""
 LISTED = 10
 """Images that the text names."""
@@ -226,7 +226,7 @@ def _find(folder: Path, step: int | None, since: int | None) -> _Past:
         config=config,
         step=step,
         event=next((event for event in reversed(events) if event.step == step), None),
-        checkpoint=_state_before(folder, since),
+        checkpoint=_state_before(folder, step, since),
     )
 
 
@@ -236,12 +236,16 @@ def _events(path: Path) -> list[Event]:
     return [Event(row["step"], row["spike"]) for row in rows]
 
 
-def _state_before(folder: Path, step: int) -> Checkpoint | None:
-    """Return the state exactly before a step where the run left it, else the newest one before."""
-    derailed = newest_checkpoint(folder / DERAILED, warn, until=step)
-    if derailed is not None and derailed.step == step:
-        return derailed
-    return newest_checkpoint(folder / CHECKPOINTS, warn, until=step)
+def _state_before(folder: Path, step: int, since: int) -> Checkpoint | None:
+    """Return the state to begin from: what the run left of the step itself, else a checkpoint.
+
+    A derailed state leads to no later step, since the run went on from elsewhere.
+    """
+    if since == step:
+        derailed = newest_checkpoint(folder / DERAILED, warn, until=step)
+        if derailed is not None and derailed.step == step:
+            return derailed
+    return newest_checkpoint(folder / CHECKPOINTS, warn, until=since)
 
 
 def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
@@ -262,12 +266,13 @@ def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
                 f"with --from N."
             )
     config = replace_options(past.config, options)
-    open_again: dict[str, Any] = {"watch.images": 0, "watch.val": ""}  # nothing is watched
+    # nothing is watched, and as many steps are left out as the run left out between two rows
+    own: dict[str, Any] = {"watch.images": 0, "watch.val": "", "guard.most": past.step}
     if config.train.device != past.config.train.device:
-        open_again["data.rendering"] = "auto"
+        own["data.rendering"] = "auto"
         if isinstance(config.method, DinoConfig) and "method.attention" not in options:
-            open_again["method.attention"] = "auto"
-    return replace_options(config, open_again)
+            own["method.attention"] = "auto"
+    return replace_options(config, own)
 
 
 def _require_elsewhere(out: Path, folder: Path, source: str) -> None:

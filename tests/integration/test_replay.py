@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import leanvit
 from leanvit.analysis.inside import Fault, Inside
+from leanvit.analysis.pictures import view_grid
 from leanvit.cli import main
 from leanvit.config import GuardConfig, compose
 from leanvit.core.errors import DerailedError, NonFiniteError
@@ -34,8 +35,8 @@ def rate(value: float) -> dict[str, float]:
 
 HUGE = rate(1e30)
 """After the first step nothing is finite."""
-WILD = rate(0.05)
-"""The loss goes up and down."""
+WILD = rate(30.0)
+"""From its fourth step on the loss jumps, to stay finite."""
 BACK = ("bad number", "bad number")
 
 Losses = list[tuple[int, float]]
@@ -44,6 +45,7 @@ Losses = list[tuple[int, float]]
 @pytest.fixture(autouse=True)
 def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_nothing(monkeypatch)
+    monkeypatch.setattr("leanvit.replaying.view_grid", lambda *_: None)
 
 
 @pytest.fixture
@@ -71,7 +73,8 @@ def images(tmp_path: Path) -> Path:
 def derailed(images: Path, out: Path, options: Mapping[str, Any], **policy: Any) -> None:
     """Train, to the end or until the run derails."""
     config = replace(run_config(), guard=GuardConfig(**policy))
-    quiet = {"data.workers": 0, "watch.images": 0, "data.max_unreadable": 50, "train.keep": 9}
+    quiet = {"data.workers": 0, "watch.images": 0, "watch.every": "10st", "train.keep": 9}
+    quiet["data.max_unreadable"] = 50
     asked = compose(config, data=str(images), options={**quiet, **options})
     with suppress(DerailedError):
         leanvit.pretrain(asked, out=out, quiet=True)
@@ -124,7 +127,6 @@ def test_the_loss_of_a_spike_to_the_last_bit(
         assert report.loss == then[report.step] > report.level["mean"]
         assert report.redone == (0 if since is None else report.step) == len(losses) - 1
         assert losses[-1] == (report.step, report.loss)
-    assert sorted(image.index for image in report.images) != [0] * 4
     wanted = next(event for event in events if event["step"] == report.step)["images"]
     replaced = [image for image in report.images if image.instead_of]
     kept = [image.index for image in report.images if not image.instead_of]
@@ -140,24 +142,24 @@ def test_a_skipped_step_is_reached_from_the_checkpoint_before(
     derailed(images, out, WILD, spike="skip", **SPIKES)
     then = dict(losses)
     assert len(then) == 10
-    for step in range(10):
+    for step in range(3, 7):
         report = leanvit.replay(out, step, out=tmp_path / "again", quiet=True)
         assert report.loss == then[step] and report.same
         assert report.redone == step % 5
 
 
 def test_a_run_that_went_back_goes_on_at_its_lower_rate(
-    images: Path, tmp_path: Path, losses: Losses
+    images: Path, tmp_path: Path, losses: Losses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spiking(monkeypatch)
     out = tmp_path / "run"
-    rates = {"optim.lr.start": 1e-3, "optim.lr.peak": 1e30, "optim.lr.warmup": "4st"}
-    guarded = {"bad_number": "rollback", "lr_factor": 1e-33}
-    derailed(images, out, {**rates, "train.save_every": "1st"}, **guarded)
+    options = {**WILD, "train.save_every": "2st"}
+    derailed(images, out, options, spike="rollback", spike_deviations=1.0, lr_factor=1e-3)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 10 and rows[-1]["rollbacks"] > 0
     then = dict(losses)  # those of the last time
-    bad = leanvit.replay(out, out=tmp_path / "again", quiet=True)
-    assert (bad.recorded, bad.found) == BACK
-    report = leanvit.replay(out, 9, since=1, out=tmp_path / "again", quiet=True)
-    assert report.loss == then[9] and report.redone == 8
+    report = leanvit.replay(out, 9, since=3, out=tmp_path / "again", quiet=True)
+    assert report.loss == then[9] and report.redone == 7  # from step 2, not from the derailed 3
 
 
 def test_micro_batches_and_masked_patches(images: Path, tmp_path: Path, losses: Losses) -> None:
@@ -170,7 +172,7 @@ def test_micro_batches_and_masked_patches(images: Path, tmp_path: Path, losses: 
     report = leanvit.replay(out, 6, out=tmp_path / "again", quiet=True)
     assert report.loss == then[6]
     assert len(report.images) == 4 and all(image.gradient > 0 for image in report.images)
-    assert report.blocks.keys() == {f"backbone.layers.{k}" for k in range(3)} or report.blocks
+    assert report.blocks.keys() == {f"backbone.layers.{k}" for k in range(3)}
 
 
 # What is said
@@ -190,8 +192,9 @@ def test_an_unreadable_image_is_named_with_what_stood_in(images: Path, tmp_path:
 
 
 def test_a_report_has_a_picture_and_plain_values(
-    images: Path, tmp_path: Path, capsys: Says
+    images: Path, tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("leanvit.replaying.view_grid", view_grid)
     out, again = tmp_path / "run", tmp_path / "again"
     derailed(images, out, HUGE)
     before = contents(out)
@@ -202,7 +205,8 @@ def test_a_report_has_a_picture_and_plain_values(
         (again / "replay.json").read_text()
     )
     assert json.loads(printed)["loss"] == "nan"
-    assert Image.open(again / "views.png").size[0] > 100
+    with Image.open(again / "views.png") as picture:
+        assert min(picture.size) > 100
     assert main(["replay", str(out), "--out", str(again)]) == 0
     text = capsys.readouterr().out
     assert "not finite, as in the run" in text
