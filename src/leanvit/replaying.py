@@ -24,7 +24,7 @@ from leanvit.config import (
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
-from leanvit.core.errors import DerailedError
+from leanvit.core.errors import DerailedError, SpikeError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sampler import Key
 from leanvit.data.sources import Source
@@ -48,7 +48,7 @@ CHANGES = (
 """Options, and beginnings of such, that may be others than the run's: the step is still its own."""
 AFTERWARDS = "optim."
 """Beginning of those that change what the next step starts from."""
-UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val", "guard.most")
+UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val")
 """Options that change no number of a step."""
 LISTED = 10
 """Images that the text names."""
@@ -242,10 +242,10 @@ def _state_before(folder: Path, step: int, since: int) -> Checkpoint | None:
     A derailed state leads to no later step, since the run went on from elsewhere.
     """
     if since == step:
-        derailed = newest_checkpoint(folder / DERAILED, warn, until=step)
+        derailed = newest_checkpoint(folder / DERAILED, warn, before=step + 1)
         if derailed is not None and derailed.step == step:
             return derailed
-    return newest_checkpoint(folder / CHECKPOINTS, warn, until=since)
+    return newest_checkpoint(folder / CHECKPOINTS, warn, before=since + 1)
 
 
 def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
@@ -266,8 +266,7 @@ def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
                 f"with --from N."
             )
     config = replace_options(past.config, options)
-    # nothing is watched, and as many steps are left out as the run left out between two rows
-    own: dict[str, Any] = {"watch.images": 0, "watch.val": "", "guard.most": past.step}
+    own: dict[str, Any] = {"watch.images": 0, "watch.val": ""}  # nothing is watched
     if config.train.device != past.config.train.device:
         own["data.rendering"] = "auto"
         if isinstance(config.method, DinoConfig) and "method.attention" not in options:
@@ -337,11 +336,11 @@ def _look(again: Run, batch: ViewBatch, past: _Past) -> Replay:
         _learn(state, batch, at)
     norms, _ = clip_gradients(state.parts, 0, "tensor")
     state.update(at)
-    now = state.guard.events()
+    now = _event(state)
     order, images = _images(again.source, batch, again.order.keys(past.step))
     drawn = [group.index_select(1, order.to(group.device)) for group in batch.groups]
     view_grid(drawn, config.data.mean, config.data.std, again.out / VIEWS)
-    recorded, found = (_word(event) for event in (past.event, now[0] if now else None))
+    recorded, found = (_word(event) for event in (past.event, now))
     return Replay(
         run=str(past.folder),
         step=past.step,
@@ -363,6 +362,14 @@ def _look(again: Run, batch: ViewBatch, past: _Past) -> Replay:
         images=images,
         pictures=[str(again.out / VIEWS)],
     )
+
+
+def _event(state: TrainState) -> Event | None:
+    """Return what the guard says of the last step, whatever the run would do then."""
+    try:
+        return next(iter(state.guard.events()), None)
+    except DerailedError as error:
+        return Event(error.step, isinstance(error, SpikeError))
 
 
 def _images(source: Source, batch: ViewBatch, keys: Sequence[Key]) -> tuple[Tensor, list[Image]]:

@@ -316,11 +316,11 @@ def test_what_cannot_be_replayed(images: Path, tmp_path: Path, capsys: Says) -> 
     assert contents(out) == before and not again.exists()
 
 
-def test_a_state_that_went_on_is_not_kept_as_the_one_before(images: Path, tmp_path: Path) -> None:
-    """A run that skipped too often has gone on since; the way there is from a checkpoint."""
+def test_one_step_too_many_that_was_left_out(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     sparse = {"train.log_every": "4st", "train.save_every": "4st"}
     derailed(images, out, {**HUGE, **sparse}, bad_number="skip", most=1)
-    assert not (out / "derailed").exists()
-    report = leanvit.replay(out, out=tmp_path / "again", quiet=True)
-    assert report.step == report.redone == 3 and report.same
+    for since, redone in ((None, 0), (0, 2)):
+        report = leanvit.replay(out, since=since, out=tmp_path / "again", quiet=True)
+        assert (report.step, report.redone) == (2, redone)  # the second that is bad
+        assert (report.recorded, report.found) == BACK
