@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,7 @@ def replay(
     _require_elsewhere(out, past.folder, config.data.source)
     again = Run(resolve(config, gather_facts(source)), source, out, quiet=True)
     _begin(again, past)
-    batch = _redo(again, past.step, quiet)
+    batch = _redo(again, past, quiet)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -232,8 +233,16 @@ def _find(folder: Path, step: int | None, since: int | None) -> _Past:
 
 def _events(path: Path) -> list[Event]:
     """Return the steps that stood out, in the order in which the run met them."""
-    rows = map(json.loads, path.read_text().splitlines() if path.exists() else ())
-    return [Event(row["step"], row["spike"]) for row in rows]
+    return [Event(row["step"], row["spike"]) for row in _lines(path)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, none if there is none; one that was cut off counts as not there."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):  # the run was killed while it wrote
+            found.append(json.loads(line))
+    return found
 
 
 def _state_before(folder: Path, step: int, since: int) -> Checkpoint | None:
@@ -288,28 +297,27 @@ def _begin(again: Run, past: _Past) -> None:
     else:
         require_same_networks(checkpoint.record["config"], state.config, checkpoint.path)
         state.restore(checkpoint.tensors(), checkpoint.step)
-    if past.begun < past.step:  # the run may have gone back to this state, and on more slowly
-        for _ in range(_rollbacks(past) - state.rollbacks):
-            state.lr_scale *= past.config.guard.lr_factor
 
 
-def _rollbacks(past: _Past) -> int:
-    """Return how often the run had gone back when it did the step for the last time."""
-    path = past.folder / METRICS
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    after = [row for row in rows if row["step"] > past.step] or rows[-1:]
-    return int(after[0].get("rollbacks", 0)) if after else 0
+def _slow_down(state: TrainState, rows: Sequence[Mapping[str, float]], factor: float) -> None:
+    """Lower the learning rate where the run had gone back before it did this step for good."""
+    after = next((row for row in rows if row["step"] > state.step), rows[-1] if rows else {})
+    while state.rollbacks < after.get("rollbacks", 0):
+        state.rollbacks += 1
+        state.lr_scale *= factor
 
 
-def _redo(again: Run, step: int, quiet: bool) -> ViewBatch:
-    """Do the steps before one again; return its batch."""
-    state, first = again.state, again.state.step
+def _redo(again: Run, past: _Past, quiet: bool) -> ViewBatch:
+    """Do the steps before the one in question again; return its batch."""
+    state, first, step = again.state, again.state.step, past.step
+    rows = _lines(past.folder / METRICS)
     if first < step and not quiet:
         say(f"Steps {first} to {step - 1} are done again first, {step - first} in all.")
     batches = again.load(first, step + 1)
     for batch in track(batches, "steps before", step + 1 - first, quiet=quiet):
         if state.step == step:
             break
+        _slow_down(state, rows, past.config.guard.lr_factor)
         at = state.begin_step()
         _learn(state, batch, at)
         state.update(at)
