@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -237,11 +236,13 @@ def _events(path: Path) -> list[Event]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, none if there is none; one that was cut off counts as not there."""
+    """Return the rows of a file, none if there is none; one that was cut off is left out."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
-        with suppress(json.JSONDecodeError):  # the run was killed while it wrote
+        try:
             found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the run was killed while it wrote
     return found
 
 
