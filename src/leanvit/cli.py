@@ -28,6 +28,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
 
   leanvit check RECIPE --data FOLDER            what a run would see, need and take
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
+  leanvit replay RUN [--step N]                 one step of a run once more, looked into
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
@@ -172,6 +173,40 @@ def check(arguments: list[str]) -> int:
     )
     print(json.dumps(report.to_dict(), indent=2) if names.json else report)
     return 2 if report.would_stop else 0
+
+
+def replay(arguments: list[str]) -> int:
+    """`leanvit replay`: one step of a run once more, by default its last bad one."""
+    parser = Parser(
+        prog="leanvit replay",
+        usage="leanvit replay RUN [--step N] [--from N] [--out DIR] [options]",
+        description="Do one step of a run once more, by default the last that stood out, and say "
+        "what happens in it. RUN is its folder, which stays as it is. Exit code 0: it is as in the "
+        "run, bad again or sound again; 1: it is not.",
+        epilog="Options of the run hold from the first step that is done: train.precision, "
+        "train.device, those of method, backbone and guard; with --from, those of optim.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--step", type=int, help="step, from 0 (default the last bad one)")
+    parser.add_argument("--from", dest="since", type=int, help="step to begin at (default --step)")
+    parser.add_argument(
+        "--out", default="replay", help="folder for the picture and the report (default replay)"
+    )
+    _add_common(parser)
+    names, rest = parser.parse_known_args(arguments)
+    if names.help:
+        print(parser.format_help())
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise ValueError("Name a run first: the folder that `leanvit pretrain` wrote.")
+    from leanvit.replaying import open_run
+    from leanvit.replaying import replay as run
+
+    options = parse_options(open_run(rest[0]), rest[1:], ("step", "from", "out", "json"))
+    report = run(rest[0], names.step, since=names.since, out=names.out, options=options)
+    print(json.dumps(report.to_dict(), indent=2) if names.json else report)
+    return 0 if report.same else 1
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -401,6 +436,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
     {
         "check": check,
         "pretrain": pretrain,
+        "replay": replay,
         "evaluate": evaluate,
         "embed": embed,
         "convert": convert,

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -126,14 +128,22 @@ def resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> 
             f"A run resumes as it began, but {'; '.join(changed)}. Ask for the same, or start a "
             f"new run in another folder."
         )
-    count = record["images"]["count"]
-    if record["images"] != {"count": len(source), "fingerprint": source.fingerprint()}:
+    require_same_images(record["images"], source)
+    current = dict(leaves(to_dict(resolved.config)))
+    config = from_dict(RunConfig, record["config"])
+    free = {name: current[name] for name in FREE}
+    return Resolved(replace_options(config, free), record["origins"])
+
+
+def require_same_images(recorded: Mapping[str, Any], source: Source) -> None:
+    """Raise ValueError if a source does not hold the images that a run began with.
+
+    recorded: what `resolved.json` says of them.
+    """
+    count = recorded["count"]
+    if recorded != {"count": len(source), "fingerprint": source.fingerprint()}:
         what = f"{len(source)} now" if count != len(source) else "the same number of others now"
         raise ValueError(
             f"The run began with {count} images and there are {what}, so their order cannot be "
             f"continued."
         )
-    current = dict(leaves(to_dict(resolved.config)))
-    config = from_dict(RunConfig, record["config"])
-    free = {name: current[name] for name in FREE}
-    return Resolved(replace_options(config, free), record["origins"])

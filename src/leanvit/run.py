@@ -310,7 +310,8 @@ class Run:
         """Let the disk have all that can be learned from a run that derailed."""
         self.store.settle()
         if not isinstance(error, CollapseError):
-            self._note(Event(error.step, isinstance(error, SpikeError)))
+            for event in self.state.guard.newest:
+                self._note(event)
             self.store.keep_derailed(self.state)
 
     def _heed(self, events: Sequence[Event]) -> None:

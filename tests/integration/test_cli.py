@@ -55,6 +55,7 @@ HELP = [
     ("pretrain", "-h"),
     ("pretrain", "dino", "--help-all"),
     ("check", "--help"),
+    ("replay", "--help"),
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
     ("embed", "--help"),
@@ -93,7 +94,7 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
         "__version__ check convert describe_backbones embed evaluate list_backbones load_backbone "
-        "pretrain"
+        "pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 

@@ -67,6 +67,8 @@ class Guard:
         self._told = 0
         self.skipped = 0
         """Steps of the run that were left out, as `events` saw it."""
+        self.newest: list[Event] = []
+        """What `events` found the last time, also where it raised."""
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -128,6 +130,7 @@ class Guard:
         fresh = range(max(self._told, count - REMEMBERED), count)
         self._told = count
         found = [Event(log[n % REMEMBERED] // 2, bool(log[n % REMEMBERED] % 2)) for n in fresh]
+        self.newest = found
         if halted:
             last = found[-1]
             skips = "skip" in (self.config.spike if last.spike else self.config.bad_number)
