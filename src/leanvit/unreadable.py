@@ -52,5 +52,5 @@ class UnreadableList:
             f"{bad} of {self._images} images cannot be read, more than the {self._most:g} % that "
             f"data.max_unreadable allows; {self.path} lists them, the last is {last.name!r} "
             f"({last.error}), and `leanvit check` finds the rest. A larger percentage, "
-            f"--data.max_unreadable {math.ceil(percent)}, would go on with --resume."
+            f"--data.max_unreadable {math.ceil(percent) + 1}, would go on with --resume."
         )

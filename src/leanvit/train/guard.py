@@ -62,7 +62,8 @@ class Guard:
         self._level = torch.zeros(3, dtype=torch.float64, device=device)  # mean, variance, steps
         self._halted = torch.zeros((), dtype=torch.bool, device=device)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
-        self._log = torch.zeros(REMEMBERED, dtype=torch.int64, device=device)
+        self._slots = torch.arange(REMEMBERED, device=device)
+        self._log = torch.zeros_like(self._slots)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._told = 0
         self.skipped = 0
@@ -92,8 +93,8 @@ class Guard:
         least = torch.maximum(config.spike_deviations * variance.sqrt(), LEAST_JUMP * mean.abs())
         spike = ~bad & (steps >= WARMUP) & (loss - mean > least)
         event = ~self._halted & (bad | spike)
-        place = self._count % REMEMBERED
-        self._log[place] = torch.where(event, 2 * step + spike.long(), self._log[place])
+        place = event & (self._slots == self._count % REMEMBERED)
+        self._log = torch.where(place, 2 * step + spike.long(), self._log)
         self._count += event
         void = bad | spike if config.spike != "warn" else bad
         halts = bad if config.bad_number != "skip" else bad & False
