@@ -35,6 +35,7 @@ FIXED: Mapping[str, str] = MappingProxyType(
         "method.hidden": _SIZES,
         "method.output": _SIZES,
         "method.classes": _SIZES,
+        "method.adapt_heads": "it adds weights, which are saved or not",
         "optim.kind": "what is saved of each weight is of this optimizer",
         "data.fraction": _IMAGES,
         "data.imbalance": _IMAGES,
