@@ -19,7 +19,7 @@ from leanvit.config.evaluation import (
     ClassesConfig,
     EmbedConfig,
 )
-from leanvit.config.resume import ASKED, read_past
+from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -347,7 +347,7 @@ def _named_config(names: Namespace) -> RunConfig:
     helping = names.help or names.help_all
     folder = Path(names.out) if names.out else None
     resuming = folder and getattr(names, "resume", False)
-    found = folder and getattr(names, "autoresume", False) and (folder / ASKED).exists()
+    found = folder and getattr(names, "autoresume", False) and (folder / RESOLVED).exists()
     if names.config:
         config = load_config(Path(names.config))
     elif names.recipe or helping:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import leanvit
-from leanvit.config import Resolved, RunConfig, to_dict
+from leanvit.config import Resolved, RunConfig, load_config, to_dict
 from leanvit.config.resume import ASKED, RESOLVED, RESUMED, Past, differences
 from leanvit.core.files import Replacing, write_synced, writing
 from leanvit.data.sources import SAMPLE, Source, is_folder
@@ -33,11 +33,8 @@ WRITTEN = (
 
 
 def holds_run(out: Path) -> bool:
-    """Return whether a folder holds a run, or a part of one, that could be continued.
-
-    Of a run that was killed before it began there is `resolved.json` at most.
-    """
-    return any((out / name).exists() for name in WRITTEN if name != RESOLVED)
+    """Return whether a folder holds anything that a run wrote."""
+    return any((out / name).exists() for name in WRITTEN)
 
 
 def require_free(out: Path, overwrite: bool, source: str, *, among_others: bool = False) -> None:
@@ -46,10 +43,9 @@ def require_free(out: Path, overwrite: bool, source: str, *, among_others: bool 
     among_others: files that no run writes may lie there, such as the log of a job.
     """
     require_apart(out, source)
-    left = (f".{name}.*.tmp" for name in (RESOLVED, ASKED))  # by a run killed before it began
-    harmless = {out / RESOLVED, *(path for pattern in left for path in out.glob(pattern))}
-    empty = not out.is_dir() or set(out.iterdir()) <= harmless
-    if not holds_run(out) and (empty or among_others):
+    left = out.glob(f".{RESOLVED}.*.tmp")  # by a run that was killed before it began
+    empty = not out.is_dir() or set(out.iterdir()) <= set(left)
+    if empty or (among_others and not holds_run(out)):
         return
     if not overwrite:
         saved = (out / CHECKPOINTS).exists() or not (out / RESOLVED).exists()
@@ -90,7 +86,8 @@ def start_folder(
         out.mkdir(parents=True, exist_ok=True)
         versions = {"leanvit": leanvit.__version__, "torch": torch.__version__}
         record = {"started": _now(), "versions": versions, "images": _facts(source)}
-        record |= resolved.to_dict() | ({"init": start.to_dict()} if start else {})
+        record |= {"asked": to_dict(asked)} | resolved.to_dict()
+        record |= {"init": start.to_dict()} if start else {}
         _write_json(out / RESOLVED, record)
         _write_json(out / ASKED, to_dict(asked))
 
@@ -137,25 +134,29 @@ def finished(out: Path, config: RunConfig) -> bool:
 
 
 def record_changes(out: Path, step: int, past: Past, changed: Past) -> None:
-    """Write down what a run is from a step on, and what it was before that: nothing is hidden.
-
-    `resolved.json` comes first: a run killed between the two is asked for the change again, which
-    is none then.
-    """
+    """Write down what a run is from a step on, and what it was before that: nothing is hidden."""
     found = differences(past.resolved.config, changed.resolved.config)
-    record = {**past.record, **changed.resolved.to_dict()}
+    record = {**past.record, "asked": to_dict(changed.asked), **changed.resolved.to_dict()}
     origins = {name: f"{record['origins'][name]}; changed at step {step}" for name in found}
     record["origins"] = {**record["origins"], **origins}
     entry = {"step": step, "when": _now(), "changes": found}
     record[RESUMED] = [*past.record.get(RESUMED, []), *([entry] if found else [])]
     with writing(out):
         _write_json(out / RESOLVED, record)
-        _write_json(out / ASKED, to_dict(changed.asked))
 
 
-def mend(out: Path) -> None:
-    """Remove the half-written last line of the list of unreadable images, if a run left one."""
-    path = out / UNREADABLE
-    if path.exists():
-        with path.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+def mend(out: Path, asked: RunConfig) -> None:
+    """Put right what the end of a run may have left half-written, and what can be made anew.
+
+    asked: what the run is asked, which `config.json` repeats.
+    """
+    with writing(out):
+        try:
+            same = load_config(out / ASKED) == asked
+        except ValueError:
+            same = False
+        if not same:
+            _write_json(out / ASKED, to_dict(asked))
+        if (path := out / UNREADABLE).exists():
+            with path.open("rb+") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)

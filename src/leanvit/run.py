@@ -139,10 +139,10 @@ def _continue(
         run.start = started_from(past)
         step = _reached(run) if changes else 0
         wait_for_all()  # every process has read what the first one writes now
-        first_alone(partial(mend, out))
         if changes:
             first_alone(partial(record_changes, out, step, past, now))
             tell(f"From step {step} on {'; '.join(map(str, changes))}.")
+        first_alone(partial(mend, out, now.asked))
         run.train(resume=True)
     return out / FILE
 
@@ -358,7 +358,8 @@ class Run:
     def _finish(self, steps: int, seconds: float) -> None:
         """Draw what the run did and learned, and sum it up."""
         rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
-        loss_curves(rows, self.out / LOSSES)
+        if rows:  # none where a run had its last step, and somebody removed its rows
+            loss_curves(rows, self.out / LOSSES)
         found = self._draw_matches()
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
@@ -373,8 +374,8 @@ class Run:
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
             "unreadable": len(unreadable.read_text().splitlines()) if unreadable.exists() else 0,
-            "first": rows[0],
-            "last": rows[-1],
+            "first": rows[0] if rows else {},
+            "last": rows[-1] if rows else {},
             "collapse": self.alarm.told,
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],

@@ -1,7 +1,6 @@
 """Runs that go on: with changes that are allowed, from job scripts, out of damaged folders."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,11 +133,11 @@ def test_a_change_that_what_is_saved_does_not_fit_leaves_the_run_alone(
 
 
 def test_a_run_killed_while_a_change_is_written_takes_it_once(
-    run: Finished, tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
+    run: Finished, tmp_path: Path, capsys: Says
 ) -> None:
+    """Between the two files: it is in the one that counts."""
     out = cut(run, tmp_path)
-    words = ["pretrain", "--out", str(out), "--resume", "--optim.clip", "1"]
-    words += ["--allow", "optim.clip"]
+    words = ("pretrain", "--out", out, "--resume", "--optim.clip", "1", "--allow", "optim.clip")
     write = folder._write_json
 
     def killed(path: Path, plain: dict[str, Any]) -> None:
@@ -146,10 +145,13 @@ def test_a_run_killed_while_a_change_is_written_takes_it_once(
             raise KeyboardInterrupt
         write(path, plain)
 
-    monkeypatch.setattr(folder, "_write_json", killed)
-    assert main(words) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "_write_json", killed)
+        assert main([str(word) for word in words]) == 130
     assert load_config(out / "config.json").optim.clip == 3
-    monkeypatch.undo()
+    assert "optim.clip was 1.0, now 3.0" in refused(
+        capsys, "pretrain", "--out", out, "--resume", "--optim.clip", "3", lines=3
+    )
     went_on(capsys, *words)
     assert load_config(out / "config.json").optim.clip == 1
     assert len(record(out)["resumed"]) == 1
@@ -164,7 +166,7 @@ def test_the_same_command_begins_continues_and_ends(
     out = tmp_path / "out"
     out.mkdir()
     (out / "job-17.log").write_text("kept")
-    words = (*run.arguments, "--out", out, "--autoresume")
+    words = (*run.arguments, "--out", str(out), "--autoresume")
     assert "Continuing" not in went_on(capsys, *words)
     assert same_weights(out, run.out)
     shutil.rmtree(out / "checkpoints" / "step-00000004")
@@ -193,30 +195,32 @@ def test_a_finished_run_needs_its_images_no_more(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("way", [[], ["--autoresume"], ["--overwrite"]], ids=str)
-def test_a_run_killed_before_it_began_begins(
-    way: list[str], run: Finished, tmp_path: Path, capsys: Says
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("way", ["--autoresume", "--overwrite", ""])
+def test_a_run_killed_while_it_began_begins(
+    way: str, step: int, run: Finished, tmp_path: Path, capsys: Says
 ) -> None:
-    """Killed as soon as its folder holds anything: a half-written file, or the first of two."""
-    out, write = tmp_path / "out", folder.write_synced
-    for step in (1, 2):
+    """In the midst of the first file, or of the second one."""
+    out, half = tmp_path / "out", ("resolved.json", "config.json")[step - 1]
 
-        def killed(path: Path, data: bytes, step: int = step) -> None:
-            name = "resolved.json" if step == 1 else "config.json"
-            write(path, data[:9] if name in path.name else data)
-            if name in path.name:
-                os.rename(path, path.with_name(f".{name}.999999999.tmp"))
-                raise KeyboardInterrupt
+    def killed(path: Path, data: bytes) -> None:
+        if half in path.name:
+            path.with_name(f".{half}.999999999.tmp").write_bytes(data[:9])
+            raise KeyboardInterrupt
+        path.write_bytes(data)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(folder, "write_synced", killed)
-            again = way if step == 2 else []
-            assert main([*run.arguments, "--out", str(out), *again]) == 130
-        names = {path.name.split(".9")[0] for path in out.iterdir()}
-        assert names == ({".resolved.json"} if step == 1 else {"resolved.json", ".config.json"})
-    went_on(capsys, *run.arguments, "--out", out, *way)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leanvit.folder.write_synced", killed)
+        assert main([*run.arguments, "--out", str(out)]) == 130
+    left = {f".{half}.999999999.tmp"} | ({"resolved.json"} if step == 2 else set())
+    assert {path.name for path in out.iterdir()} == left
+    words = (*run.arguments, "--out", str(out), *way.split())
+    if step == 2 and not way:
+        assert "(it saved nothing yet)" in refused(capsys, *words)
+        return
+    went_on(capsys, *words)
     assert same_weights(out, run.out)
-    assert {path.name for path in out.glob(".*")} == set(), "nothing is left lying about"
+    assert not list(out.glob(".*")), "nothing is left lying about"
 
 
 def test_a_folder_of_others_is_no_run(run: Finished, tmp_path: Path, capsys: Says) -> None:
@@ -256,39 +260,51 @@ def test_autoresume_without_a_run_needs_a_recipe(tmp_path: Path, capsys: Says) -
 # Damage
 
 
-@pytest.mark.parametrize("name", ["config.json", "resolved.json"])
 @pytest.mark.parametrize(
     ("left", "why"),
     [
         ("", "Expecting value"),
         ("{}", "is missing"),
-        ("[]", "it is no section with keys"),
-        ("[" * 100_000, "it is nested too deeply"),
+        ("[]", "list indices"),
+        ("[" * 100_000, "recursion"),
         (None, "No such file or directory"),
         ("half", "line"),
         ("\x00" * 100, "Expecting value"),
     ],
     ids=["empty", "object", "list", "deep", "gone", "half", "zeros"],
 )
-def test_a_damaged_file_is_named(
-    name: str, left: str | None, why: str, run: Finished, tmp_path: Path, capsys: Says
+def test_a_damaged_record_is_named_and_nothing_touched(
+    left: str | None, why: str, run: Finished, tmp_path: Path, capsys: Says
 ) -> None:
     out = cut(run, tmp_path)
-    whole = (out / name).read_text()
-    (out / name).unlink()
+    path = out / "resolved.json"
+    whole = path.read_text()
+    path.unlink()
     if left is not None:
-        (out / name).write_text(whole[: len(whole) // 2] if left == "half" else left)
+        path.write_text(whole[: len(whole) // 2] if left == "half" else left)
     before = contents(out)
-    for words in (run.arguments, ("pretrain",)):
-        for way in ("--resume", "--autoresume"):
-            if not (words == ("pretrain",) and left is None and way == "--autoresume"):
-                said = refused(capsys, *words, "--out", out, way)
-                assert f"{out / name} is damaged or missing (" in said
-                assert f"or begin another run from these weights: --init {out}" in said
+    words = [(*run.arguments, way) for way in ("--resume", "--autoresume")]
+    for entry in (*words, ("pretrain", "--resume")):
+        said = refused(capsys, *entry, "--out", out)
+        assert f"{path} is damaged or missing (" in said and why in said
+        assert f"or begin another run from these weights: --init {out}" in said
     assert contents(out) == before
 
 
-@pytest.mark.parametrize("place", ["images", "origins", "init"])
+@pytest.mark.parametrize("left", ["", '{"recipe": ', None], ids=["empty", "half", "gone"])
+def test_what_was_asked_is_written_anew(
+    left: str | None, run: Finished, tmp_path: Path, capsys: Says
+) -> None:
+    out = cut(run, tmp_path)
+    (out / "config.json").unlink()
+    if left is not None:
+        (out / "config.json").write_text(left)
+    went_on(capsys, *run.arguments, "--out", out, "--autoresume")
+    assert load_config(out / "config.json") == load_config(run.out / "config.json")
+    assert same_weights(out, run.out)
+
+
+@pytest.mark.parametrize("place", ["images", "origins", "init", "asked"])
 def test_a_part_of_the_record_that_is_none_is_named(
     place: str, run: Finished, tmp_path: Path, capsys: Says
 ) -> None:
@@ -308,7 +324,7 @@ def test_a_full_disk_leaves_the_record_as_it_was(
         path.write_bytes(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder, "write_synced", full)
+    monkeypatch.setattr("leanvit.folder.write_synced", full)
     words = ("pretrain", "--out", out, "--resume", "--optim.clip", "1", "--allow", "optim.clip")
     assert "No space left on device" in refused(capsys, *words)
     assert contents(out) == before
@@ -329,6 +345,16 @@ def test_what_a_killed_run_leaves_lying_about_harms_nobody(
     assert same_weights(out, run.out) and steps(out) == [3, 4]
     assert (out / "unreadable.jsonl").read_text() == whole
     assert not list(out.rglob(".*"))
+
+
+def test_a_run_without_rows_comes_to_its_end(run: Finished, tmp_path: Path, capsys: Says) -> None:
+    """Killed after its last step, and the rows are gone."""
+    out = run.copy(tmp_path)
+    for name in ("metrics.jsonl", "summary.json"):
+        (out / name).unlink()
+    went_on(capsys, "pretrain", "--out", out, "--resume")
+    found = json.loads((out / "summary.json").read_text())
+    assert (found["steps"], found["first"], found["last"]) == (4, {}, {})
 
 
 def test_an_empty_folder_of_checkpoints_begins_again(

@@ -199,11 +199,13 @@ def test_a_configuration_stands_in_place_of_a_recipe(
     assert said == ("leanvit: --config stands in place of a recipe, but both were given: 'esvit'.")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "words.json").write_text("words")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "other.json").write_text('{"recipe": "esvit", "metod": {}}')
     for path, message in [
         (tmp_path / "none.json", "Cannot read the configuration"),
         (tmp_path, "Cannot read the configuration"),
         (tmp_path / "words.json", "is not JSON"),
+        (tmp_path / "deep.json", "is not JSON"),
         (tmp_path / "list.json", "expected a section with keys"),
         (tmp_path / "other.json", "Unknown option 'metod'; did you mean 'method'?"),
     ]:
@@ -271,8 +273,8 @@ def test_a_run_is_resumed_as_it_began(run: Finished, tmp_path: Path, capsys: Say
         ]
     said = refused(capsys, *run.arguments, *place, "--optimizer", "sgd", lines=3)
     assert "optim.kind was 'adamw', now 'sgd'; it stays, since what is saved" in said
-    words = ("pretrain", "dino", "--data", run.data, "--train.batch", "4", *place)
-    assert main([str(word) for word in words]) == 2
+    dino = ("pretrain", "dino", "--data", run.data, "--train.batch", "4", *place)
+    assert main([str(word) for word in dino]) == 2
     assert "  method.kind was 'esvit', now 'dino'; it stays" in capsys.readouterr().err
     assert contents(run.out) == before
 

@@ -259,7 +259,7 @@ def load_config(path: Path) -> RunConfig:
     """Read the `config.json` or `resolved.json` of a run. Raises ValueError where it is neither."""
     try:
         plain = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     except OSError as error:
         raise ValueError(f"Cannot read the configuration {path}: {error.strerror}.") from error

@@ -1,7 +1,7 @@
 """How a run goes on: what its folder says it is, what may change, and what follows from a change.
 
-Two files say what a run is: `config.json` what was asked, `resolved.json` what runs. Both are
-compared, option by option, with what is asked now.
+`resolved.json` holds what was asked and what runs; both are compared, option by option, with what
+is asked now. `config.json` repeats what was asked, for people and for other runs.
 """
 
 import json
@@ -16,7 +16,7 @@ from leanvit.config.resolve import Facts, Resolved, resolve
 from leanvit.config.run import RunConfig
 
 ASKED, RESOLVED = "config.json", "resolved.json"
-"""What was asked, and what it was resolved to; the latter is written first."""
+"""What was asked; the same with what it was resolved to, which is written first."""
 RESUMED = "resumed"
 """Where `resolved.json` keeps the changes of a run."""
 
@@ -87,38 +87,26 @@ def fixed(name: str) -> str:
 def read_past(folder: Path) -> Past:
     """Read what the run in a folder is. Raises ValueError if there is none, or none that is whole.
 
-    This reads both files to the end, so that what a full disk left of one is never run.
+    All of the file is read and checked, so that what a full disk left of one is never run.
     """
-    if not any((folder / name).exists() for name in (ASKED, RESOLVED)):
+    path = folder / RESOLVED
+    if not path.exists() and not (folder / ASKED).exists():
         raise ValueError(f"There is no run to resume in {str(folder)!r}.")
     try:
-        record = _read(folder / RESOLVED)
-        runs, origins, images = record["config"], record["origins"], record["images"]
-        if not isinstance(origins, dict) or {"count", "fingerprint"} != set(images):
-            raise ValueError("its origins or images are not what a run writes")
-        resolved = Resolved(from_dict(RunConfig, runs), origins)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / RESOLVED, error) from error
-    try:
-        return Past(from_dict(RunConfig, _read(folder / ASKED)), resolved, record)
-    except ValueError as error:
-        raise _damaged(folder / ASKED, error) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError("it is no section with keys")
-    return found
+        record = json.loads(path.read_text())
+        asked, config = (from_dict(RunConfig, record[name]) for name in ("asked", "config"))
+        if {"count", "fingerprint"} != set(record["images"]):
+            raise ValueError("its images are not what a run writes")
+        if not all(isinstance(record.get(name, {}), dict) for name in ("origins", "init")):
+            raise ValueError("its origins or initial weights are not what a run writes")
+        return Past(asked, Resolved(config, record["origins"]), record)
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     why = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+    why = error.strerror or why if isinstance(error, OSError) else why
     return ValueError(
         f"{path} is damaged or missing ({why}): put back a copy of it, or begin another run from "
         f"these weights: --init {path.parent} and another --out."
