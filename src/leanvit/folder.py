@@ -124,13 +124,20 @@ def require_same_images(past: Past, source: Source) -> None:
 
 
 def finished(out: Path, config: RunConfig) -> bool:
-    """Return whether the run in a folder came to its end, with all that a run writes there."""
+    """Return whether the run in a folder came to its end, with all that a run writes there.
+
+    It may have lost all its checkpoints, which are large, but not the last one alone.
+    """
     try:
         summary = json.loads((out / SUMMARY).read_text())
     except (OSError, ValueError):
         return False
     steps = summary.get("steps") if isinstance(summary, dict) else None
-    return steps == config.train.duration.amount and (out / FILE).exists()
+    if not isinstance(steps, int):
+        return False
+    last = max((path.name for path in (out / CHECKPOINTS).glob("step-*")), default=None)
+    whole = (out / FILE).exists() and last in (None, f"step-{steps:08d}")
+    return whole and steps == config.train.duration.amount
 
 
 def record_changes(out: Path, step: int, past: Past, changed: Past) -> None:

@@ -280,7 +280,7 @@ def test_a_run_is_resumed_as_it_began(run: Finished, tmp_path: Path, capsys: Say
 
 
 def test_the_images_must_be_the_same_on_resume(run: Finished, tmp_path: Path, capsys: Says) -> None:
-    out, moved = run.copy(tmp_path), Path(shutil.copytree(run.data, tmp_path / "moved"))
+    out, moved = cut(run, tmp_path), Path(shutil.copytree(run.data, tmp_path / "moved"))
     words = ("pretrain", "--resume", "--out", out, "--data", moved)
     (moved / "cats" / "000.png").rename(moved / "cats" / "zzz.png")
     said = refused(capsys, *words)
@@ -344,6 +344,7 @@ def test_an_interrupted_run_says_where_it_stands(
 def test_a_run_that_saved_nothing_begins_again(run: Finished, tmp_path: Path, capsys: Says) -> None:
     out = run.copy(tmp_path)
     shutil.rmtree(out / "checkpoints")
+    (out / "summary.json").unlink()
     assert "(it saved nothing yet)" in refused(capsys, *run.arguments, "--out", out)
     assert main(["pretrain", "--out", str(out), "--resume"]) == 0
     assert "saved nothing yet, so it begins again at step 0" in capsys.readouterr().err

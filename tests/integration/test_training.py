@@ -351,6 +351,7 @@ def test_the_source_must_be_the_same_on_resume(tmp_path: Path, images: Path) -> 
     folder = shutil.copytree(images, tmp_path / "images")
     config = compose(run_config(), data=str(folder), options={"data.workers": 0})
     leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
     write_images(folder, 20)
     with pytest.raises(ValueError, match="began with 14 images and there are 20 now"):
         leanvit.pretrain(config, out=tmp_path / "run", resume=True, quiet=True)
