@@ -23,7 +23,7 @@ from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
-from leanvit.core.errors import RunError
+from leanvit.core.errors import RunError, Stopped
 from leanvit.recipes import RECIPES, recipe
 
 USAGE = """leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
@@ -62,7 +62,10 @@ COMMON = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 2 for a mistake in the request, 1 for a failed run."""
+    """Run a command; return its exit code.
+
+    2 for a mistake in the request, 1 for a failed run, 128 and its number for a signal.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -75,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         _complain(str(error))
         return 2
+    except Stopped as stop:
+        _complain(str(stop))
+        return 128 + stop.signal
     except RunError as error:
         _complain(str(error))
         return 1

@@ -22,11 +22,13 @@ from leanvit.weights.file import FILE, STUDENT
 SUMMARY = "summary.json"
 CURVES = "tensorboard"
 UNREADABLE = "unreadable.jsonl"
+EVENTS, DERAILED = "events.jsonl", "derailed"
+"""Steps that stood out, and the state before the one that ended or took back the run."""
 VIEWS, LOSSES, MATCHES = "views.png", "curves.png", "matches.png"
 RECONSTRUCTIONS = "reconstructions.png"
 PICTURES = (VIEWS, LOSSES, MATCHES, RECONSTRUCTIONS)
 WRITTEN = (
-    *(RESOLVED, ASKED, METRICS, CURVES, CHECKPOINTS, UNREADABLE),
+    *(RESOLVED, ASKED, METRICS, CURVES, CHECKPOINTS, UNREADABLE, EVENTS, DERAILED),
     *(FILE, STUDENT, *PICTURES, SUMMARY),
 )
 """All that a run writes, in this order, and all that --overwrite removes, in the other."""
@@ -164,6 +166,7 @@ def mend(out: Path, asked: RunConfig) -> None:
             same = False
         if not same:
             _write_json(out / ASKED, to_dict(asked))
-        if (path := out / UNREADABLE).exists():
-            with path.open("rb+") as file:
-                file.truncate(file.read().rfind(b"\n") + 1)
+        for path in (out / UNREADABLE, out / EVENTS):
+            if path.exists():
+                with path.open("rb+") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)

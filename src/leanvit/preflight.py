@@ -18,6 +18,7 @@ from leanvit.config import DinoConfig, RunConfig, resolve
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
+from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
@@ -201,6 +202,7 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
         _Sides(source),
         batch_size=16,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         collate_fn=list,
         generator=torch.Generator(),
     )
@@ -228,7 +230,7 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
         for micro in batch.split(config.train.accumulate):
             state.backward(micro, at, config.train.accumulate)
         state.update(at)
-        state.require_finite()  # reads a number back, so the step is over
+        state.require_sound()  # reads a number back, so the step is over
         times.append(time.perf_counter() - began)
         began = time.perf_counter()
         if number + 1 == steps:

@@ -275,7 +275,7 @@ def test_bf16_trains_every_parameter(name: str) -> None:
     before = {n: p.clone() for n, p in state.method.named_parameters() if p.requires_grad}
     for number in range(3):
         step(state, batch_of(4, number))
-    state.require_finite()
+    state.require_sound()
     now = dict(state.method.named_parameters())
     still = [n for n, value in before.items() if now[n].equal(value)]
     assert not still

@@ -37,6 +37,7 @@ from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
 from leanvit.config.run import (
     AdamWConfig,
     DataConfig,
+    GuardConfig,
     LARSConfig,
     OptimConfig,
     RunConfig,
@@ -66,6 +67,7 @@ __all__ = [
     "EsViTConfig",
     "Facts",
     "FineTuneViewsConfig",
+    "GuardConfig",
     "HeadConfig",
     "LARSConfig",
     "MaeConfig",

@@ -20,7 +20,10 @@ ASKED, RESOLVED = "config.json", "resolved.json"
 RESUMED = "resumed"
 """Where `resolved.json` keeps the changes of a run."""
 
-FREE = ("data.source", "data.workers", "data.max_unreadable", "train.keep")
+FREE = (
+    *("data.source", "data.workers", "data.max_unreadable"),
+    *("train.keep", "train.keep_every", "train.save_minutes"),
+)
 """Options that change no number, so that a resumed run may have others."""
 
 _SIZES = "the saved weights have these sizes"
@@ -35,6 +38,7 @@ FIXED: Mapping[str, str] = MappingProxyType(
         "method.hidden": _SIZES,
         "method.output": _SIZES,
         "method.classes": _SIZES,
+        "method.views.repeats": "the order of images hangs on it",
         "method.adapt_heads": "it adds weights, which are saved or not",
         "optim.kind": "what is saved of each weight is of this optimizer",
         "data.fraction": _IMAGES,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
@@ -92,6 +93,7 @@ def load_images(
         Images(source, size, crop),
         batch_size=batch,
         num_workers=workers,
+        worker_init_fn=leave_signals,
         collate_fn=_collate,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
     )
