@@ -38,7 +38,7 @@ from leanvit.train.guard import Event
 from leanvit.train.optim import clip_gradients
 from leanvit.train.state import TrainState
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import RESOLVED
+from leanvit.config.resume import RESOLVED
 
 REPORT = "replay.json"
 CHANGES = (

@@ -208,11 +208,10 @@ def test_events_before_the_last_one_are_listed_too(
 ) -> None:
     poison(monkeypatch, at=3)
     poison(monkeypatch, at=6)
-    options = {"guard__bad_number": "skip", "guard__most": 1}
+    options: dict[str, Any] = {"guard__bad_number": "skip", "guard__most": 1}
+    options |= {"train__log_every": "10st", "train__save_every": "10st"}
     with pytest.raises(NonFiniteError, match="at step 6, after 1 that were left out"):
-        pretrain(
-            images, tmp_path / "run", train__log_every="10st", train__save_every="10st", **options
-        )
+        pretrain(images, tmp_path / "run", **options)
     assert [event["step"] for event in events(tmp_path / "run")] == [3, 6]
 
 
