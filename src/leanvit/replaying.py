@@ -22,6 +22,7 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
+from leanvit.config.resume import RESOLVED
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
 from leanvit.core.errors import DerailedError, SpikeError
@@ -38,7 +39,6 @@ from leanvit.train.guard import Event
 from leanvit.train.optim import clip_gradients
 from leanvit.train.state import TrainState
 from leanvit.weights.card import METRICS
-from leanvit.config.resume import RESOLVED
 
 REPORT = "replay.json"
 CHANGES = (
