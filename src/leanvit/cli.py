@@ -19,6 +19,7 @@ from leanvit.config.evaluation import (
     ClassesConfig,
     EmbedConfig,
 )
+from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -104,6 +105,15 @@ def pretrain(arguments: list[str]) -> int:
         "pretrain", "Pre-train a backbone on images.", out="folder that everything is written to"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--autoresume", action="store_true", help="continue the run in --out, or begin it"
+    )
+    parser.add_argument(
+        "--allow",
+        default="",
+        metavar="NAME[,NAME...]",
+        help="options that a continued run may change",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     found = _run_request(parser, arguments)
     if found is None:
@@ -123,6 +133,8 @@ def pretrain(arguments: list[str]) -> int:
         optimizer=names.optimizer,
         options=options,
         resume=names.resume,
+        autoresume=names.autoresume,
+        allow=names.allow.replace("-", "_").replace(",", " ").split(),
         overwrite=names.overwrite,
     )
     if rank():
@@ -338,15 +350,16 @@ def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[
 
 def _named_config(names: Namespace) -> RunConfig:
     """Return the configuration that the names alone ask for."""
-    helping, resuming = names.help or names.help_all, getattr(names, "resume", False)
+    helping = names.help or names.help_all
+    folder = Path(names.out) if names.out else None
+    resuming = folder and getattr(names, "resume", False)
+    found = folder and getattr(names, "autoresume", False) and (folder / RESOLVED).exists()
     if names.config:
         config = load_config(Path(names.config))
     elif names.recipe or helping:
         config = recipe(names.recipe or "esvit")
-    elif resuming and names.out:
-        if not (Path(names.out) / "config.json").exists():
-            raise ValueError(f"There is no run to resume in {names.out!r}.")
-        config = load_config(Path(names.out) / "config.json")
+    elif folder and (resuming or found):
+        config = read_past(folder).asked
     else:
         raise ValueError(f"Name a recipe first: {', '.join(RECIPES)}; or --config FILE.")
     return compose(config, backbone=names.backbone, optimizer=names.optimizer)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,6 +25,7 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import leaves
+from leanvit.config.resume import Past, find_changes, read_past, require_allowed
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     all_max,
@@ -60,14 +61,17 @@ from leanvit.folder import (
     SUMMARY,
     UNREADABLE,
     VIEWS,
+    finished,
+    holds_run,
+    mend,
+    record_changes,
     require_free,
-    resumed,
     start_folder,
     started_from,
 )
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
-from leanvit.request import compose_request, open_images
+from leanvit.request import compose_request, continued, open_images, require_one_way
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.facts import gather_facts
@@ -93,6 +97,8 @@ def pretrain(
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
     resume: bool = False,
+    autoresume: bool = False,
+    allow: Collection[str] = (),
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -103,36 +109,80 @@ def pretrain(
     `leanvit.data.named.ArraySource`, which a resumed run must be given again; out: where
     everything is written; backbone, optimizer: names that replace the recipe's; options: single
     values by dotted name, such as {"train.batch": 32}; resume: continue the run in `out`;
-    overwrite: remove what is in `out` first; quiet: print nothing but warnings.
+    autoresume: continue it if there is one, else begin it; allow: options that may differ from
+    those that a continued run began with; overwrite: remove what is in `out` first; quiet: print
+    nothing but warnings. A finished run is left as it is.
     Under torchrun its processes train together, each on its share of every batch.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
     """
-    if resume and overwrite:
-        raise ValueError("--resume continues a run and --overwrite replaces it: choose one.")
+    require_one_way(resume, autoresume, overwrite, bool(allow))
     out, options = Path(out), dict(options or {})
+    past = read_past(out) if resume or (autoresume and holds_run(out)) else None
     name = data if isinstance(data, str) else ""
-    asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
+    asked = compose_request(recipe, past, name, backbone, optimizer, options)
+    if past:
+        return _continue(past, asked, data, allow, out, quiet)
     source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
     with joined(resolved.config.train.device):
-        if resume:
-            run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
-            run.start = started_from(out)
-            wait_for_all()
-        else:
-            first_alone(partial(_require_free, asked, out, overwrite))
-            run = Run(resolved, source, out, quiet=quiet)
-            run.initialize()  # what cannot be built fails before a write
-            first_alone(partial(start_folder, out, asked, resolved, source, run.start))
-        run.train(resume=resume)
+        first_alone(partial(_require_free, asked, out, overwrite, autoresume))
+        run = Run(resolved, source, out, quiet=quiet)
+        run.initialize()  # what cannot be built fails before a write
+        first_alone(partial(start_folder, out, asked, resolved, source, run.start))
+        run.train()
     return out / FILE
 
 
-def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
-    require_free(out, overwrite, asked.data.source)
+def _continue(
+    past: Past, asked: RunConfig, data: str | Source, allow: Collection[str], out: Path, quiet: bool
+) -> Path:
+    """Continue a run, with the changes that are allowed, unless it is finished."""
+    changes = find_changes(past, asked)
+    require_allowed(past, changes, allow)
+    tell = say if rank() == 0 and not quiet else _nothing
+    changed = {change.name for change in changes}
+    for name in (name for name in allow if name not in changed):
+        tell(f"--allow {name}: it is as it was.")
+    if finished(out, past.resolved.config) and "train.duration" not in changed:
+        tell(f"The run in {out} is finished; nothing is left to do.")
+        return out / FILE
+    source = open_images(asked, data)
+    now, resolved = continued(past, asked, changes, source)
+    with joined(resolved.config.train.device):
+        run = Run(resolved, source, out, quiet=quiet)
+        run.start = started_from(past)
+        step = _reached(run) if changes else 0
+        wait_for_all()  # every process has read what the first one writes now
+        if changes:
+            first_alone(partial(record_changes, out, step, past, now))
+            tell(f"From step {step} on {'; '.join(map(str, changes))}.")
+        first_alone(partial(mend, out, now.asked))
+        run.train(resume=True)
+    return out / FILE
+
+
+def _reached(run: "Run") -> int:
+    """Return the step that a changed run goes on from.
+
+    Raises ValueError, while nothing is written yet, if what is saved does not fit it any more.
+    """
+    checkpoint = newest_checkpoint(run.out / CHECKPOINTS, _nothing)
+    if checkpoint is None:
+        return 0
+    if checkpoint.step > run.state.run:
+        raise ValueError(
+            f"The run is at step {checkpoint.step}, beyond a train.duration of {run.state.run} "
+            f"steps."
+        )
+    run.state.restore(checkpoint.tensors(), checkpoint.step)
+    return checkpoint.step
+
+
+def _require_free(asked: RunConfig, out: Path, overwrite: bool, among_others: bool) -> None:
+    require_free(out, overwrite, asked.data.source, among_others=among_others)
     init = asked.init
     there = init and Path(init).exists()  # else a name of timm
     if overwrite and there and Path(init).resolve().is_relative_to(out.resolve()):
@@ -389,7 +439,8 @@ class Run:
     def _finish(self, steps: int, seconds: float) -> None:
         """Draw what the run did and learned, and sum it up."""
         rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
-        loss_curves(rows, self.out / LOSSES)
+        if rows:  # none where a run had its last step, and somebody removed its rows
+            loss_curves(rows, self.out / LOSSES)
         found = self._draw_matches()
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
@@ -403,8 +454,8 @@ class Run:
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
             "unreadable": len(self.unreadable),
-            "first": rows[0],
-            "last": rows[-1],
+            "first": rows[0] if rows else {},
+            "last": rows[-1] if rows else {},
             "collapse": self.collapsed | self.alarm.told,
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],

@@ -255,16 +255,11 @@ def unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
     return unknown_name("option", name, siblings)
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
 def load_config(path: Path) -> RunConfig:
     """Read the `config.json` or `resolved.json` of a run. Raises ValueError where it is neither."""
     try:
         plain = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     except OSError as error:
         raise ValueError(f"Cannot read the configuration {path}: {error.strerror}.") from error

@@ -17,8 +17,6 @@ STUDENT = "student.safetensors"
 HEAD_FILE = "head.safetensors"
 """Beside a fine-tuned backbone, what tells classes: weight [C, D] and bias [C]."""
 HEADER = "leanvit"
-RESOLVED = "resolved.json"
-"""What a run writes into its folder first: all that it was resolved to."""
 
 
 def header(backbone: Backbone, facts: Mapping[str, Any]) -> dict[str, str]:
