@@ -3,8 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGINT
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import leanvit
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
 from leanvit.analysis.reconstructions import Reconstructions
@@ -36,14 +34,12 @@ from leanvit.core.distributed import (
     world_size,
 )
 from leanvit.core.errors import (
-    CheckpointError,
     CollapseError,
     DerailedError,
     NonFiniteError,
     SpikeError,
     Stopped,
 )
-from leanvit.core.files import Replacing, refusals_named, save_tensors
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
@@ -52,7 +48,6 @@ from leanvit.data.sources import SAMPLE, Source
 from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
-    DERAILED,
     EVENTS,
     LOSSES,
     MATCHES,
@@ -72,20 +67,19 @@ from leanvit.folder import (
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
 from leanvit.request import compose_request, continued, open_images, require_one_way
+from leanvit.store import Store
 from leanvit.train.alarm import CollapseAlarm
-from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.facts import gather_facts
 from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
-from leanvit.train.saving import Parts, Saver
 from leanvit.train.signals import Requests
 from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
 from leanvit.unreadable import UnreadableList
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import FILE, STUDENT, header
+from leanvit.weights.file import FILE, STUDENT
 
 
 def pretrain(
@@ -142,7 +136,7 @@ def _continue(
     """Continue a run, with the changes that are allowed, unless it is finished."""
     changes = find_changes(past, asked)
     require_allowed(past, changes, allow)
-    tell = say if rank() == 0 and not quiet else _nothing
+    tell = say if rank() == 0 and not quiet else _silent
     changed = {change.name for change in changes}
     for name in (name for name in allow if name not in changed):
         tell(f"--allow {name}: it is as it was.")
@@ -164,12 +158,16 @@ def _continue(
     return out / FILE
 
 
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
 def _reached(run: "Run") -> int:
     """Return the step that a changed run goes on from.
 
     Raises ValueError, while nothing is written yet, if what is saved does not fit it any more.
     """
-    checkpoint = newest_checkpoint(run.out / CHECKPOINTS, _nothing)
+    checkpoint = run.store.newest()
     if checkpoint is None:
         return 0
     if checkpoint.step > run.state.run:
@@ -225,7 +223,7 @@ class Run:
             workers=self.workers,
         )
         self.alarm = CollapseAlarm(warn)
-        self.saver = Saver(self._write, warn)
+        self.store = Store(self.out, config, self.networks)
         self.unreadable = UnreadableList(
             self.out / UNREADABLE, len(self.source), config.data.max_unreadable
         )
@@ -257,7 +255,7 @@ class Run:
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:
-            text = f"stopped at step {state.step}; --resume continues from step {self.saver.saved}"
+            text = f"stopped at step {state.step}; --resume continues from step {self.store.saved}"
             if isinstance(stop, Stopped) and stop.signal != SIGINT:
                 raise Stopped(f"{stop}; {text}.", stop.signal) from stop
             raise KeyboardInterrupt(text) from stop
@@ -269,11 +267,16 @@ class Run:
     def _trained(self, requests: Requests) -> bool:
         """Train to the end; return whether it was reached, and the run did not go back instead."""
         ended = False
+
+        def save() -> None:
+            self.store.save(self.state)
+            requests.saved()
+
         try:
             train(
                 self.state,
                 self._batches(),
-                save=self.save,
+                save=save,
                 watch=self.look if self.first else dict,
                 observers=self._observers(),
                 asked=requests.due,
@@ -283,7 +286,7 @@ class Run:
         except DerailedError as error:
             self._go_back(error)
         finally:
-            self._settle(strict=ended)
+            self.store.settle(strict=ended)
         return ended
 
     @property
@@ -310,41 +313,39 @@ class Run:
             yield batch
 
     def _restore(self) -> None:
-        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, warn if self.first else _nothing)
+        checkpoint = self.store.newest()
         if checkpoint is None:
             self._say("The run saved nothing yet, so it begins again at step 0.")
             self.initialize()
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
-        self.saver.saved = checkpoint.step
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
     def _go_back(self, error: DerailedError) -> None:
-        """Return to the newest checkpoint with a lower learning rate, if the run is told to.
+        """Return to a checkpoint before a derailed step, with a lower rate, if the run is told to.
 
-        Raises the error that derailed it where it is not, where nothing was saved, or once it went
-        back often enough.
+        Raises the error that derailed it where it is not, where there is no such checkpoint, or
+        once it went back often enough.
         """
-        guard, state = self.config.guard, self.state
-        self._settle()
-        kind = type(error)
-        if self.first and kind is not CollapseError:
+        guard, state, kind = self.config.guard, self.state, type(error)
+        self.store.settle()
+        if kind is not CollapseError:
             self._note(Event(error.step, kind is SpikeError))
-            with suppress(CheckpointError):  # what derailed the run matters more
-                save_checkpoint(
-                    self.out / DERAILED, error.step, state.tensors(), to_dict(self.config), keep=1
-                )
+            self.store.keep_derailed(state)
         wait_for_all()  # until the first process has written
         policy = {NonFiniteError: guard.bad_number, SpikeError: guard.spike}
-        saved = newest_checkpoint(self.out / CHECKPOINTS, _nothing)
-        if policy.get(kind, guard.collapse) != "rollback" or saved is None:
-            raise kind(f"{error} {self._saved_text()}", error.step) from error
+        if policy.get(kind, guard.collapse) != "rollback":
+            raise kind(f"{error} {self.store}", error.step) from error
         if state.rollbacks >= guard.most:
             went = f"The run went back {state.rollbacks} times, as often as guard.most allows."
             raise kind(f"{error} {went}", error.step) from error
+        # that of the very step would only meet the same loss again
+        checkpoint = self.store.newest(before=error.step)
+        if checkpoint is None:
+            raise kind(f"{error} No checkpoint is older, to go back to.", error.step) from error
         back, scale = state.rollbacks + 1, state.lr_scale * guard.lr_factor
-        self._restore()
+        state.restore(checkpoint.tensors(), checkpoint.step)
         state.rollbacks, state.lr_scale = back, scale
         self.collapsed |= self.alarm.told
         self.alarm = CollapseAlarm(warn)
@@ -372,57 +373,10 @@ class Run:
             )
 
     def _note(self, event: Event) -> None:
-        """Add a step that stood out to the list of them, with the numbers of its images."""
+        """Write down a step that stood out, with the images of all processes."""
         config = self.config.train
         keys = Order(len(self.source), config.batch, config.seed).keys(event.step)
-        row = {**asdict(event), "images": [key.index for key in keys]}
-        with (self.out / EVENTS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _settle(self, *, strict: bool = False) -> None:
-        """Wait for the disk; unless strict, what it refuses is only said."""
-        try:
-            self.saver.finish()
-        except CheckpointError as error:
-            if strict:
-                raise
-            warn(str(error))
-
-    def _saved_text(self) -> str:
-        step = self.saver.saved
-        return (
-            f"The newest checkpoint is that of step {step}." if step else "Nothing was saved yet."
-        )
-
-    def save(self) -> None:
-        """Begin to write the run as it is now."""
-        if self.first:
-            networks = {name: network.state_dict() for name, network in self.networks.items()}
-            self.saver.save(self.state.step, {STATE: self.state.tensors(), **networks})
-
-    def _write(self, step: int, parts: Parts) -> None:
-        """Write the backbones of a step, then its checkpoint: none without its backbone."""
-        config = self.config
-        facts = {
-            "method": config.method.kind,
-            "recipe": config.recipe,
-            "seed": config.train.seed,
-            "step": step,
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "version": leanvit.__version__,
-        }
-        for name, network in self.networks.items():
-            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
-                save_tensors(parts[name], beside, header(network, facts))
-        save_checkpoint(
-            self.out / CHECKPOINTS,
-            step,
-            parts[STATE],
-            to_dict(config),
-            config.train.keep,
-            int(config.train.keep_every.amount),
-        )
+        self.store.note(event, [key.index for key in keys])
 
     def _observers(self) -> list[Observer]:
         if not self.first:
@@ -502,12 +456,6 @@ class Run:
             say(text)
 
 
-def _nothing(_: str) -> None:
-    """Leave it to the first process to say."""
-
-
-STATE = "state"
-"""The whole state, beside the backbones, in what is saved."""
 CHANGES = {
     "knn": "k-NN {:.1f} -> {:.1f} %",
     "effective_rank": "effective rank {:.1f} -> {:.1f}",

@@ -53,11 +53,11 @@ def _before_save(number: int, then: Callable[[], None], last: int = 0, undo: Any
 
     A save is one call of what writes backbones and checkpoint, in the thread that saves.
     """
-    from leanvit.run import Run
+    from leanvit.store import Store
 
-    write, seen = Run._write, [0]
+    write, seen = Store._write, [0]
 
-    def counted(self: Run, step: int, parts: Any) -> None:
+    def counted(self: Store, step: int, parts: Any) -> None:
         seen[0] += 1
         if seen[0] == number:
             then()
@@ -65,7 +65,7 @@ def _before_save(number: int, then: Callable[[], None], last: int = 0, undo: Any
             undo()
         write(self, step, parts)
 
-    Run._write = counted  # type: ignore[method-assign]
+    Store._write = counted  # type: ignore[method-assign]
 
 
 def kill_in_save(number: int, seconds: float) -> None:

@@ -41,7 +41,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("bench",),
     ("folder",),
-    ("request",),
+    ("request", "unreadable"),
+    ("store",),
     ("run",),
     ("preflight",),
     ("cli",),
@@ -49,7 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "request", "run", "preflight", "cli")
+TOP = ("folder", "request", "store", "run", "preflight", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone."""
 
 WITHOUT_TORCH = ("leanvit", "config", "recipes", "cli", "__main__")

@@ -6,6 +6,7 @@ configuration, versions, checksums). The newest complete one is found by looking
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -90,12 +91,15 @@ def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> se
     return first | set(past[-keep:])
 
 
-def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
-    """Return the newest complete checkpoint, None if there is none at all.
+def newest_checkpoint(
+    folder: Path, tell: Callable[[str], None] = print, *, before: float = math.inf
+) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a step below `before`, None if there is none at all.
 
     `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
+    steps = {path: int(path.name.removeprefix("step-")) for path in folder.glob("step-*")}
+    found = sorted((path for path in steps if steps[path] < before), reverse=True)
     for path in found:
         try:
             return _open(path)

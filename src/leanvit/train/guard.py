@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leanvit.config import GuardConfig
 from leanvit.core.distributed import all_sum, world_size
+from leanvit.core.errors import DerailedError, NonFiniteError, SpikeError
 
 WARMUP = 50
 """Steps after which a loss has a level."""
@@ -36,6 +37,15 @@ class Event:
         what = "jumped far above its level" if self.spike else "or a gradient was not finite"
         return f"The loss {what} at step {self.step}"
 
+    def error(self, more: str = "") -> DerailedError:
+        """Return what a step ends the run with, or takes it back with."""
+        kind = SpikeError if self.spike else NonFiniteError
+        return kind(
+            f"{self}{more}. That step and all since changed no weight. A lower optim.lr.peak, or "
+            f"train.precision fp32, usually helps.",
+            self.step,
+        )
+
 
 class Guard:
     """Judges every step on the device, and remembers what a bad one must not change.
@@ -53,9 +63,10 @@ class Guard:
         self._halted = torch.zeros((), dtype=torch.bool, device=device)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
         self._log = torch.zeros(REMEMBERED, dtype=torch.int64, device=device)
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._told = 0
         self.skipped = 0
-        """Steps of the run that were left out."""
+        """Steps of the run that were left out, as `events` saw it."""
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -82,13 +93,14 @@ class Guard:
         place = self._count % REMEMBERED
         self._log[place] = torch.where(event, 2 * step + spike.long(), self._log[place])
         self._count += event
-        sound = ~(self._halted | bad)
-        if config.spike != "warn":
-            sound &= ~spike
-        if config.bad_number != "skip":
-            self._halted |= bad
+        void = bad | spike if config.spike != "warn" else bad
+        halts = bad if config.bad_number != "skip" else bad & False
         if config.spike in ("stop", "rollback"):
-            self._halted |= spike
+            halts = halts | spike
+        halts = halts | (void & (self._skipped >= config.most))
+        self._skipped += void & ~(self._halted | halts)
+        sound = ~(self._halted | void)
+        self._halted |= halts
         self._follow(loss, sound)
         return sound.float()
 
@@ -107,24 +119,29 @@ class Guard:
             live.copy_(torch.where(sound > 0, live, kept))
 
     def events(self) -> list[Event]:
-        """Return the steps that stood out since the last time: the one transfer from the device."""
-        count, *log = torch.cat([self._count[None], self._log]).tolist()
+        """Return the steps that stood out since the last time: the one transfer from the device.
+
+        Raises NonFiniteError or SpikeError if one of them ends the run, or takes it back.
+        """
+        counts = torch.stack([self._count, self._skipped, self._halted.long()])
+        count, self.skipped, halted, *log = torch.cat([counts, self._log]).tolist()
         fresh = range(max(self._told, count - REMEMBERED), count)
-        left_out = count - self._told
         self._told = count
         found = [Event(log[n % REMEMBERED] // 2, bool(log[n % REMEMBERED] % 2)) for n in fresh]
-        if self.config.spike == "warn":
-            left_out -= sum(event.spike for event in found)
-        self.skipped += left_out
+        if halted:
+            last = found[-1]
+            skips = "skip" in (self.config.spike if last.spike else self.config.bad_number)
+            raise last.error(f", after {self.skipped} that were left out (guard.most)" * skips)
         return found
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds of it."""
-        return {"level": self._level, "skipped": torch.tensor(self.skipped)}
+        return {"level": self._level, "skipped": self._skipped}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Become what `tensors` returned, with no event in sight."""
         self._level.copy_(tensors["level"])
+        self._skipped.copy_(tensors["skipped"])
         self.skipped = int(tensors["skipped"])
         self._halted.fill_(False)
         self._count.zero_()

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.config import RunConfig
 from leanvit.core.distributed import world_size
-from leanvit.core.errors import DerailedError, NonFiniteError, SpikeError
+from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.base import Method, Moment, StepOutput
@@ -119,20 +119,15 @@ class TrainState:
         self.step += 1
 
     def require_sound(self) -> list[Event]:
-        """Return the steps since the last time that were left out, or only stood out.
+        """Return the steps since the last time that stood out; `Guard.events` says what it raises.
 
-        Raises NonFiniteError or SpikeError if such a step ends the run or takes it back: no step
-        since changed anything, so this is the state before it, and `step` says so.
+        Nothing changed since such a step, so this is the state before it then, and `step` says so.
         """
-        events = self.guard.events()
-        for event in events:
-            policy = self.config.guard.spike if event.spike else self.config.guard.bad_number
-            if policy in ("stop", "rollback"):
-                self.step = event.step
-                raise _derailed(event)
-        if self.guard.skipped > self.config.guard.most:
-            raise _derailed(events[-1], f" {self.guard.skipped} steps were left out")
-        return events
+        try:
+            return self.guard.events()
+        except DerailedError as error:
+            self.step = error.step
+            raise
 
     def row(self) -> dict[str, float]:
         """Return the means since the last row, with the step and, once there was one, its rates.
@@ -203,14 +198,3 @@ class TrainState:
             for group in self.optimizer.param_groups
             for pair in zip(group["names"], group["params"], strict=True)
         ]
-
-
-def _derailed(event: Event, count: str = "") -> DerailedError:
-    """Return the error that an event ends a run with, or takes it back with."""
-    kind = SpikeError if event.spike else NonFiniteError
-    many = f", one more than guard.most allows:{count}" if count else ""
-    return kind(
-        f"{event}{many}. That step and all since changed no weight. A lower optim.lr.peak, or "
-        f"train.precision fp32, usually helps.",
-        event.step,
-    )
