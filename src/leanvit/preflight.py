@@ -20,6 +20,7 @@ from leanvit.core.distributed import require_alone
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
+from leanvit.data.workers import serve_parent
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, open_images
 from leanvit.run import Run
@@ -203,6 +204,7 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
         num_workers=workers,
         collate_fn=list,
         generator=torch.Generator(),
+        worker_init_fn=serve_parent,
     )
     sides: list[int] = []
     unreadable: list[Unreadable] = []

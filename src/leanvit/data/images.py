@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
+from leanvit.data.workers import serve_parent
 
 PAPER_CROP = 0.875
 """Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""
@@ -94,6 +95,7 @@ def load_images(
         num_workers=workers,
         collate_fn=_collate,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
+        worker_init_fn=serve_parent,
     )
     yield from loader
 

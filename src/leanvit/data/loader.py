@@ -19,6 +19,7 @@ from leanvit.data.render import Normalizer
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
+from leanvit.data.workers import serve_parent
 from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
 
 REPLACEMENTS = 20
@@ -163,6 +164,7 @@ def load_views(
         collate_fn=_as_it_is,
         pin_memory=cuda,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
+        worker_init_fn=serve_parent,
     )
     # no other name for the iterator: an error's traceback would keep its processes
     for batch in loader:
