@@ -17,7 +17,7 @@ from leanvit.config import (
     save_config,
     to_dict,
 )
-from leanvit.config.convert import leaves
+from leanvit.config.convert import leaves, read_json
 from leanvit.data.sources import SAMPLE, Source, is_folder
 from leanvit.train.checkpoint import CHECKPOINTS
 from leanvit.train.start import Start
@@ -94,7 +94,7 @@ def start_folder(
 
 def started_from(out: Path) -> Start | None:
     """Return what the run in a folder started from; None if all its weights were fresh."""
-    record = json.loads((out / RESOLVED).read_text())
+    record = read_json(out / RESOLVED)
     return Start(**record["init"]) if "init" in record else None
 
 
@@ -105,10 +105,7 @@ def resumed(asked: RunConfig, resolved: Resolved, out: Path, source: Source) -> 
     """
     if not (out / RESOLVED).exists():
         raise ValueError(f"There is no run to resume in {str(out)!r}.")
-    try:
-        record = json.loads((out / RESOLVED).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{out / RESOLVED} is damaged: {error}.") from error
+    record = read_json(out / RESOLVED)
     before = dict(leaves(to_dict(load_config(out / ASKED))))
     runs, now = dict(leaves(record["config"])), dict(leaves(to_dict(asked)))
     changed = [

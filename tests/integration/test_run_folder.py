@@ -354,7 +354,7 @@ def test_a_damaged_record_is_named(run: Finished, tmp_path: Path, capsys: Says) 
     out = run.copy(tmp_path)
     (out / "resolved.json").write_text("{")
     said = refused(capsys, *run.arguments, "--out", out, "--resume")
-    assert "resolved.json is damaged" in said
+    assert "resolved.json is not JSON" in said
 
 
 # Initial weights

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +23,8 @@ CHECKPOINTS = "checkpoints"
 """Where a run keeps them, in its folder."""
 TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 1
+BROKEN = (OSError, ValueError, LookupError, TypeError, RecursionError)
+"""What reading a record that holds anything raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,11 @@ class Checkpoint:
     record: Mapping[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Read the tensors, to the CPU."""
-        loaded: dict[str, Tensor] = load_file(self.path / TENSORS)
+        """Read the tensors, to the CPU. Raises ValueError if they are none."""
+        try:
+            loaded: dict[str, Tensor] = load_file(self.path / TENSORS)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path / TENSORS} cannot be read: {error}.") from error
         return loaded
 
 
@@ -46,7 +52,7 @@ def save_checkpoint(
     config is kept as it is (`resolved.json`'s content). Raises CheckpointError, with everything
     older untouched, if the disk refuses.
     """
-    path = folder / f"step-{step:08d}"
+    path = folder / _name(step)
     with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".step-*.tmp"):  # by a process that was killed while it saved
@@ -67,6 +73,10 @@ def save_checkpoint(
     return path
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Keep the newest; later ones were found damaged, or the run would not be here again."""
     found = sorted(folder.glob("step-*"))
@@ -84,7 +94,7 @@ def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Chec
     for path in found:
         try:
             return _open(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except BROKEN as error:
             tell(f"The checkpoint {path} is damaged ({error}) and passed over.")
     if found:
         raise ValueError(
@@ -98,10 +108,14 @@ def _open(path: Path) -> Checkpoint:
     record = json.loads((path / RECORD).read_text())
     if record["format"] != FORMAT:
         raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
-    for name, expected in record["files"].items():
-        if _fingerprint(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
-    return Checkpoint(path, int(record["step"]), record)
+    step = record["step"]
+    if type(step) is not int or path.name != _name(step):
+        raise ValueError("its step is not that of its name")
+    if list(record["files"]) != [TENSORS]:  # a name could lead anywhere
+        raise ValueError(f"it lists other files than {TENSORS}")
+    if _fingerprint(path / TENSORS) != record["files"][TENSORS]:
+        raise ValueError(f"{TENSORS} is not what was written")
+    return Checkpoint(path, step, record)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
