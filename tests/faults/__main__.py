@@ -73,7 +73,9 @@ def main() -> int:
         write(found, seeds, asked.jobs, time.monotonic() - began)
     else:
         print(table(found))
-    errors = (entry for every in found.values() for entry in every if not isinstance(entry, Outcome))
+    errors = (
+        entry for every in found.values() for entry in every if not isinstance(entry, Outcome)
+    )
     return int(any(True for _ in errors))
 
 

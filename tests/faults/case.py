@@ -107,14 +107,12 @@ class Case:
         self.images = bench.images
         self.commands: list[Command] = []
 
-    def start(
-        self, *options: str, plant: Plant = nothing, env: Env = ALONE[0], out: Path | None = None
-    ) -> Command:
+    def start(self, *options: str, plant: Plant = nothing, env: Env = ALONE[0]) -> Command:
         """Start `leanvit pretrain` on the case's folder."""
         place = self.place / f"command-{len(self.commands)}"
-        words = ("pretrain", "--config", str(self.bench.folder / "config.json"))
-        words = (*words, "--data", str(self.images), "--out", str(out or self.out), *options)
-        self.commands.append(Command(place, words, plant, env))
+        config = str(self.bench.folder / "config.json")
+        words = ("pretrain", "--config", config, "--data", str(self.images), "--out", str(self.out))
+        self.commands.append(Command(place, (*words, *options), plant, env))
         return self.commands[-1]
 
     def rows(self) -> list[dict[str, float]]:

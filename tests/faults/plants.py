@@ -15,7 +15,7 @@ from typing import Any
 Trace = Callable[[FrameType, str, Any], Any]
 
 
-def _trace_lines(files: Sequence[str], on_line: Callable[[], None]) -> None:
+def _trace_lines(files: Sequence[str], on_line: Callable[[], object]) -> None:
     """Call on_line before every line of these files of leanvit that any thread runs."""
 
     def inside(frame: FrameType, event: str, _: Any) -> Trace:
@@ -33,7 +33,7 @@ def _trace_lines(files: Sequence[str], on_line: Callable[[], None]) -> None:
 def count_lines(files: Sequence[str], place: Path) -> None:
     """Keep in a file how many lines of these files were run."""
     handle = os.open(place, os.O_WRONLY | os.O_CREAT)
-    _trace_lines(files, lambda: os.write(handle, b".") and None)
+    _trace_lines(files, lambda: os.write(handle, b"."))
 
 
 def kill_at_line(files: Sequence[str], line: int) -> None:
@@ -48,7 +48,9 @@ def kill_at_line(files: Sequence[str], line: int) -> None:
     _trace_lines(files, count)
 
 
-def _before_save(number: int, then: Callable[[], None], last: int = 0, undo: Any = None) -> None:
+def _before_save(
+    number: int, then: Callable[[], object], last: int = 0, undo: Callable[[], object] | None = None
+) -> None:
     """Do something when the save of a number (from 1) begins, undo it when that after `last` does.
 
     A save is one call of what writes backbones and checkpoint, in the thread that saves.
@@ -70,7 +72,7 @@ def _before_save(number: int, then: Callable[[], None], last: int = 0, undo: Any
 
 def kill_in_save(number: int, seconds: float) -> None:
     """End the process, as kill -9 does, so long after a save began, also inside compiled code."""
-    _before_save(number, lambda: signal.setitimer(signal.ITIMER_REAL, seconds) and None)
+    _before_save(number, lambda: signal.setitimer(signal.ITIMER_REAL, seconds))
 
 
 def kill_at_byte(number: int, byte: int) -> None:
@@ -131,7 +133,7 @@ def bad_loss(step: int, factor: float, twice: bool = False) -> None:
             object.__setattr__(out, "total", out.total * factor)
         return out
 
-    EsViT.forward = faulty  # type: ignore[method-assign]
+    EsViT.forward = faulty  # type: ignore[assignment, method-assign]
 
 
 def bad_pixels(step: int, twice: bool = False) -> None:
@@ -146,7 +148,7 @@ def bad_pixels(step: int, twice: bool = False) -> None:
             batch.groups[0].view(-1)[7] = float("nan")
         return forward(self, batch, at)
 
-    EsViT.forward = faulty  # type: ignore[method-assign]
+    EsViT.forward = faulty  # type: ignore[assignment, method-assign]
 
 
 def bad_gradient(step: int) -> None:

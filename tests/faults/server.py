@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 FORKS = get_context("forkserver")
@@ -36,6 +36,8 @@ def _command(place: Path, words: Sequence[str], env: Mapping[str, str], plant: P
     import torch
 
     from leanvit.cli import main
+
+    set_start_method("fork", force=True)  # what a command that nobody forked would find
 
     torch.set_num_threads(1)
     plant()

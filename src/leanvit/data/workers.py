@@ -2,16 +2,37 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from leanvit.core.errors import RunError
 
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGUSR1)
 """Signals to a whole group, as of Ctrl-C, that the parent answers; it still needs its workers."""
+LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
+"""What torch says where a worker ended that should not have."""
 PATIENCE = 5.0
 """Seconds in which a worker without a parent tidies up."""
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Turn the loss of a worker, which torch tells wherever the parent is, into a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (lost := LOST.match(str(error))):
+            raise
+        raise RunError(
+            f"A process that reads images {lost[1]}, as where memory is short; fewer data.workers "
+            f"take less. Continue with --resume."
+        ) from error
 
 
 def serve_parent(_: int) -> None:

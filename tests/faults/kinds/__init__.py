@@ -1,6 +1,5 @@
 """The kinds of faults: functions that inject one and judge what became of it."""
 
-import subprocess
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 

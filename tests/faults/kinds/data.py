@@ -23,6 +23,7 @@ from tests.faults.judge import (
 from tests.faults.plants import bad_gradient, bad_pixels, spike_early, worker_fails
 from tests.faults.server import Plant
 
+
 def worker_killed(case: Case) -> Outcome:
     """kill -9 of a process that reads images, as the kernel does when memory is short"""
     run = case.start(*READERS)
