@@ -1,10 +1,14 @@
 """The folder of a run: what is written there, and who may touch it."""
 
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
@@ -12,7 +16,7 @@ import torch
 import leanvit
 from leanvit.config import Resolved, RunConfig, load_config, to_dict
 from leanvit.config.resume import ASKED, RESOLVED, RESUMED, Past, differences
-from leanvit.core.files import Replacing, write_synced, writing
+from leanvit.core.files import Replacing, spared, sweep, write_synced, writing
 from leanvit.data.sources import SAMPLE, Source, is_folder
 from leanvit.train.checkpoint import CHECKPOINTS
 from leanvit.train.start import Start
@@ -34,6 +38,56 @@ WRITTEN = (
 """All that a run writes, in this order, and all that --overwrite removes, in the other."""
 
 
+LOCK = ".lock"
+"""Locked by the process that trains in a folder; nobody else's while that lives."""
+
+
+class Claim:
+    """The right to write into a folder: one process has it, until it leaves or is killed."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._file: FileIO | None = None
+
+    def __enter__(self) -> "Claim":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with spared(self.out / LOCK):
+                (self.out / LOCK).unlink(missing_ok=True)
+            self._file.close()
+
+    def take(self) -> None:
+        """Make the folder, claim it, and remove what was half-written there.
+
+        Raises ValueError if another process has it.
+        """
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._file = file = (self.out / LOCK).open("a+b", buffering=0)
+            try:
+                # of POSIX: processes that read images do not inherit it and cannot outlive it
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                self._file = None
+                file.seek(0)
+                holder = file.read().decode()
+                file.close()
+                raise ValueError(
+                    f"Another process ({holder}) trains in {str(self.out)!r}: wait for its "
+                    f"end or stop it, or name another --out."
+                ) from error
+            except OSError:
+                return  # a file system without locks
+            if not os.fstat(file.fileno()).st_nlink:  # the other one has just left
+                return self.take()
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {gethostname()}".encode())
+        for name in WRITTEN:
+            sweep(self.out / name)
+
+
 def holds_run(out: Path) -> bool:
     """Return whether a folder holds anything that a run wrote."""
     return any((out / name).exists() for name in WRITTEN)
@@ -45,8 +99,8 @@ def require_free(out: Path, overwrite: bool, source: str, *, among_others: bool 
     among_others: files that no run writes may lie there, such as the log of a job.
     """
     require_apart(out, source)
-    left = out.glob(f".{RESOLVED}.*.tmp")  # by a run that was killed before it began
-    empty = not out.is_dir() or set(out.iterdir()) <= set(left)
+    left = {out / LOCK, *out.glob(f".{RESOLVED}.*.tmp")}  # by a run killed before it began
+    empty = not out.is_dir() or set(out.iterdir()) <= left
     if empty or (among_others and not holds_run(out)):
         return
     if not overwrite:

@@ -18,10 +18,10 @@ from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
-from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
+from leanvit.data.workers import serve_parent
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, open_images
 from leanvit.run import Run
@@ -202,9 +202,9 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
         _Sides(source),
         batch_size=16,
         num_workers=workers,
-        worker_init_fn=leave_signals,
         collate_fn=list,
         generator=torch.Generator(),
+        worker_init_fn=serve_parent,
     )
     sides: list[int] = []
     unreadable: list[Unreadable] = []

@@ -20,9 +20,7 @@ from leanvit.config import (
     Resolved,
     RunConfig,
     resolve,
-    to_dict,
 )
-from leanvit.config.convert import leaves
 from leanvit.config.resume import Past, find_changes, read_past, require_allowed
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
@@ -42,12 +40,14 @@ from leanvit.core.errors import (
     SpikeError,
     Stopped,
 )
+from leanvit.core.files import Replacing, refusals_named, spared, write_synced
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import SAMPLE, Source
 from leanvit.data.subsets import Drawn
+from leanvit.data.workers import losses_named
 from leanvit.folder import (
     CURVES,
     EVENTS,
@@ -58,6 +58,7 @@ from leanvit.folder import (
     SUMMARY,
     UNREADABLE,
     VIEWS,
+    Claim,
     finished,
     holds_run,
     mend,
@@ -68,7 +69,7 @@ from leanvit.folder import (
 )
 from leanvit.methods.catalogue import build_method
 from leanvit.request import compose_request, continued, open_images, require_one_way
-from leanvit.store import Store
+from leanvit.store import Store, require_same_networks
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.facts import gather_facts
 from leanvit.train.guard import Event
@@ -122,10 +123,11 @@ def pretrain(
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
-    with joined(resolved.config.train.device):
+    with joined(resolved.config.train.device), Claim(out) as claim:
         first_alone(partial(_require_free, asked, out, overwrite, autoresume))
         run = Run(resolved, source, out, quiet=quiet)
         run.initialize()  # what cannot be built fails before a write
+        first_alone(claim.take)
         first_alone(partial(start_folder, out, asked, resolved, source, run.start))
         run.train()
     return out / FILE
@@ -147,7 +149,8 @@ def _continue(
         return out / FILE
     source = open_images(asked, data)
     now, resolved = continued(past, asked, changes, source)
-    with joined(resolved.config.train.device):
+    with joined(resolved.config.train.device), Claim(out) as claim:
+        first_alone(claim.take)
         run = Run(resolved, source, out, quiet=quiet)
         run.start = started_from(past)
         step = _reached(run) if changes else 0
@@ -158,6 +161,10 @@ def _continue(
         first_alone(partial(mend, out, now.asked))
         run.train(resume=True)
     return out / FILE
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 def _reached(run: "Run") -> int:
@@ -256,7 +263,7 @@ class Run:
             f"Everything is written to {self.out}."
         )
         try:
-            with Requests(config.train.save_minutes) as requests:
+            with losses_named(), Requests(config.train.save_minutes) as requests:
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:
@@ -267,7 +274,8 @@ class Run:
         finally:
             state.leave()
         if self.first:
-            self._finish(state.step - first, time.perf_counter() - began)
+            with refusals_named(self.out):
+                self._finish(state.step - first, time.perf_counter() - began)
 
     def _trained(self, requests: Requests) -> bool:
         """Train to the end; return whether it was reached, and the run did not go back instead."""
@@ -315,7 +323,8 @@ class Run:
             expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
-                view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
+                with spared(self.out / VIEWS):
+                    view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
             yield batch
 
     def _restore(self) -> None:
@@ -326,6 +335,8 @@ class Run:
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
+        if self.state.step == self.state.run:  # no save is to come, should a backbone be gone
+            self.store.save(self.state)
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
     def _go_back(self, error: DerailedError) -> None:
@@ -404,7 +415,8 @@ class Run:
         """Draw what the run did and learned, and sum it up."""
         rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
         if rows:  # none where a run had its last step, and somebody removed its rows
-            loss_curves(rows, self.out / LOSSES)
+            with spared(self.out / LOSSES):
+                loss_curves(rows, self.out / LOSSES)
         found = self._draw_matches()
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
@@ -424,26 +436,26 @@ class Run:
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
-        (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        with Replacing(self.out / SUMMARY) as beside:
+            write_synced(beside, (json.dumps(summary, indent=2) + "\n").encode())
 
     def _draw_matches(self) -> float:
         """Draw the matched regions; return the percentage of right ones."""
         found = self._match()
-        matched_regions(
-            found.left,
-            found.right,
-            found.pairs,
-            self.out / MATCHES,
-            grids=found.grids,
-            correct=found.correct,
-            title=f"{len(found.pairs)} most similar pairs; of all regions, {found.accuracy:.0f} % "
-            f"lie within one region of the truth",
-        )
+        right = f"{found.accuracy:.0f} % lie within one region of the truth"
+        with spared(path := self.out / MATCHES):
+            matched_regions(
+                *(found.left, found.right, found.pairs, path),
+                grids=found.grids,
+                correct=found.correct,
+                title=f"{len(found.pairs)} most similar pairs; of all regions, {right}",
+            )
         return found.accuracy
 
     def look(self) -> dict[str, float]:
         """Return what shows whether the run learns, for the network as it is now."""
-        self.reconstructions.draw()
+        with spared(self.out / RECONSTRUCTIONS):
+            self.reconstructions.draw()
         if not self.config.watch.images:
             return {}
         return self.watch() | {"correct_matches": self._match().accuracy}
@@ -488,21 +500,3 @@ def _first_readable(source: Source) -> Tensor:
         if not isinstance(found, Unreadable):
             return found[0]
     raise ValueError("None of the images can be read.")
-
-
-def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
-    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
-
-    def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
-        heads = (name for name in ("head", "decoder") if name in plain["method"])
-        parts = {f"method.{name}": plain["method"][name] for name in heads}
-        parts["backbone"] = plain["backbone"]
-        kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
-        return kinds | dict(leaves(parts))
-
-    before, now = sizes(saved), sizes(to_dict(config))
-    differ = [name for name in before if name in now and before[name] != now[name]]
-    differ = [name for name in differ if name in ("backbone", "method")] or differ
-    if differ:
-        named = ", ".join(f"{name} {before[name]} (run: {now[name]})" for name in differ)
-        raise ValueError(f"The checkpoint {path} holds another network: {named}.")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from leanvit.core.console import warn
+from leanvit.core.files import spared
 from leanvit.data.batch import Unreadable, ViewBatch
 
 
@@ -39,10 +40,13 @@ class UnreadableList:
                     )
                 if entry.name not in known:
                     known.add(entry.name)
-                    with self.path.open("a") as file:
-                        file.write(json.dumps(asdict(entry)) + "\n")
+                    self._write(entry)
                 self._require_few(len(known), entry)
             yield batch
+
+    def _write(self, entry: Unreadable) -> None:
+        with spared(self.path), self.path.open("a") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
 
     def _require_few(self, bad: int, last: Unreadable) -> None:
         percent = 100 * bad / self._images

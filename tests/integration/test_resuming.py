@@ -50,6 +50,16 @@ def went_on(capsys: Says, *words: str | Path) -> str:
     return capsys.readouterr().err
 
 
+def test_a_finished_run_without_its_backbone_writes_it_anew(
+    run: Finished, tmp_path: Path, capsys: Says
+) -> None:
+    out = run.copy(tmp_path)
+    (out / "backbone.safetensors").unlink()
+    went_on(capsys, *run.arguments, "--out", out, "--autoresume")
+    for name in ("backbone.safetensors", STATE):
+        assert (out / name).read_bytes() == (run.out / name).read_bytes()
+
+
 # Changes
 
 

@@ -31,7 +31,8 @@ from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import open_source
 from leanvit.methods.catalogue import build_method
-from leanvit.run import Run, require_same_networks
+from leanvit.run import Run
+from leanvit.store import require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from leanvit.core.workers import leave_signals
 from leanvit.train.signals import SAVING, STOPPING, Due, Requests
 
 
@@ -91,16 +90,3 @@ def test_a_second_time_stops_at_once(number: int) -> None:
         check=False,
     )
     assert ended.returncode == -number and ended.stdout == ""
-
-
-def test_workers_leave_signals_to_their_parent() -> None:
-    if child := os.fork():
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
-        return
-    with Requests():  # as a worker that is forked in the middle of a run
-        leave_signals(0)
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
-    os._exit(0)

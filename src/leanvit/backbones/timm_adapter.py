@@ -166,6 +166,8 @@ def _create(config: TimmConfig) -> nn.Module:
             model.set_submodule(name, _synced(module))
         elif isinstance(module, _DropoutNd):
             module.p = 0.0
+        if getattr(module, "drop_rate", 0.0):  # what some hand to dropout as a function
+            module.drop_rate = 0.0
     return cast(nn.Module, model)
 
 

@@ -6,6 +6,7 @@ wrong types and unknown kinds are errors that name the place and the nearest kno
 
 import dataclasses
 import json
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,9 @@ def from_dict(cls: type[T], plain: Mapping[str, Any], place: str = "") -> T:
     if cls in KINDS:
         if "kind" not in plain:
             raise ValueError(f"{place} needs a kind: one of {', '.join(KINDS[cls])}.")
-        cls = look_up(f"kind of {place}", str(plain.pop("kind")), KINDS[cls])
+        named = plain.pop("kind")
+        word = named if isinstance(named, str) else _SHORT.repr(named)
+        cls = look_up(f"kind of {place}", word, KINDS[cls])
     else:
         kind = getattr(cls, "kind", None)
         if kind is not None and plain.pop("kind", kind) != kind:
@@ -116,12 +119,19 @@ def from_dict(cls: type[T], plain: Mapping[str, Any], place: str = "") -> T:
         raise ValueError(f"{place}: {error}" if place else str(error)) from error
 
 
+_SHORT = reprlib.Repr()
+"""Spells a value of any size and depth."""
+_SHORT.maxlist = _SHORT.maxdict = 20
+_SHORT.maxstring = 200
+
+
 def _required(field: "dataclasses.Field[Any]") -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _wrong(place: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"{place or 'The configuration'} is {value!r}; expected {expected}.")
+    shown = repr(value) if isinstance(value, str) else _SHORT.repr(value)
+    return ValueError(f"{place or 'The configuration'} is {shown}; expected {expected}.")
 
 
 def _decode(hint: Any, value: Any, place: str) -> Any:
@@ -145,7 +155,10 @@ def _decode(hint: Any, value: Any, place: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, place)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _wrong(place, value, "a number that a float can hold") from error
     if type(value) is hint:
         return value
     raise _wrong(place, value, {"int": "a whole number", "float": "a number", "str": "a word",
@@ -257,12 +270,17 @@ def unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
 
 def load_config(path: Path) -> RunConfig:
     """Read the `config.json` or `resolved.json` of a run. Raises ValueError where it is neither."""
-    try:
-        plain = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    except OSError as error:
-        raise ValueError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    plain = read_json(path)
     if isinstance(plain, dict) and "origins" in plain and "config" in plain:
         plain = plain["config"]
     return from_dict(RunConfig, plain)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises ValueError if it holds none or cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # also for numbers and nesting without end
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    except OSError as error:
+        raise ValueError(f"Cannot read the configuration {path}: {error.strerror}.") from error

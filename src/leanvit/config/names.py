@@ -16,7 +16,8 @@ def unknown_name(what: str, given: str, known: Iterable[str]) -> ValueError:
     words = {name.rpartition(".")[2]: name for name in names}
     near = get_close_matches(given.rpartition(".")[2], words, n=1, cutoff=0.6)
     hint = f"; did you mean {words[near[0]]!r}?" if near else "."
-    return ValueError(f"Unknown {what} {given!r}{hint} Known: {', '.join(names)}.")
+    shown = (name if name.isprintable() else repr(name) for name in names)  # folders name classes
+    return ValueError(f"Unknown {what} {given!r}{hint} Known: {', '.join(shown)}.")
 
 
 def look_up(what: str, given: str, table: Mapping[str, T]) -> T:

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
+from leanvit.data.workers import serve_parent
 
 PAPER_CROP = 0.875
 """Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""
@@ -93,9 +93,9 @@ def load_images(
         Images(source, size, crop),
         batch_size=batch,
         num_workers=workers,
-        worker_init_fn=leave_signals,
         collate_fn=_collate,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
+        worker_init_fn=serve_parent,
     )
     yield from loader
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
-from leanvit.core.workers import leave_signals
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
@@ -20,6 +19,7 @@ from leanvit.data.render import Normalizer
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
+from leanvit.data.workers import serve_parent
 from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
 
 REPLACEMENTS = 20
@@ -166,10 +166,10 @@ def load_views(
         views,
         batch_sampler=order.steps(start, end),
         num_workers=workers,
-        worker_init_fn=leave_signals,
         collate_fn=_as_it_is,
         pin_memory=cuda,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
+        worker_init_fn=serve_parent,
     )
     # no other name for the iterator: an error's traceback would keep its processes
     for batch in loader:

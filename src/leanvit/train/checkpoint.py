@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +24,10 @@ CHECKPOINTS = "checkpoints"
 """Where a run keeps them, in its folder."""
 TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 2
+BROKEN = (OSError, ValueError, LookupError, TypeError, RecursionError)
+"""What reading a record that holds anything raises."""
+BLANK = "0" * 64
+"""In place of a record's own checksum while that is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,11 @@ class Checkpoint:
     record: Mapping[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Read the tensors, to the CPU."""
-        loaded: dict[str, Tensor] = load_file(self.path / TENSORS)
+        """Read the tensors, to the CPU. Raises ValueError if they are none."""
+        try:
+            loaded: dict[str, Tensor] = load_file(self.path / TENSORS)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path / TENSORS} cannot be read: {error}.") from error
         return loaded
 
 
@@ -52,7 +60,7 @@ def save_checkpoint(
     config is kept as it is (`resolved.json`'s content). Raises CheckpointError, with everything
     older untouched, if the disk refuses.
     """
-    path = folder / f"step-{step:08d}"
+    path = folder / _name(step)
     with refusals_named(path):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".step-*.tmp"):  # by a process that was killed while it saved
@@ -67,9 +75,9 @@ def save_checkpoint(
                 "torch": torch.__version__,
                 "files": {TENSORS: _fingerprint(beside / TENSORS)},
             }
-            write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
+            write_synced(beside / RECORD, _sealed(record).encode())
             sync(beside)
-        found = {int(entry.name.removeprefix("step-")): entry for entry in folder.glob("step-*")}
+        found = _checkpoints(folder)
         for old in found.keys() - retained(found, step, keep, keep_every):
             shutil.rmtree(found[old])
     return path
@@ -91,6 +99,18 @@ def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> se
     return first | set(past[-keep:])
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints by their steps; copies under other names belong to who made them."""
+    found = {entry.name.removeprefix("step-"): entry for entry in folder.glob("step-*")}
+    return {
+        int(w): entry for w, entry in found.items() if w.isdecimal() and _name(int(w)) == entry.name
+    }
+
+
 def newest_checkpoint(
     folder: Path, tell: Callable[[str], None] = print, *, before: float = math.inf
 ) -> Checkpoint | None:
@@ -98,12 +118,12 @@ def newest_checkpoint(
 
     `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
     """
-    steps = {path: int(path.name.removeprefix("step-")) for path in folder.glob("step-*")}
-    found = sorted((path for path in steps if steps[path] < before), reverse=True)
+    steps = _checkpoints(folder)
+    found = [steps[step] for step in sorted(steps, reverse=True) if step < before]
     for path in found:
         try:
             return _open(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except BROKEN as error:
             tell(f"The checkpoint {path} is damaged ({error}) and passed over.")
     if found:
         raise ValueError(
@@ -114,13 +134,30 @@ def newest_checkpoint(
 
 
 def _open(path: Path) -> Checkpoint:
-    record = json.loads((path / RECORD).read_text())
+    text = (path / RECORD).read_text()
+    record = json.loads(text)
     if record["format"] != FORMAT:
         raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
-    for name, expected in record["files"].items():
-        if _fingerprint(path / name) != expected:
-            raise ValueError(f"{name} is not what was written")
-    return Checkpoint(path, int(record["step"]), record)
+    step = record["step"]
+    if type(step) is not int or path.name != _name(step):
+        raise ValueError("its step is not that of its name")
+    if list(record["files"]) != [TENSORS]:  # a name could lead anywhere
+        raise ValueError(f"it lists other files than {TENSORS}")
+    if _fingerprint(path / TENSORS) != record["files"][TENSORS]:
+        raise ValueError(f"{TENSORS} is not what was written")
+    if _digest(text.replace(record["sha256"], BLANK)) != record["sha256"]:
+        raise ValueError(f"{RECORD} is not what was written")
+    return Checkpoint(path, step, record)
+
+
+def _sealed(record: Mapping[str, Any]) -> str:
+    """Return a record as text that holds its own checksum, taken with a blank in its place."""
+    text = json.dumps({**record, "sha256": BLANK}, indent=2)
+    return text.replace(BLANK, _digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def replace_file(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str
 
     about: the file's metadata. Raises CheckpointError if the disk refuses.
     """
-    with refusals_named(path), Replacing(path) as beside:
+    with refusals_named(path), Replacing(path, inside=True) as beside:
         save_tensors(tensors, beside, about)
 
 

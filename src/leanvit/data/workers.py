@@ -1,0 +1,76 @@
+"""What a process that reads images owes the one that started it."""
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from leanvit.core.errors import RunError
+
+LEFT_TO_PARENT = (signal.SIGINT, signal.SIGUSR1)
+"""Signals to a whole group, as of Ctrl-C, that the parent answers; it still needs its workers."""
+LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
+"""What torch says where a worker ended that should not have."""
+PATIENCE = 5.0
+"""Seconds in which a worker without a parent tidies up."""
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Turn the loss of a worker, which torch tells wherever the parent is, into a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (lost := LOST.match(str(error))):
+            raise
+        raise RunError(
+            f"A process that reads images {lost[1]}, as where memory is short; fewer data.workers "
+            f"take less. Continue with --resume."
+        ) from error
+
+
+def serve_parent(_: int) -> None:
+    """Let this worker live exactly as long as its parent wants it: a loader's `worker_init_fn`.
+
+    It ends the moment its parent does, even by kill -9: torch's own watchdog looks every five
+    seconds, and only between batches. SIGTERM ends it if the parent sent it. From a scheduler,
+    which tells all processes of a job, it leaves the worker alone, so that the parent can finish
+    its step and save.
+    """
+    for number in LEFT_TO_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, _leave)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads below too
+    for wait in (_wait_for_end, _wait_for_word):
+        threading.Thread(target=wait, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    """End soon after the parent, as a pipe says whose other end closes with it.
+
+    Workers that were started later hold that end too, but they end first.
+    """
+    parent, main = multiprocessing.parent_process(), threading.main_thread().ident
+    assert parent is not None and main is not None
+    parent.join()
+    signal.pthread_kill(main, signal.SIGUSR2)  # os._exit would leave its folder in /tmp behind
+    time.sleep(PATIENCE)
+    os._exit(1)
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    """Leave the main thread, wherever it is, by way of what multiprocessing tidies up at exit."""
+    sys.exit(1)
+
+
+def _wait_for_word() -> None:
+    """End when the parent says so, which it does only if all else failed."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,145 @@
+"""Workers live exactly as long as their parent wants them, and leave nothing behind."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from leanvit.core.errors import RunError
+from leanvit.data.workers import losses_named
+from tests.unit.test_house import nodes
+
+PARENT = """
+import multiprocessing, signal, sys, time
+import torch
+from torch.utils.data import DataLoader, Dataset
+from leanvit.data.workers import serve_parent
+
+class Images(Dataset):
+    def __len__(self):
+        return 9
+
+    def __getitem__(self, number):
+        if number > 1 and "stuck" in sys.argv:
+            time.sleep(1000)
+        return torch.zeros(3)
+
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda *_: None)
+batches = iter(DataLoader(Images(), num_workers=2, worker_init_fn=serve_parent))
+next(batches), next(batches)  # one of each worker
+workers = multiprocessing.active_children()
+print(*(worker.pid for worker in workers), flush=True)
+if sys.stdin.readline() == "go on\\n":
+    print(sum(1 for _ in batches))
+for worker in workers:
+    worker.terminate()
+    worker.join(3)
+print(*(worker.exitcode for worker in workers), flush=True)
+"""
+
+
+@contextmanager
+def loading(tmp: Path, *words: str) -> Iterator[tuple["subprocess.Popen[str]", list[int]]]:
+    """Yield a process that has loaded two images, and its workers; all are ended after it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            workers = [int(word) for word in process.stdout.readline().split()]
+            assert len(workers) == 2
+            yield process, workers
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # all have ended
+                process.wait()
+
+
+def running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_workers_end_with_a_killed_parent_and_tidy_up(tmp_path: Path) -> None:
+    """In the middle of an image, too; torch's watchdog would look when that is done."""
+    with loading(tmp_path, "stuck") as (parent, workers):
+        assert list(tmp_path.glob("pymp-*")), "nothing to tidy up"
+        parent.kill()
+        until = time.monotonic() + 4
+        while any(map(running, workers)) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not any(map(running, workers))
+        assert not list(tmp_path.glob("pymp-*"))
+        shared = [path.name for path in Path("/dev/shm").iterdir()]
+        assert not [name for name in shared for w in workers if name.startswith(f"torch_{w}_")]
+
+
+def test_a_signal_to_the_group_is_the_parents_affair(tmp_path: Path) -> None:
+    with loading(tmp_path) as (parent, workers):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.killpg(parent.pid, number)
+        said, _ = parent.communicate("go on\n", timeout=60)
+        assert said.split() == ["7", "0", "0"]  # the other images; both workers ended in peace
+        assert parent.returncode == 0 and not any(map(running, workers))
+
+
+def test_a_stuck_worker_ends_when_its_parent_says_so(tmp_path: Path) -> None:
+    with loading(tmp_path, "stuck") as (parent, workers):
+        for worker in workers:
+            os.kill(worker, signal.SIGTERM)  # anybody else's word does not count
+        time.sleep(0.5)  # signals of one number do not queue
+        assert all(map(running, workers))
+        said, _ = parent.communicate("end\n", timeout=60)
+        assert said.split() == ["0", "0"]
+
+
+@pytest.mark.parametrize("option", ["worker_init_fn=serve_parent", "generator=torch.Generator()"])
+def test_every_loader_has_such_workers_and_draws_nothing(option: str) -> None:
+    made = [
+        (file, call) for file, call in nodes(ast.Call) if ast.unparse(call.func) == "DataLoader"
+    ]
+    assert len(made) >= 3
+    for file, call in made:
+        words = [ast.unparse(keyword) for keyword in call.keywords]
+        assert option in words, f"{file}:{call.lineno}"
+
+
+class Killed(Dataset[int]):
+    """Ends the worker that reads it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_lost_worker_is_a_sentence() -> None:
+    loader = DataLoader(Killed(), num_workers=1, generator=torch.Generator())
+    with pytest.raises(RunError, match="A process that reads images"), losses_named():
+        list(loader)
+    with pytest.raises(RuntimeError, match="another") as other, losses_named():
+        raise RuntimeError("another")
+    assert type(other.value) is RuntimeError
