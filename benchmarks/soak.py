@@ -220,7 +220,7 @@ def train(images: Path, out: Path, steps: int) -> None:
 
 def start(images: Path, out: Path, steps: int, **environment: str) -> "subprocess.Popen[bytes]":
     """Begin a run in a process of its own, or go on with it."""
-    words = [sys.executable, __file__, "--train", images, out, str(steps)]
+    words = [sys.executable, __file__, "--train", str(images), str(out), str(steps)]
     return subprocess.Popen(words, env=os.environ | environment, stderr=subprocess.DEVNULL)
 
 
