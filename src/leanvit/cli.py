@@ -1,7 +1,6 @@
 """The command line: one table of commands. Torch is imported when a command runs, not before."""
 
 import json
-import os
 import sys
 from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from leanvit.config.evaluation import (
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
-from leanvit.core.errors import RunError
+from leanvit.core.errors import GoneError, RunError, Stopped
 from leanvit.recipes import RECIPES, recipe
 
 USAGE = """leanvit: turn a folder of unlabelled images into a small, strong vision backbone.
@@ -61,7 +60,10 @@ COMMON = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code: 2 for a mistake in the request, 1 for a failed run."""
+    """Run a command; return its exit code.
+
+    2 for a mistake in the request, 1 for a failed run, 128 and its number for a signal.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -72,24 +74,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return look_up("command", arguments[0], COMMANDS)(arguments[1:])
     except ValueError as error:
-        _complain(str(error))
+        _complain(error)
         return 2
+    except Stopped as stop:
+        _complain(stop)
+        return 128 + stop.signal
     except RunError as error:
-        _complain(str(error))
+        _complain(error)
         return 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None
         return 0
     except KeyboardInterrupt as stop:
-        _complain(str(stop) or "interrupted")
+        _complain(stop)
         return 130
 
 
-def _complain(text: str) -> None:
-    """Say what went wrong: once, where torchrun started several processes."""
-    together = os.environ.get("WORLD_SIZE", "1") != "1"
-    if not together or os.environ.get("RANK", "0") == "0":
+def _complain(error: BaseException) -> None:
+    """Say what went wrong: once, where several processes were started and all would say it."""
+    from leanvit.core.launch import launch
+
+    text = str(error) or "interrupted"
+    try:
+        here = launch()
+    except ValueError:  # this may be the error
+        here = None
+    if here is None or here.world == 1:
         print(f"leanvit: {text}", file=sys.stderr)
+        return
+    from leanvit.core.distributed import speaking
+
+    with speaking(text, of_another=isinstance(error, GoneError)) as mine:
+        if mine:
+            who = f"rank {here.rank}: " if here.rank else ""
+            print(f"leanvit: {who}{text}", file=sys.stderr, flush=True)
 
 
 def pretrain(arguments: list[str]) -> int:

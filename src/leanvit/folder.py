@@ -27,15 +27,20 @@ from leanvit.weights.file import FILE, RESOLVED, STUDENT
 ASKED, SUMMARY = "config.json", "summary.json"
 CURVES = "tensorboard"
 UNREADABLE = "unreadable.jsonl"
+EVENTS, DERAILED = "events.jsonl", "derailed"
+"""Steps that stood out, and the state before the one that ended or took back the run."""
 VIEWS, LOSSES, MATCHES = "views.png", "curves.png", "matches.png"
 RECONSTRUCTIONS = "reconstructions.png"
 PICTURES = (VIEWS, LOSSES, MATCHES, RECONSTRUCTIONS)
 WRITTEN = (
-    *(ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE),
+    *(ASKED, RESOLVED, METRICS, CURVES, CHECKPOINTS, UNREADABLE, EVENTS, DERAILED),
     *(FILE, STUDENT, *PICTURES, SUMMARY),
 )
 """All that a run writes, and all that --overwrite removes."""
-FREE = ("data.source", "data.workers", "data.max_unreadable", "train.keep")
+FREE = (
+    *("data.source", "data.workers", "data.max_unreadable"),
+    *("train.keep", "train.keep_every", "train.save_minutes"),
+)
 """Options that change no number, so that a resumed run may have others."""
 
 

@@ -17,10 +17,10 @@ from leanvit.analysis.pictures import view_grid
 from leanvit.config import DinoConfig, RunConfig, resolve
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
+from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
-from leanvit.data.workers import serve_parent
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, open_images
 from leanvit.run import Run
@@ -230,7 +230,7 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
         for micro in batch.split(config.train.accumulate):
             state.backward(micro, at, config.train.accumulate)
         state.update(at)
-        state.require_finite()  # reads a number back, so the step is over
+        state.require_sound()  # reads a number back, so the step is over
         times.append(time.perf_counter() - began)
         began = time.perf_counter()
         if number + 1 == steps:

@@ -1,17 +1,17 @@
 """The composition of a run: configuration -> method, data, loop, observers."""
 
 import json
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
+import torch
 from torch import Tensor
 
-import leanvit
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
 from leanvit.analysis.reconstructions import Reconstructions
@@ -25,13 +25,22 @@ from leanvit.config import (
 from leanvit.config.convert import leaves
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
+    all_max,
+    expect_step,
     first_alone,
     joined,
     rank,
     wait_for_all,
+    while_others_wait,
     world_size,
 )
-from leanvit.core.files import Replacing, refusals_named, save_tensors
+from leanvit.core.errors import (
+    CollapseError,
+    DerailedError,
+    NonFiniteError,
+    SpikeError,
+    Stopped,
+)
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.loader import Views, load_views
@@ -40,6 +49,7 @@ from leanvit.data.sources import SAMPLE, Source
 from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
+    EVENTS,
     LOSSES,
     MATCHES,
     PICTURES,
@@ -55,16 +65,19 @@ from leanvit.folder import (
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mae import MAE
 from leanvit.request import compose_request, open_images
+from leanvit.store import Store
 from leanvit.train.alarm import CollapseAlarm
-from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.facts import gather_facts
+from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
+from leanvit.train.signals import Requests
 from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
+from leanvit.unreadable import UnreadableList
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import FILE, STUDENT, header
+from leanvit.weights.file import FILE, STUDENT
 
 
 def pretrain(
@@ -134,20 +147,23 @@ class Run:
     out: Path
     quiet: bool = False
 
-    saved: int = field(default=0, init=False)
-    """Step of the newest checkpoint of this run."""
     start: Start | None = field(default=None, init=False)
     """What its first weights are, unless all are fresh."""
 
     def __post_init__(self) -> None:
         config = self.config = self.resolved.config
         self.first = rank() == 0
-        self.order = Order(
-            len(self.source), config.train.batch, config.train.seed, rank(), world_size()
-        )
         method = build_method(config.method, config.backbone, config.train.seed)
-        self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         self.views = method.views()
+        self.order = Order(
+            len(self.source),
+            config.train.batch,
+            config.train.seed,
+            rank(),
+            world_size(),
+            1 if self.views is None else self.views.repeats,
+        )
+        self.state = TrainState(method, config, epoch_steps=self.order.epoch_steps)
         both = {FILE: method.encoder(), STUDENT: method.learner()}
         self.networks = {file: network for file, network in both.items() if network is not None}
         for network in self.networks.values():
@@ -160,6 +176,11 @@ class Run:
             workers=self.workers,
         )
         self.alarm = CollapseAlarm(warn)
+        self.store = Store(self.out, config, self.networks)
+        self.unreadable = UnreadableList(
+            self.out / UNREADABLE, len(self.source), config.data.max_unreadable
+        )
+        self.collapsed: dict[str, str] = {}
 
     def initialize(self) -> None:
         """Give the networks the weights that the run starts from, if it names any, and say so."""
@@ -182,23 +203,44 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
-        observers = self._observers()
         try:
-            train(
-                state,
-                self._batches(),
-                save=self.save,
-                watch=self.look if self.first else dict,
-                observers=observers,
-            )
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(
-                f"interrupted at step {state.step}; --resume continues from step {self.saved}"
-            ) from error
+            with Requests(config.train.save_minutes) as requests:
+                while not self._trained(requests):
+                    pass
+        except (Stopped, KeyboardInterrupt) as stop:
+            text = f"stopped at step {state.step}; --resume continues from step {self.store.saved}"
+            if isinstance(stop, Stopped) and stop.signal != SIGINT:
+                raise Stopped(f"{stop}; {text}.", stop.signal) from stop
+            raise KeyboardInterrupt(text) from stop
         finally:
             state.leave()
         if self.first:
             self._finish(state.step - first, time.perf_counter() - began)
+
+    def _trained(self, requests: Requests) -> bool:
+        """Train to the end; return whether it was reached, and the run did not go back instead."""
+        ended = False
+
+        def save() -> None:
+            while_others_wait(partial(self.store.save, self.state), _nothing)
+            requests.saved()
+
+        try:
+            train(
+                self.state,
+                self._batches(),
+                save=save,
+                watch=lambda: while_others_wait(self.look, dict),
+                observers=self._observers(),
+                asked=requests.due,
+                heed=self._heed,
+            )
+            ended = True
+        except DerailedError as error:
+            self._go_back(error)
+        finally:
+            self.store.settle(strict=ended)
+        return ended
 
     @property
     def workers(self) -> int:
@@ -217,81 +259,81 @@ class Run:
     def _batches(self) -> Iterator[ViewBatch]:
         state = self.state
         batches = self.load(state.step, state.run)
-        for number, batch in enumerate(self._noting_unreadable(batches)):
+        for number, batch in enumerate(self.unreadable.noting(batches)):
+            expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
             yield batch
 
     def _restore(self) -> None:
-        checkpoint = newest_checkpoint(self.out / CHECKPOINTS, warn if self.first else _nothing)
+        checkpoint = self.store.newest()
         if checkpoint is None:
             self._say("The run saved nothing yet, so it begins again at step 0.")
             self.initialize()
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
-        self.saved = checkpoint.step
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
-    def save(self) -> None:
-        """Write the backbone as it is now, then a checkpoint: none without its backbone."""
+    def _go_back(self, error: DerailedError) -> None:
+        """Return to a checkpoint before a derailed step, with a lower rate, if the run is told to.
+
+        Raises the error that derailed it where it is not, where there is no such checkpoint, or
+        once it went back often enough.
+        """
+        guard, state, kind = self.config.guard, self.state, type(error)
+        while_others_wait(partial(self._keep_derailed, error), _nothing)
+        policy = {NonFiniteError: guard.bad_number, SpikeError: guard.spike}
+        if policy.get(kind, guard.collapse) != "rollback":
+            raise kind(f"{error} {self.store}", error.step) from error
+        if state.rollbacks >= guard.most:
+            went = f"The run went back {state.rollbacks} times, as often as guard.most allows."
+            raise kind(f"{error} {went}", error.step) from error
+        # that of the very step would only meet the same loss again
+        checkpoint = self.store.newest(before=error.step)
+        if checkpoint is None:
+            raise kind(f"{error} No checkpoint is older, to go back to.", error.step) from error
+        back, scale = state.rollbacks + 1, state.lr_scale * guard.lr_factor
+        state.restore(checkpoint.tensors(), checkpoint.step)
+        state.rollbacks, state.lr_scale = back, scale
+        self.collapsed |= self.alarm.told
+        self.alarm = CollapseAlarm(warn)
         if self.first:
-            self._write()
-        self.saved = self.state.step
-
-    def _write(self) -> None:
-        state, config = self.state, self.config
-        facts = {
-            "method": config.method.kind,
-            "recipe": config.recipe,
-            "seed": config.train.seed,
-            "step": state.step,
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "version": leanvit.__version__,
-        }
-        for name, network in self.networks.items():
-            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
-                save_tensors(network.state_dict(), beside, header(network, facts))
-        save_checkpoint(
-            self.out / CHECKPOINTS, state.step, state.tensors(), to_dict(config), config.train.keep
-        )
-
-    def _noting_unreadable(self, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
-        """Pass batches on; write down which images had to be replaced, and stop at too many."""
-        path = self.out / UNREADABLE
-        known = _listed(path)
-        for batch in batches:
-            for entry in batch.unreadable:
-                if entry.name not in known:
-                    known |= _listed(path)  # other processes write there too
-                if not known:
-                    warn(
-                        f"The image {entry.name!r} cannot be read ({entry.error}); another one "
-                        f"stands in. All such images are listed in {path}."
-                    )
-                if entry.name not in known:
-                    known.add(entry.name)
-                    with path.open("a") as file:
-                        file.write(json.dumps(asdict(entry)) + "\n")
-                self._require_readable(len(known), entry)
-            yield batch
-
-    def _require_readable(self, bad: int, last: Unreadable) -> None:
-        images, most = len(self.source), self.config.data.max_unreadable
-        if 100 * bad / images > most:
-            saved = f"The newest checkpoint is that of step {self.saved}."
-            text = (
-                f"{bad} of {images} images cannot be read, more than the {most:g} % that "
-                f"data.max_unreadable allows; {self.out / UNREADABLE} lists them, the last is "
-                f"{last.name!r} ({last.error}), and `leanvit check` finds the rest. A larger "
-                f"percentage, --data.max_unreadable {math.ceil(100 * bad / images) + 1}, would go "
-                f"on. {saved if self.saved else 'Nothing was saved yet.'}"
+            warn(
+                f"{error} The run goes back to step {state.step}, with {scale:g} times its "
+                f"learning rate."
             )
-            if not self.first:
-                warn(text)  # the command line of other processes is silent
-            raise ValueError(text)
+
+    def _keep_derailed(self, error: DerailedError) -> None:
+        """Let the disk have all that can be learned from a run that derailed."""
+        self.store.settle()
+        if not isinstance(error, CollapseError):
+            self._note(Event(error.step, isinstance(error, SpikeError)))
+            self.store.keep_derailed(self.state)
+
+    def _heed(self, events: Sequence[Event]) -> None:
+        """Write down the steps that stood out; end, or take back, a run that collapsed."""
+        policy = self.config.guard
+        for event in events if self.first else ():
+            left_out = policy.spike == "skip" or not event.spike
+            then = "was left out" if left_out else "is part of the run like any other"
+            warn(f"{event}, which {then}. Such steps are listed in {self.out / EVENTS}.")
+            self._note(event)
+        if policy.collapse == "warn":
+            return
+        collapsed = torch.tensor(int(bool(self.alarm.told)), device=self.state.device)
+        if all_max(collapsed).item():
+            meaning = "; ".join(self.alarm.told.values()) or "the first process has said how"
+            raise CollapseError(
+                f"The run collapsed by step {self.state.step}: {meaning}.", self.state.step
+            )
+
+    def _note(self, event: Event) -> None:
+        """Write down a step that stood out, with the images of all processes."""
+        config = self.config.train
+        keys = Order(len(self.source), config.batch, config.seed).keys(event.step)
+        self.store.note(event, [key.index for key in keys])
 
     def _observers(self) -> list[Observer]:
         if not self.first:
@@ -313,7 +355,6 @@ class Run:
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
             self._say(f"From the first look to the last: {'; '.join(shown)}.")
-        unreadable = self.out / UNREADABLE
         summary = {
             "backbone": str(self.out / FILE),
             "init": self.start.to_dict() if self.start else None,
@@ -322,10 +363,10 @@ class Run:
             "processes": world_size(),
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
-            "unreadable": len(unreadable.read_text().splitlines()) if unreadable.exists() else 0,
+            "unreadable": len(self.unreadable),
             "first": rows[0],
             "last": rows[-1],
-            "collapse": self.alarm.told,
+            "collapse": self.collapsed | self.alarm.told,
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
@@ -371,14 +412,8 @@ class Run:
             say(text)
 
 
-def _listed(path: Path) -> set[str]:
-    """Return the names in a list of unreadable images."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {json.loads(line)["name"] for line in lines}
-
-
-def _nothing(_: str) -> None:
-    """Leave it to the first process to say."""
+def _nothing() -> None:
+    """Leave it to the first process."""
 
 
 CHANGES = {

@@ -1,15 +1,23 @@
 """`torchrun -m leanvit pretrain`: two processes write what one does, once."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from leanvit.cli import main
+from leanvit.methods.base import Moment
+from leanvit.train.state import TrainState
+from tests.distributed.by_hand import SERVER, numbered
 from tests.integration.command import TINY, Says, leanvit_process, refused
 from tests.tiny import write_classes
 
@@ -83,6 +91,64 @@ def test_two_processes_continue_what_one_began(runs: dict[str, Any], tmp_path: P
     same_weights(runs["folder"] / "one", out)
 
 
+def test_one_process_continues_what_two_began(runs: dict[str, Any], tmp_path: Path) -> None:
+    out = shutil.copytree(runs["folder"] / "two", tmp_path / "out")
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    assert main([*runs["words"], "--out", str(out), "--resume"]) == 0
+    for ours, theirs in zip(rows(out), rows(runs["folder"] / "two"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    same_weights(runs["folder"] / "two", out)
+
+
+def killed_once(words: list[str], out: Path, marker: Path) -> None:
+    """Run the command; process 1 dies before the update of step 3, unless a marker says it did."""
+    torch.set_num_threads(1)
+    update = TrainState.update
+
+    def deadly(state: TrainState, at: Moment) -> None:
+        if state.step == 3 and os.environ["RANK"] == "1" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        update(state, at)
+
+    pytest.MonkeyPatch().setattr(TrainState, "update", deadly)
+    again = ["--resume"] if marker.exists() else []
+    assert main([*words, "--out", str(out), *again]) == 0
+
+
+def start_elastic(words: list[str], out: Path, marker: Path) -> None:
+    """Do what torchrun does, in processes that are forked and need no import."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        max_restarts=1,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="elastic",
+        start_method="fork",
+        monitor_interval=0.1,
+    )
+    elastic_launch(config, killed_once)(words, out, marker)
+
+
+def test_a_killed_process_restarts_all_and_changes_nothing(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    """The agent of torchrun starts all again, and they resume: the same bits in the end."""
+    out, marker = tmp_path / "out", tmp_path / "killed"
+    agent = SERVER.Process(target=start_elastic, args=(list(runs["words"]), out, marker))
+    agent.start()
+    agent.join(120)
+    agent.kill()
+    assert agent.exitcode == 0 and marker.exists()
+    assert rows(out) == rows(runs["folder"] / "two")
+    for name in ("backbone.safetensors", "student.safetensors"):
+        ours, theirs = load_file(out / name), load_file(runs["folder"] / "two" / name)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key].equal(theirs[key]) for key in ours)
+
+
 def test_a_mistake_is_a_sentence_said_once(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
     said = "train.batch 5 does not split into 1 micro-batches on each of 2 processes"
@@ -99,7 +165,8 @@ def test_what_the_first_refuses_ends_all_in_one_sentence(runs: dict[str, Any]) -
 def test_what_is_for_one_process_says_so(
     runs: dict[str, Any], tmp_path: Path, capsys: Says, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in numbered(2)[0].items():
+        monkeypatch.setenv(name, value)
     out, images = tmp_path / "out.npz", runs["words"][3]
     for words in (
         ("check", *runs["words"][1:], "--out", out),
@@ -108,8 +175,8 @@ def test_what_is_for_one_process_says_so(
         ("bench", "loss"),
     ):
         said = refused(capsys, *words)
-        assert f"{words[0]} is for one process: start it without torchrun." in said
+        assert f"{words[0]} is for one process: " in said and "torchrun or with one task" in said
     assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "many")
     said = refused(capsys, *runs["words"], "--out", out)
-    assert "WORLD_SIZE='many', which is no number of processes" in said
+    assert "WORLD_SIZE='many'; expected a whole number" in said

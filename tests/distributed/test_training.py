@@ -94,7 +94,7 @@ def train(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[s
         ):
             state.backward(micro, at, config.train.accumulate)
         state.update(at)
-        state.require_finite()
+        state.require_sound()
         rows.append(state.meter.read())
     return {key: value.clone() for key, value in state.tensors().items()}, rows
 

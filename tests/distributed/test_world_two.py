@@ -88,7 +88,8 @@ def test_a_process_alone_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedulers set RANK for other ends; a run that takes itself for the second writes nothing."""
     monkeypatch.setenv("RANK", "3")
     assert (launched(), world_size(), rank()) == (1, 1, 0)
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": "4", "MASTER_ADDR": "one", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert (launched(), world_size(), rank()) == (4, 1, 3)
 
 

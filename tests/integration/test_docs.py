@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from leanvit.cli import main
+from leanvit.core.distributed import LIMITS
 from tests.tiny import noise, write_images
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,26 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ran >= 7
     for block in blocks("python"):
         exec(block, {"images": noise(2, 3, 32, 48)})
+
+
+def test_job_scripts_are_scripts() -> None:
+    """They need a cluster to run; here the shell and the command line read them."""
+    scripts = blocks("sh")
+    assert scripts
+    for script in scripts:
+        read = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert read.returncode == 0, read.stderr + script
+        joined = script.replace("\\\n", " ")
+        commands = re.findall(r"leanvit (pretrain [^\n&]*)", joined)
+        assert commands, script
+        for command in commands:
+            assert main([*shlex.split(command.replace("--autoresume", "")), "--help"]) == 0
+
+
+def test_time_limits_are_documented() -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    for name, seconds in LIMITS.items():
+        assert f"| `{name}` | {seconds} |" in page
 
 
 def test_recipes_in_documents_exist() -> None:

@@ -15,15 +15,17 @@ from torch import Tensor
 import leanvit
 from leanvit.cli import main
 from leanvit.config import BackboneConfig, TimmConfig, ViTConfig
-from leanvit.config.evaluation import FINETUNE_RECIPES, FinetuneConfig
+from leanvit.config.evaluation import FinetuneConfig
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import FolderSource
 from leanvit.evaluation import finetune as module
-from leanvit.evaluation.finetune import Training, run_config, told
+from leanvit.evaluation.finetune import Training, run_config, settle, start, told
 from leanvit.evaluation.inputs import see
 from leanvit.evaluation.result import Result
 from leanvit.evaluation.tuned import Folder
+from leanvit.recipes.finetuning import FINETUNE_RECIPES
 from leanvit.train.checkpoint import CHECKPOINTS
+from leanvit.train.state import TrainState
 from leanvit.weights.file import FILE, HEAD_FILE, HEADER, header, read_header
 from leanvit.weights.loading import load_backbone, open_weights
 from tests.integration.command import refused
@@ -155,18 +157,27 @@ def test_accuracy_is_its_definition() -> None:
 # What begins
 
 
+GENERAL = ("improved", "deit", "transfer")
+
+
+def at(config: FinetuneConfig) -> float:
+    """Return the highest rate at the recipe's own batch."""
+    assert config.lr != "auto" and config.train_batch != "auto"
+    return config.lr * config.train_batch / 256
+
+
 def test_recipes_are_those_of_the_paper(vit: Path, data: Path) -> None:
     """At 1024 images a step the highest rate is 4e-3, as in the paper."""
     learn = FolderSource(data)
 
     def run(**options: Any) -> Any:
-        config = FinetuneConfig(data=str(data), workers=0, device="cpu", **options).settled()
+        config = FinetuneConfig(data=str(data), workers=0, device="cpu", **options)
+        config = settle(config, len(learn))
         seen = see(config, 32, learn, True)
         return run_config(config, seen, open_weights(vit), learn, 0)
 
-    assert FINETUNE_RECIPES["improved"]["lr"] * 1024 / 256 == 4e-3
-    assert FINETUNE_RECIPES["transfer"]["lr"] * 512 / 256 == 0.03
-    improved, deit, transfer = (run(recipe=name) for name in FINETUNE_RECIPES)
+    assert [at(FINETUNE_RECIPES[name]()) for name in GENERAL] == [4e-3, 4e-3, 0.03]
+    improved, deit, transfer = (run(recipe=name) for name in GENERAL)
     views = improved.method.views
     assert (views.randaugment, views.erase, improved.method.smoothing) == (10.0, 0.0, 0.0)
     assert (improved.method.mix.mixup, improved.method.mix.cutmix) == (0.2, 0.0)
@@ -208,6 +219,7 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "erase": (1.0, {}),
     "mixup": (0.9, {}),
     "cutmix": (1.0, {}),
+    "repeats": (2, {}),
     "smoothing": (0.3, {}),
     "drop_path": (0.5, {}),
     "average": (0.9, {}),
@@ -289,6 +301,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("options", "expected"),
     [
         ({"recipe": "improve"}, "recipe.*'improve'.*improved"),
+        ({"recipe": "mae_vit_tiny_in1k"}, "recipe 'mae_vit_tiny_in1k'.*mae_vit_tiny_in1k_300ep"),
+        ({"repeats": 3}, "a step has 4 images, too few for two different ones: .* to 6"),
+        ({"repeats": 0}, "repeats is 0; expected at least 1"),
         ({"lr": 0.0}, r"lr is 0\.0; expected above 0"),
         ({"layer_decay": 1.5}, r"layer_decay is 1\.5; expected within \[0, 1\]"),
         ({"layer_decay": 0.0}, r"layer_decay is 0\.0; expected above 0"),
@@ -346,7 +361,7 @@ def test_what_is_written_can_be_used(vit: Path, data: Path, tmp_path: Path) -> N
 def test_what_was_cut_off_continues_exactly(
     vit: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"duration": "6st", "every": "50%", "average": 0.5}
+    options = {"duration": "6st", "every": "50%", "average": 0.5, "repeats": 2}
     whole = tune(vit, data, out=str(tmp_path / "whole"), **options)
     cut, saved = tmp_path / "cut", Folder.save
 
@@ -391,11 +406,53 @@ def test_the_command_tunes(
 
 
 def test_a_configuration_settles_once() -> None:
-    config = FinetuneConfig(recipe="deit", mixup=0.5)
-    settled = config.settled()
-    assert (settled.mixup, settled.cutmix) == (0.5, 1.0) and settled == settled.settled()
-    assert replace(config, recipe="improved").settled().cutmix == 0.0
-    assert not any(
-        getattr(settled, name) == "auto" for given in FINETUNE_RECIPES.values() for name in given
-    )
-    assert len({frozenset(given) for given in FINETUNE_RECIPES.values()}) == 1
+    config = FinetuneConfig(recipe="deit", mixup=0.5, position_bias=True)
+    settled = settle(config, 10**6)
+    assert (settled.mixup, settled.cutmix) == (0.5, 1.0) and settled == settle(settled, 10**6)
+    assert settled.position_bias is True
+    assert settle(replace(config, recipe="improved"), 10**6).cutmix == 0.0
+    assert settle(replace(config, train_batch=6), 45).train_batch == 6
+
+
+@pytest.mark.parametrize("name", FINETUNE_RECIPES)
+def test_a_recipe_leaves_nothing_open_that_is_its_own(name: str) -> None:
+    settled = settle(FinetuneConfig(recipe=name), 10**6)
+    left = {field.name for field in fields(settled) if getattr(settled, field.name) == "auto"}
+    assert left == {"image_size", "crop", "workers", "device", "precision", "keep_blocks"}
+    batches = {images: settle(FinetuneConfig(recipe=name), images).train_batch for images in SIZES}
+    assert batches == {images: min(most, settled.train_batch) for images, most in SIZES.items()}
+
+
+SIZES = {3: 2, 45: 4, 160: 20, 10**6: 10**6}
+"""Images, and what a step takes of them: an eighth, an even number."""
+
+
+@pytest.mark.parametrize(
+    ("name", "decay"), [("mae_vit_tiny_in1k_300ep", 0.85), ("mocov3_vit_tiny_in1k_300ep", 0.75)]
+)
+def test_the_ladder_of_a_published_fine_tuning(name: str, decay: float, data: Path) -> None:
+    """A narrow ViT of twelve blocks as it really trains: 14 rungs, of the rate at this batch."""
+    learn, weights = FolderSource(data), open_weights("vit_tiny_h12")
+    assert isinstance(weights.config, ViTConfig)
+    weights = replace(weights, config=replace(weights.config, image_size=32, dim=24))
+    config = settle(FinetuneConfig(recipe=name, workers=0, device="cpu"), len(learn))
+    run = run_config(config, see(config, 32, learn, True), weights, learn, 0)
+    state = TrainState(start(run, None), run, epoch_steps=11)
+    scales = {group["scale"] for group in state.optimizer.param_groups}
+    assert sorted(scales) == pytest.approx([decay**rung for rung in range(13, -1, -1)])
+    assert min(scales) == pytest.approx({0.85: 0.1209, 0.75: 0.02376}[decay], rel=1e-3)
+    assert run.optim.lr.peak == pytest.approx(4e-3 * 4 / 1024)
+    assert (run.optim.lr.warmup.amount, run.train.duration.amount) == (5 * 11, 300 * 11)
+
+
+def test_a_published_fine_tuning_is_chosen_by_name(vit: Path, data: Path, tmp_path: Path) -> None:
+    """With its position bias, and every option to be replaced as ever."""
+    name = "mae_vit_tiny_in1k_1000ep_bias"
+    out = tmp_path / "out"
+    result = tune(vit, data, recipe=name, warmup="1st", out=str(out))
+    assert result.facts["recipe"] == name
+    config = load_backbone(out).config
+    assert isinstance(config, ViTConfig) and config.position_bias
+    tune(vit, data, recipe=name, warmup="1st", position_bias=False, out=str(tmp_path / "without"))
+    without = load_backbone(tmp_path / "without").config
+    assert isinstance(without, ViTConfig) and not without.position_bias

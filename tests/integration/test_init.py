@@ -190,7 +190,7 @@ def test_a_network_of_timm_is_adapted_to_images(photos: str, tmp_path: Path) -> 
     at = run.state.begin_step()
     run.state.backward(view_batch(4, method.views), at, 1)
     run.state.update(at)
-    run.state.require_finite()
+    run.state.require_sound()
     stem = run.state.method.state_dict()["student.backbone.network.model.conv1.0.weight"]
     assert not stem.equal(model.state_dict()["conv1.0.weight"]), "it is trained"
 

@@ -251,7 +251,7 @@ def test_batch_norm_in_the_contrast_refuses_micro_batches() -> None:
         fresh(config_of("mocov3", accumulate=2))
 
 
-@pytest.mark.parametrize("name", ["mae", "dmae", "simmim", "supervised"])
+@pytest.mark.parametrize("name", [name for name in RUNS if "mocov3" not in name])
 def test_micro_batches_change_nothing(name: str) -> None:
     ends = []
     for parts in (1, 2):
@@ -275,7 +275,7 @@ def test_bf16_trains_every_parameter(name: str) -> None:
     before = {n: p.clone() for n, p in state.method.named_parameters() if p.requires_grad}
     for number in range(3):
         step(state, batch_of(4, number))
-    state.require_finite()
+    state.require_sound()
     now = dict(state.method.named_parameters())
     still = [n for n, value in before.items() if now[n].equal(value)]
     assert not still

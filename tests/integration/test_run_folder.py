@@ -335,7 +335,7 @@ def test_an_interrupted_run_says_where_it_stands(
         interrupt(patch, 4)
         assert main([*run.arguments, "--out", str(out)]) == 130
     said = capsys.readouterr().err
-    assert "interrupted at step 4; --resume continues from step 2" in said
+    assert "stopped at step 4; --resume continues from step 2" in said
     assert main(["pretrain", "--out", str(out), "--resume"]) == 0
     assert "Continuing at step 2" in capsys.readouterr().err
     assert same_weights(out, run.out)

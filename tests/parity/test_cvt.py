@@ -141,7 +141,7 @@ def test_the_teacher_keeps_its_own_statistics() -> None:
     teacher, batch = copy.deepcopy(method.teacher.backbone), view_batch()
     at = Moment(step=0, run=10, epoch=0, seed=0)
     method(batch, at)
-    method.after_step(at)
+    method.after_step(at, torch.ones(()))
     teacher([batch.groups[0].flatten(0, 1)])
     ours, replayed, student = (
         {n: v for n, v in network.named_buffers() if "norm." in n}

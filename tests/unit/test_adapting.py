@@ -62,7 +62,7 @@ def test_other_families_stay_as_they_are(config: BackboneConfig) -> None:
 
 def test_a_bias_is_added_to_plain_vits_alone() -> None:
     for config in (SWIN, CVT):
-        with pytest.raises(ValueError, match=f"of the family {config.kind}; leave it out"):
+        with pytest.raises(ValueError, match=f"of the family {config.kind}; set it to false"):
             fit_to_tune(weights_of(build(config)), drop_path=0.0, position_bias=True)
 
 

@@ -327,8 +327,9 @@ def test_a_tar_that_is_cut_off_keeps_what_it_has(
         said = f"The archive '{file}' {message}"
         assert capsys.readouterr().err == f"leanvit: {said}\n"
         assert source.about().notes == (said,)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
+    second = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "1"}
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
     open_source(str(file))
     assert capsys.readouterr().err == "", "the first of several processes speaks for all"
     damaged = bytearray(whole)

@@ -490,6 +490,7 @@ SCHEDULES = ("optim.lr", "optim.weight_decay", "method.teacher_temp", "method.te
         ("train.batch=66 train.accumulate=2", GPU, f"2 {SPLIT} 2 processes; use a multiple of 4."),
         ("train.device=cuda", LAPTOP, "torch finds no CUDA device here; use cpu."),
         ("train.accumulate=2 method.head.batch_norm=true", LAPTOP, "Batch norm in the heads coup"),
+        ('train.accumulate=2 method.targets="sinkhorn"', LAPTOP, "Sinkhorn-Knopp shares the image"),
         ("method.mix.views=11", LAPTOP, "method.mix.views is 11, but there are 10 views."),
         ("method.mix.views=1 train.batch=65", LAPTOP, "but a micro-batch has 65: make it even."),
         ("method.mix.views=1 train.batch=66 train.accumulate=2", LAPTOP, "has 33: make it even."),
@@ -514,6 +515,7 @@ def test_what_cannot_run_is_refused(changes: str, facts: Facts, message: str) ->
         ("supervised", {"method.classes": 9}, ROOMY, "is 9, but the images have 10; leave it at"),
         ("supervised", {"method.mix.views": 2}, ROOMY, "is 2, but there is 1 view."),
         ("supervised", {"train.batch": 33}, ROOMY, "a micro-batch has 33: make it even."),
+        ("deit_tiny_in1k", {"train.batch": 4}, ROOMY, "too few for two different ones: raise tr"),
     ],
 )
 def test_other_methods_refuse_what_they_cannot(
@@ -531,6 +533,7 @@ def test_classes_are_those_of_the_images() -> None:
     assert more.config.method.classes == 12  # type: ignore[attr-defined]
     resolve(recipe("mocov3"), LAPTOP)  # needs no classes
     resolve(replace_options(recipe("mocov3"), {"train.batch": 2}), LAPTOP)
+    resolve(replace_options(recipe("deit_tiny_in1k"), {"train.batch": 6}), ROOMY)
 
 
 def test_what_just_fits_is_not_refused() -> None:

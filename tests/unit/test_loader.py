@@ -4,6 +4,7 @@ import random
 import threading
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,38 @@ def test_another_number_of_processes_goes_on_with_the_next_images(
             assert group.equal(torch.cat([part.groups[number] for part in parts], 1))
 
 
+THRICE = replace(SPEC, repeats=3)
+
+
+@pytest.mark.parametrize("rendering", ["host", "device"])
+def test_every_place_of_an_image_has_views_of_its_own(folder: Path, rendering: str) -> None:
+    """The first has those that the image has alone; ranks and a later start change nothing."""
+    views = Views(FolderSource(folder), THRICE, DataConfig(), SEED)
+
+    def load(start: int, rank: int = 0, world: int = 1) -> list[ViewBatch]:
+        order = Order(IMAGES, 6, SEED, rank, world, THRICE.repeats)
+        return list(load_views(views, order, start, 4, workers=0, device=CPU, rendering=rendering))
+
+    whole = load(0)
+    first = whole[0]
+    assert first.copy is not None and first.copy.tolist() == [0, 0, 1, 1, 2, 2]
+    assert first.index.tolist() == first.index.tolist()[:2] * 3
+    for group in first.groups:
+        assert not any(group[:, a].allclose(group[:, b]) for a, b in [(0, 2), (2, 4), (0, 4)])
+    alone = list(
+        load_views(
+            *(views, Order(IMAGES, 2, SEED), 0, 1), workers=0, device=CPU, rendering=rendering
+        )
+    )
+    assert all(g[:, :2].equal(a) for g, a in zip(first.groups, alone[0].groups, strict=True))
+    check_same(load(2), whole[2:])
+    for batch, *parts in zip(whole[1:], load(1, 0, 2), load(1, 1, 2), strict=True):
+        assert batch.copy is not None and [len(part) for part in parts] == [3, 3]
+        assert batch.copy.tolist() == [c for part in parts for c in part.copy.tolist()]  # type: ignore[union-attr]
+        for number, group in enumerate(batch.groups):
+            assert group.equal(torch.cat([part.groups[number] for part in parts], 1))
+
+
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_pieces_join_to_the_batch(folder: Path, parts: int) -> None:
     (batch,) = batches(folder, end=1)
@@ -244,6 +277,9 @@ def test_pieces_join_to_the_batch(folder: Path, parts: int) -> None:
         assert torch.equal(torch.cat([piece.groups[number] for piece in pieces], 1), group)
     assert torch.equal(torch.cat([piece.index for piece in pieces]), batch.index)
     assert torch.equal(torch.cat([piece.target for piece in pieces]), batch.target)
+    numbered = replace(batch, copy=torch.arange(BATCH))
+    copies = [piece.copy for piece in numbered.split(parts) if piece.copy is not None]
+    assert torch.cat(copies).tolist() == list(range(BATCH))
 
 
 def test_a_batch_moves_with_all_it_holds(folder: Path) -> None:

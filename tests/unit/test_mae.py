@@ -311,9 +311,8 @@ def test_d2mae_trains_the_lower_blocks_by_pixels_and_all_by_the_teacher(tmp_path
 
 def test_hidden_states_of_d2mae_are_those_of_the_backbone(tmp_path: Path) -> None:
     """The further block has logits and nothing else, so -1 means another block here than there."""
-    options = {"hidden_layers": (-1,), "decode_from": 2}
-    teacher = saved(TEACHER, tmp_path)
-    method = build_method(D2maeConfig(**SHARED, teacher=teacher, **options), VIT, seed=0)
+    options = {**SHARED, "hidden_layers": (-1,), "decode_from": 2}
+    method = build_method(D2maeConfig(**options, teacher=saved(TEACHER, tmp_path)), VIT, seed=0)
     assert isinstance(method, D2MAE)
     assert method.compared == [(VIT.depth - 1, TEACHER.depth - 1)]
     assert method.attention == [(VIT.depth, TEACHER.depth - 1)]
@@ -323,8 +322,8 @@ def test_hidden_states_of_d2mae_are_those_of_the_backbone(tmp_path: Path) -> Non
         network([images], Ask(keep=kept)) for network in (method.backbone, method.teacher.backbone)
     )
     expected = hidden_distillation(
-        torch.cat([ours.prefix, ours.grid.flatten(1, 2)], 1),  # type: ignore[list-item]
-        torch.cat([theirs.prefix, theirs.grid.flatten(1, 2)], 1),  # type: ignore[list-item]
+        torch.cat([ours.prefix, ours.grid.flatten(1, 2)], 1),
+        torch.cat([theirs.prefix, theirs.grid.flatten(1, 2)], 1),
         method.width_adapters[0],
     )
     torch.testing.assert_close(method.learn(images, drawn).terms["hidden"], expected)

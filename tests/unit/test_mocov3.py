@@ -80,7 +80,7 @@ def test_a_step_is_that_of_the_paper() -> None:
 def test_keys_follow_slowly() -> None:
     found = method()
     before = [p.clone() for p in found.teacher.parameters()]
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     for old, now, base in zip(
         before, found.teacher.parameters(), found.student.parameters(), strict=True
     ):

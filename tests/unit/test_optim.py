@@ -246,6 +246,6 @@ def test_the_flag_stops_a_step_on_the_device(config: OptimConfig) -> None:
 def test_ema_is_its_definition() -> None:
     average, network = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
     before = [p.detach().clone() for p in average.parameters()]
-    ema_update(average, network, 0.9)
+    ema_update(average, network, 0.9, torch.ones(()))
     for old, mine, new in zip(before, average.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(mine.detach(), 0.9 * old + 0.1 * new.detach())

@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import RunConfig, compose, replace_options, resolve, to_dict
 from leanvit.config.convert import leaves
+from leanvit.core.errors import RunError
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.data.sources import About, Sample, Source, open_source
@@ -144,7 +145,7 @@ PARTS: Mapping[str, Part] = {
         "swin_tiny",
         "adamw",
         {**DISTILLED, **SWIN},
-        ("method", "backbone", "data", "optim", "train", "watch", "init", "init_from"),
+        ("method", "backbone", "data", "optim", "train", "guard", "watch", "init", "init_from"),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", {**DISTILLED, **VIT}, ("method", "backbone")),
     "cvt": Part("dino", "cvt_tiny", "adamw", {**DISTILLED, **CVT}, ("backbone",)),
@@ -174,6 +175,17 @@ TESTED: Options = {**LOOKED_AT, "watch.val": "tested"}
 TOLD: Options = {"method.teacher": "tuned"}
 BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
+DIVERGING: Options = {"optim.lr.peak": 1e30, "train.duration": "8st"}
+"""Not one number is finite from the third step on."""
+JUMPING: Options = {
+    "guard.spike": "rollback",
+    "guard.spike_deviations": 1e-3,
+    "train.save_every": "1st",
+}
+"""Every loss above the mean of those before is a spike."""
+UNIFORM: Options = {f"method.teacher_temp.{part}": 100.0 for part in ("start", "peak", "end")}
+"""The teacher says nothing."""
+
 CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.views.global_size": (24, {}),
     "method.views.global_scale": ((0.2, 0.5), {}),
@@ -201,6 +213,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.views.randaugment": (5.0, {}),
     "method.views.randaugment_std": (0.0, {}),
     "method.views.erase": (1.0, {}),
+    "method.views.repeats": (2, {}),
     "method.hidden": (24, {}),
     "method.output": (4, {}),
     "method.temperature": (0.5, {}),
@@ -309,10 +322,18 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "train.log_every": ("2st", {}),
     "train.save_every": ("1st", {}),
     "train.keep": (1, {}),
+    "train.keep_every": ("2st", {"train.keep": 1}),
+    "train.save_minutes": (1e-6, {}),
     "watch.every": ("1st", LOOKED_AT),
     "watch.images": (6, LOOKED_AT),
     "watch.val": ("tested", LOOKED_AT),
     "watch.k": (1, TESTED),
+    "guard.bad_number": ("skip", DIVERGING),
+    "guard.most": (1, {**DIVERGING, "guard.bad_number": "skip"}),
+    "guard.spike": ("stop", {**JUMPING, "guard.spike": "warn"}),
+    "guard.spike_deviations": (1e9, JUMPING),
+    "guard.lr_factor": (0.1, JUMPING),
+    "guard.collapse": ("stop", UNIFORM),
     "init": ("start.safetensors", {}),
     "init_from": ("method", {"init": "first/out"}),
 }
@@ -385,14 +406,18 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
     run.initialize()
     parts: list[int] = []
     run.state.method.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    ended = ""
     try:
         run.train()
     except ValueError as error:
         assert "data.max_unreadable" in str(error)
+    except RunError as error:
+        ended = type(error).__name__
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     ignored = ("images_per_s", "data_wait", "lr", "weight_decay")  # timings and settings
     saved = sorted((out / "checkpoints").glob("*"))
     return {
+        "ended": ended,
         "rows": [{k: v for k, v in row.items() if k not in ignored} for row in rows],
         "checkpoints": [path.name for path in saved],
         "weights": digest(saved[-1] / TENSORS) if saved else "none",
@@ -441,6 +466,8 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_finish", lambda *_: None)  # pictures take longer than these runs
         patch.setattr("leanvit.run.view_grid", lambda *_: None)
+        patch.setattr("leanvit.train.guard.WARMUP", 2)  # so that tiny losses have a level
+        patch.setattr("leanvit.train.guard.LEAST_JUMP", 1e-9)
         fingerprint(first, folder / "first")
         yield run
     torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """The order of images is a pure function of (seed, step), for any number of processes."""
 
-from itertools import chain
+from collections import Counter
+from itertools import chain, pairwise, product
 
 import pytest
 
@@ -79,6 +80,61 @@ def test_a_stream_from_the_middle_is_the_tail(start: int) -> None:
 
 def test_an_empty_stretch_has_no_steps() -> None:
     assert list(Order(IMAGES, BATCH, SEED).steps(7, 7)) == []
+
+
+# Repeats
+
+REPEATS = 3
+
+
+def repeated(batch: int, rank: int = 0, world: int = 1, images: int = 50) -> Order:
+    return Order(images, batch, SEED, rank, world, REPEATS)
+
+
+def test_an_epoch_with_repeats_keeps_its_length_and_sees_a_part_of_the_images() -> None:
+    order, plain = repeated(6), Order(50, 6, SEED)
+    assert order.epoch_steps == plain.epoch_steps == 8
+    keys = list(chain.from_iterable(order.steps(0, 8)))
+    seen = Counter(key.index for key in keys)
+    alone = list(chain.from_iterable(plain.steps(0, 8)))
+    assert list(seen) == [key.index for key in alone][:16], "the first of the same permutation"
+    assert set(seen.values()) == {REPEATS}
+    assert {(key.index, key.copy) for key in keys} == {(i, c) for i in seen for c in range(3)}
+    assert sorted(key.position for key in keys) == list(range(48))
+    assert {key.index for key in chain.from_iterable(order.steps(0, 160))} == set(range(50))
+
+
+@pytest.mark.parametrize("batch", [6, 8, 10, 16, 22])
+def test_neighbours_are_different_images(batch: int) -> None:
+    """Mixing pairs them: place 0 with 1, 2 with 3."""
+    order = repeated(batch)
+    for step in range(4 * order.epoch_steps):
+        keys = order.keys(step)
+        assert all(a.index != b.index for a, b in pairwise(keys))
+
+
+def test_the_places_of_an_image_are_in_one_batch_unless_it_ends() -> None:
+    """As in DeiT: the list with every image three times is cut into batches as it stands."""
+    order, plain = repeated(8), Order(50, 48, SEED)
+    listed = [(key.index, copy) for key in plain.keys(0) for copy in range(REPEATS)]
+    for step in range(order.epoch_steps):
+        found = sorted(order.keys(step), key=lambda key: key.position)
+        assert [(key.index, key.copy) for key in found] == listed[8 * step : 8 * step + 8]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_repeats_are_shared_by_ranks_and_resumed_anywhere(world: int) -> None:
+    alone = list(repeated(8).steps(0, 20))
+    for start in (0, 1, 7, 13):
+        shares = [repeated(8, rank, world).steps(start, 20) for rank in range(world)]
+        joined = [list(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
+        assert joined == alone[start:]
+
+
+def test_with_enough_processes_each_has_an_image_once() -> None:
+    for step, rank in product(range(16), range(3)):
+        indices = [key.index for key in repeated(12, rank, 3).keys(step)]
+        assert len(set(indices)) == len(indices) == 4
 
 
 def test_replacement_is_repeatable() -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.config import BackboneConfig, MixConfig, TimmConfig
+from leanvit.data.batch import ViewBatch
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mixing import mix_views
@@ -65,7 +66,7 @@ def test_the_average_is_what_remains() -> None:
     assert found.average is not None
     assert found.encoder() is found.average and found.learner() is found.backbone
     before = [p.clone() for p in found.average.parameters()]
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     for old, now, learner in zip(
         before, found.average.parameters(), found.backbone.parameters(), strict=True
     ):
@@ -84,7 +85,7 @@ def test_the_head_is_averaged_beside_its_backbone() -> None:
     found = method(average=0.9)
     assert found.average_head is not None and not found.average_head.weight.requires_grad
     before = found.average_head.weight.clone()
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     torch.testing.assert_close(found.average_head.weight, 0.9 * before + 0.1 * found.head.weight)
     assert not found.head.weight.equal(before)
 
@@ -94,7 +95,7 @@ def test_the_average_knows_what_batch_norms_saw() -> None:
     found = method(TimmConfig(image_size=64, name="test_resnet"), average=0.5)
     found.train()
     found(view_batch(8, dtype=torch.float64), AT)
-    found.after_step(AT)
+    found.after_step(AT, torch.ones(()))
     assert found.average is not None
     ours, theirs = dict(found.average.named_buffers()), dict(found.backbone.named_buffers())
     fresh = dict(build_method(supervised(average=0.5), found.backbone.config, 0).named_buffers())
@@ -120,6 +121,23 @@ def test_stochastic_depth_is_drawn_by_image() -> None:
     found(replace(batch, index=batch.index + 9), AT)
     torch.testing.assert_close(seen[1], seen[0][order])
     assert not torch.allclose(seen[2], seen[0])
+
+
+def test_stochastic_depth_is_drawn_for_every_place_of_an_image() -> None:
+    """The same pixels at eight places: the first draws as it does alone, parts as the whole."""
+    found = method(replace(VIT, drop_path=0.5), mix=MixConfig(views=0))
+    one = view_batch(1, dtype=torch.float64)
+    same = torch.zeros(8, dtype=torch.long)
+    often = ViewBatch((one.groups[0].repeat(1, 8, 1, 1, 1),), same, same, copy=torch.arange(8))
+    seen: list[Tensor] = []
+    found.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    for batch in (one, replace(often, copy=None), often, *often.split(4)):
+        found(batch, AT)
+    alone, unnumbered, together, *parts = seen
+    torch.testing.assert_close(unnumbered, alone.expand(8, -1))
+    torch.testing.assert_close(together[:1], alone)
+    torch.testing.assert_close(together, torch.cat(parts))
+    assert sum(not row.allclose(alone[0]) for row in together) > 2
 
 
 def test_classes_must_be_known() -> None:

@@ -513,13 +513,23 @@ MAKERS: dict[type, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(kind, field.name) for kind in MAKERS for field in fields(kind)]
+    ("kind", "name"),
+    [(kind, f.name) for kind in MAKERS for f in fields(kind) if f.name != "repeats"],
 )
 def test_every_option_changes_the_plans(kind: type, name: str) -> None:
     base = {"jitter": 0.9} if name == "jitter_strength" else {}
     spec, other = (MAKERS[kind](kind(**{**base, **own})) for own in ({}, {name: CHANGES[name]}))
     shape = SHAPE
     assert any(plans(spec, 0, 0, i, shape) != plans(other, 0, 0, i, shape) for i in range(50))
+
+
+def test_repeats_change_the_number_of_places_and_no_view() -> None:
+    once = fine_tuning(FineTuneViewsConfig())
+    assert fine_tuning(FineTuneViewsConfig(repeats=3)) == replace(once, repeats=3)
+    assert once.repeats == 1
+    units = [draw(once, 0, 0, 1, copy) for copy in range(3)]
+    assert np.array_equal(units[0], draw(once, 0, 0, 1))
+    assert not np.isin(units[1], units[0]).any() and not np.isin(units[2], units[1]).any()
 
 
 def test_a_second_view_has_options_of_its_own() -> None:

@@ -18,7 +18,7 @@ PARENT = """
 import multiprocessing, signal, sys, time
 import torch
 from torch.utils.data import DataLoader, Dataset
-from leanvit.data.workers import serve_parent
+from leanvit.core.workers import serve_parent
 
 class Images(Dataset):
     def __len__(self):

@@ -8,7 +8,7 @@ S samples (images of all views), N tokens of all views.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,10 @@ class Ask:
     """
     neighbors: Tensor | None = None
     """[L] the one neighbour, 0..7 by rows, that the chunks of a block see; None: all eight."""
+
+
+PLAIN: Final = Ask()
+"""Nothing but the final features, of everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +236,7 @@ class Backbone(nn.Module):
         """L."""
         return self.stage_ends[-1] + 1
 
-    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:
+    def forward(self, views: Sequence[Tensor], ask: Ask = PLAIN) -> list[Features]:
         """Return the features of each view [B, 3, height, width]; sizes may differ between views.
 
         Raises ValueError if something is asked that this backbone cannot give.

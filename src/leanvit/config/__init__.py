@@ -38,6 +38,7 @@ from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
 from leanvit.config.run import (
     AdamWConfig,
     DataConfig,
+    GuardConfig,
     LARSConfig,
     OptimConfig,
     RunConfig,
@@ -67,6 +68,7 @@ __all__ = [
     "EsViTConfig",
     "Facts",
     "FineTuneViewsConfig",
+    "GuardConfig",
     "HeadConfig",
     "LARSConfig",
     "MaeConfig",

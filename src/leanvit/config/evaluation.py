@@ -1,9 +1,9 @@
 """The options of everything that is done with a finished backbone (torch-free)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
 from leanvit.config.duration import Duration
@@ -144,12 +144,12 @@ class LayersConfig(LinearProbeConfig):
 class FinetuneConfig(ClassesConfig):
     """Fine-tuning of all weights; the last epoch is what counts (arXiv 2205.14443)."""
 
-    recipe: Literal["improved", "deit", "transfer"] = "improved"
-    """The paper's settings for light networks, DeiT's, or those for small data sets."""
+    recipe: str = "improved"
+    """Settings: improved, deit, transfer, or a published training by name (docs/finetune.md)."""
     duration: Duration | Auto = "auto"
-    """Length of the training; auto: the recipe's 300, 100 or 50 epochs."""
+    """Length of the training; auto: the recipe's."""
     train_batch: int | Auto = "auto"
-    """Images in a step; auto: the recipe's 1024 or 512, but at most an eighth of them all."""
+    """Images in a step; auto: the recipe's, but at most an eighth of them all."""
     accumulate: int = 1
     """Micro-batches that a step is split into, to save memory."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -178,6 +178,8 @@ class FinetuneConfig(ClassesConfig):
     """Share of the target that is spread over all classes; auto: the recipe's."""
     drop_path: float | Auto = "auto"
     """Stochastic depth of the last block; auto: the recipe's."""
+    repeats: int = 1
+    """Places of a step that an image takes, each with its own view (repeated augmentation)."""
     average: float = 0.0
     """Momentum of a moving average of the weights, which gets a row of its own; 0 for none."""
     teacher: str = ""
@@ -188,8 +190,8 @@ class FinetuneConfig(ClassesConfig):
     """Weight of the imitation; the classes have the rest."""
     distillation_temperature: float = 1.0
     """Temperature of both distributions where the whole is imitated."""
-    position_bias: bool = False
-    """Add a relative position bias to every block of a plain ViT, all zeros at first."""
+    position_bias: bool | Auto = "auto"
+    """Add a relative position bias to a plain ViT, zeros at first; auto: as the recipe does."""
     keep_blocks: int | Auto = "auto"
     """Begin with so many trained blocks, from the first, and draw the later anew; auto: all."""
     untrained: bool = False
@@ -205,7 +207,7 @@ class FinetuneConfig(ClassesConfig):
 
     def __post_init__(self) -> None:
         ImagesConfig.__post_init__(self)
-        require(self, AT_LEAST_ONE, "train_batch", "accumulate")
+        require(self, AT_LEAST_ONE, "train_batch", "accumulate", "repeats")
         require(self, NOT_NEGATIVE, "keep_blocks", "seeds")
         require(self, POSITIVE, "lr")
         require(self, BELOW_ONE, "average")
@@ -219,72 +221,6 @@ class FinetuneConfig(ClassesConfig):
         if self.resume and not self.out:
             raise ValueError("resume continues a training in a folder; name it: --out FOLDER.")
 
-    def settled(self) -> "FinetuneConfig":
-        """Return the configuration with the recipe's values where they were left to it."""
-        given = FINETUNE_RECIPES[self.recipe]
-        return replace(self, **{n: v for n, v in given.items() if getattr(self, n) == "auto"})
-
-
-FINETUNE_RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "improved": MappingProxyType(
-            {
-                "duration": Duration(300, "ep"),
-                "optimizer": "adamw",
-                "lr": 1e-3,
-                "warmup": Duration(1.67, "%"),
-                "layer_decay": 0.85,
-                "weight_decay": 0.05,
-                "clip": 0.0,
-                "randaugment": 10.0,
-                "erase": 0.0,
-                "mixup": 0.2,
-                "cutmix": 0.0,
-                "smoothing": 0.0,
-                "drop_path": 0.0,
-            }
-        ),
-        "deit": MappingProxyType(
-            {
-                "duration": Duration(100, "ep"),
-                "optimizer": "adamw",
-                "lr": 1e-3,
-                "warmup": Duration(5, "%"),
-                "layer_decay": 0.85,
-                "weight_decay": 0.05,
-                "clip": 0.0,
-                "randaugment": 9.0,
-                "erase": 0.25,
-                "mixup": 0.8,
-                "cutmix": 1.0,
-                "smoothing": 0.1,
-                "drop_path": 0.1,
-            }
-        ),
-        "transfer": MappingProxyType(
-            {
-                "duration": Duration(50, "ep"),
-                "optimizer": "sgd",
-                "lr": 0.015,
-                "warmup": Duration(20, "%"),
-                "layer_decay": 0.75,
-                "weight_decay": 0.0,
-                "clip": 1.0,
-                "randaugment": 0.0,
-                "erase": 0.0,
-                "mixup": 0.0,
-                "cutmix": 0.0,
-                "smoothing": 0.0,
-                "drop_path": 0.0,
-            }
-        ),
-    }
-)
-"""What each recipe settles: the paper's figures, its warm-up as a share of its own length."""
-RECIPE_BATCH: Mapping[str, int] = MappingProxyType(
-    {"improved": 1024, "deit": 1024, "transfer": 512}
-)
-"""Images in a step, where there are enough."""
 
 EVALUATION_CONFIGS: Mapping[str, type[ClassesConfig]] = MappingProxyType(
     {"finetune": FinetuneConfig, "knn": KnnConfig, "layers": LayersConfig, "linear": LinearConfig}

@@ -160,7 +160,9 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
         count = (
             run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
         )
-        if name in ("train.log_every", "train.save_every", "watch.every"):
+        if name in ("train.log_every", "train.save_every", "watch.every") or (
+            name == "train.keep_every" and duration.amount
+        ):
             count = max(count, 1)
         if str(steps(count)) != str(duration):
             decided[name] = (steps(count), f"{duration} of {run} steps, {epoch} an epoch")
@@ -204,6 +206,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
         )
     if isinstance(config.method, SupervisedConfig):
         _check_mixing(config.method.mix, 1, train.batch // share)
+        _check_repeats(config.method.views.repeats, train.batch)
     if isinstance(config.method, MocoV3Config):
         _check_contrast(train.accumulate, train.batch)
     if isinstance(config.method, DinoConfig):
@@ -253,6 +256,15 @@ def _check_mixing(mix: MixConfig, views: int, micro: int) -> None:
     if mix.views and micro % 2:
         raise ValueError(
             f"Mixing pairs the images two by two, but a micro-batch has {micro}: make it even."
+        )
+
+
+def _check_repeats(repeats: int, batch: int) -> None:
+    """Two images at least, so that mixing never meets two views of the same one."""
+    if repeats > 1 and batch < 2 * repeats:
+        raise ValueError(
+            f"method.views.repeats is {repeats}, but a step has {batch} images, too few for two "
+            f"different ones: raise train.batch to {2 * repeats}, or lower repeats."
         )
 
 

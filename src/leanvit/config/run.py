@@ -146,12 +146,39 @@ class TrainConfig:
     """How often a row of metrics is written."""
     save_every: Duration = Duration(5, "%")
     """How often a checkpoint is written."""
+    save_minutes: float = 30.0
+    """Minutes after which a checkpoint is written, whatever `save_every` says; 0 for never."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
+    keep_every: Duration = Duration(0, "st")
+    """How often a checkpoint stays for ever, such as 100ep; 0st for none."""
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "batch", "accumulate", "keep")
-        require(self, NOT_NEGATIVE, "seed")
+        require(self, NOT_NEGATIVE, "seed", "save_minutes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardConfig:
+    """What a run does when it goes wrong: stop, leave a step out, or go back to a checkpoint."""
+
+    bad_number: Literal["stop", "skip", "rollback"] = "stop"
+    """After a loss or gradient that is not finite, which never reaches the weights."""
+    spike: Literal["warn", "stop", "skip", "rollback"] = "warn"
+    """After a loss far above its level."""
+    collapse: Literal["warn", "stop", "rollback"] = "warn"
+    """After features, teacher or matches that say nothing any more."""
+    spike_deviations: float = 10.0
+    """Standard deviations above the level of the last fifty steps that make a spike."""
+    most: int = 5
+    """How many steps may be left out, and how often a run may go back, before it stops."""
+    lr_factor: float = 0.5
+    """What the learning rate is multiplied by whenever a run goes back."""
+
+    def __post_init__(self) -> None:
+        require(self, POSITIVE, "spike_deviations", "lr_factor")
+        require(self, SHARE, "lr_factor")
+        require(self, NOT_NEGATIVE, "most")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +217,8 @@ class RunConfig:
     """The loop."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     """What shows whether the run learns."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What it does when it goes wrong."""
     init: str = ""
     """Weights that the run starts from: a run, any code's checkpoint, or timm:NAME.TAG."""
     init_from: Literal["backbone", "method"] = "backbone"

@@ -134,9 +134,12 @@ class FineTuneViewsConfig(CropConfig):
     """Range of brightness, contrast, saturation (as 1 +- x) and hue (as +- x turns)."""
     erase: float = 0.25
     """Probability that a box of the normalised view becomes noise (random erasing)."""
+    repeats: int = 1
+    """Places of a batch that an image takes, each with its own view (repeated augmentation)."""
 
     def __post_init__(self) -> None:
         CropConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "repeats")
         require(self, MAGNITUDE, "randaugment", "randaugment_std")
         require(self, SHARE, "jitter", "erase")
         _require_strength(self)

@@ -48,6 +48,8 @@ class ViewBatch:
     """[B] class, -1 where the source has none, on the CPU."""
     unreadable: tuple[Unreadable, ...] = ()
     """Images that were replaced on the way."""
+    copy: Tensor | None = None
+    """[B] which of its image's places in the epoch each is, on the CPU; None: the first alone."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -62,7 +64,10 @@ class ViewBatch:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield ViewBatch(
-                tuple(group[:, part] for group in self.groups), self.index[part], self.target[part]
+                tuple(group[:, part] for group in self.groups),
+                self.index[part],
+                self.target[part],
+                copy=None if self.copy is None else self.copy[part],
             )
 
     def pin_memory(self) -> "ViewBatch":

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
+from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
@@ -19,7 +20,6 @@ from leanvit.data.render import Normalizer
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
-from leanvit.data.workers import serve_parent
 from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
 
 REPLACEMENTS = 20
@@ -38,25 +38,30 @@ class Decoded:
     """Its class, -1 if there is none."""
     unreadable: list[Unreadable]
     """Images that it stands in for."""
+    copy: int = 0
+    """Which of the places of its key's image it is."""
 
 
 class Origins:
-    """Where the images of a batch come from: number, class, and what each stands in for."""
+    """Where the images of a batch come from: number, class, copy, what each stands in for."""
 
     def __init__(self) -> None:
         self.index: list[int] = []
         self.target: list[int] = []
         self.unreadable: list[Unreadable] = []
+        self.copy: list[int] = []
 
     def add(self, image: Decoded) -> None:
         """Write down one image more."""
         self.index.append(image.index)
         self.target.append(image.target)
         self.unreadable += image.unreadable
+        self.copy.append(image.copy)
 
-    def all(self) -> tuple[Tensor, Tensor, tuple[Unreadable, ...]]:
-        """Return numbers [B], classes [B], and images that were replaced."""
-        return torch.tensor(self.index), torch.tensor(self.target), tuple(self.unreadable)
+    def all(self) -> tuple[Tensor, Tensor, tuple[Unreadable, ...], Tensor]:
+        """Return numbers [B], classes [B], images that were replaced, and copies [B]."""
+        index, target, copy = map(torch.tensor, (self.index, self.target, self.copy))
+        return index, target, tuple(self.unreadable), copy
 
 
 class Views(Dataset[ViewBatch | ValueError]):
@@ -93,7 +98,7 @@ class Views(Dataset[ViewBatch | ValueError]):
     def plans(self, epoch: int, image: Decoded) -> list[list[Plan]]:
         """Return what becomes of an image in the views of each size."""
         height, width = image.pixels.shape[1:]
-        units = iter(draw(self.spec, self.seed, epoch, image.index))
+        units = iter(draw(self.spec, self.seed, epoch, image.index, image.copy))
         return [
             [plan(view, next(units), height, width) for view in group] for group in self.spec.groups
         ]
@@ -106,7 +111,7 @@ class Views(Dataset[ViewBatch | ValueError]):
             found = read_image(self.source, index)
             if not isinstance(found, Unreadable):
                 pixels, target = found
-                return Decoded(pixels, index, target, unreadable)
+                return Decoded(pixels, index, target, unreadable, key.copy)
             unreadable.append(found)
             index = replacement(self.seed, key, attempt, len(self.source))
         names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
@@ -215,12 +220,13 @@ class DecodedBatch:
     """[B] as in `ViewBatch`."""
     target: Tensor
     unreadable: tuple[Unreadable, ...]
+    copy: Tensor
 
     def to(self, device: torch.device) -> ViewBatch:
         """Return the views, rendered on a device."""
         images = self.images.to(device)
         groups = (render_group(images, p.to(device), self.mean, self.std) for p in self.plans)
-        return ViewBatch(tuple(groups), self.index, self.target, self.unreadable)
+        return ViewBatch(tuple(groups), self.index, self.target, self.unreadable, self.copy)
 
 
 BATCHES_AHEAD = 1

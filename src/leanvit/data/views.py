@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from leanvit.config import CropConfig, FineTuneViewsConfig, MultiCropConfig, TwoViewsConfig
 from leanvit.core import random
 from leanvit.data.randaugment import UNITS_OF_RANDAUGMENT, Operation, choose
+from leanvit.data.sampler import draw_key
 from leanvit.kernels import color
 
 ASPECT = (3 / 4, 4 / 3)
@@ -65,6 +66,8 @@ class ViewSpec:
     """The views of every image, grouped by size; global views first."""
 
     groups: tuple[tuple[View, ...], ...]
+    repeats: int = 1
+    """Places of a batch that an image takes, each with views of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,21 +147,21 @@ def fine_tuning(config: FineTuneViewsConfig) -> ViewSpec:
         jitter_strength=config.jitter_strength,
         erase=config.erase,
     )
-    return ViewSpec(((view,),))
+    return ViewSpec(((view,),), config.repeats)
 
 
 def _crop_view(config: CropConfig) -> View:
     return View(config.size, config.scale, config.flip, interpolation=config.interpolation)
 
 
-def draw(spec: ViewSpec, seed: int, epoch: int, index: int) -> NDArray[np.float64]:
-    """Return the unit numbers of an image in an epoch.
+def draw(spec: ViewSpec, seed: int, epoch: int, index: int, copy: int = 0) -> NDArray[np.float64]:
+    """Return the unit numbers of an image in an epoch, and of a copy of it where it has several.
 
     [views, UNITS], or [views, UNITS + MORE_UNITS] where a view needs more; those are a stream of
     their own, so that the others stay as they were.
     """
     views = [view for group in spec.groups for view in group]
-    key = (epoch, index)
+    key = draw_key(epoch, index, copy)
     rows = random.units(seed, "views", *key, count=len(views) * UNITS).reshape(-1, UNITS)
     if not any(view.needs_more() for view in views):
         return rows

@@ -27,7 +27,7 @@ def fit_to_tune(weights: Weights, *, drop_path: float, position_bias: bool = Fal
         if position_bias:
             raise ValueError(
                 f"position_bias is added to plain ViTs, and this network is of the family "
-                f"{config.kind}; leave it out."
+                f"{config.kind}; set it to false."
             )
         return replace(weights, config=replace(config, drop_path=drop_path))
     tuned = replace(

@@ -5,7 +5,7 @@ Letters: N images, C classes.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,9 +26,10 @@ from leanvit.config import (
     WatchConfig,
     compose,
     constant,
+    look_up,
     resolve,
 )
-from leanvit.config.evaluation import RECIPE_BATCH, FinetuneConfig
+from leanvit.config.evaluation import FinetuneConfig
 from leanvit.core.console import say
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.loader import Views, load_views
@@ -41,6 +42,7 @@ from leanvit.evaluation.result import Result
 from leanvit.evaluation.tuned import Folder
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.supervised import Supervised
+from leanvit.recipes.finetuning import FINETUNE_RECIPES
 from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train
 from leanvit.train.metrics import Observer
@@ -65,6 +67,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "clip": ("optim.clip",),
     "randaugment": ("method.views.randaugment",),
     "erase": ("method.views.erase",),
+    "repeats": ("method.views.repeats",),
     "smoothing": ("method.smoothing",),
     "average": ("method.average",),
     "teacher": ("method.teacher",),
@@ -89,8 +92,8 @@ def finetune(
     the facts hold the curve. Raises ValueError for a mistake in the request and NonFiniteError for
     a training that diverged.
     """
-    config = config.settled()
-    assert config.drop_path != "auto"
+    config = settle(config, len(learn))
+    assert config.drop_path != "auto" and config.position_bias != "auto"
     weights = fit_to_tune(
         open_weights(model), drop_path=config.drop_path, position_bias=config.position_bias
     )
@@ -127,15 +130,27 @@ def finetune(
     return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)])
 
 
+def settle(config: FinetuneConfig, images: int) -> FinetuneConfig:
+    """Return a fine-tuning with its recipe's values wherever they were left to it.
+
+    images: how many it learns from; of few, a step takes an eighth. Raises ValueError for an
+    unknown recipe.
+    """
+    recipe = look_up("recipe", config.recipe, FINETUNE_RECIPES)()
+    assert recipe.train_batch != "auto"
+    # an even number, since images are mixed by pairs
+    recipe = replace(recipe, train_batch=min(recipe.train_batch, max(images // 16, 1) * 2))
+    left = [field.name for field in fields(config) if getattr(config, field.name) == "auto"]
+    return replace(config, **{name: getattr(recipe, name) for name in left})
+
+
 def run_config(
     config: FinetuneConfig, seen: Seen, weights: Weights, learn: Source, seed: int
 ) -> RunConfig:
     """Return a settled fine-tuning as a resolved run of supervised training."""
     assert config.mixup != "auto" and config.cutmix != "auto" and config.optimizer != "auto"
+    assert config.train_batch != "auto"
     mixed = config.mixup > 0 or config.cutmix > 0
-    # an even number, since images are mixed by pairs
-    usual = min(RECIPE_BATCH[config.recipe], max(len(learn) // 16, 1) * 2)
-    batch = usual if config.train_batch == "auto" else config.train_batch
     run = RunConfig(
         recipe=f"finetune {config.recipe}",
         method=SupervisedConfig(
@@ -155,7 +170,7 @@ def run_config(
         optim=AdamWConfig(
             lr=Schedule(peak=1.0, end=1e-6), weight_decay=constant(0.0), clip_by="global"
         ),
-        train=TrainConfig(batch=batch, seed=seed),
+        train=TrainConfig(batch=config.train_batch, seed=seed),
         watch=WatchConfig(images=0),
     )
     options = {place: getattr(config, name) for name, places in OPTIONS.items() for place in places}
@@ -202,7 +217,9 @@ class Training:
 
     def __post_init__(self) -> None:
         config = self.config
-        self.order = Order(len(self.learn), config.train.batch, config.train.seed)
+        repeats = self.method.views().repeats
+        batch, seed = config.train.batch, config.train.seed
+        self.order = Order(len(self.learn), batch, seed, repeats=repeats)
         self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)
         self.curve: list[dict[str, float]] = []
         self.minutes = 0.0

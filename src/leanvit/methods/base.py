@@ -16,6 +16,7 @@ from leanvit.config import Schedule
 from leanvit.core import random
 from leanvit.core.precision import to_device
 from leanvit.core.schedules import schedule_value
+from leanvit.data.sampler import draw_key
 from leanvit.data.views import ViewSpec
 
 
@@ -63,8 +64,12 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def after_step(self, at: Moment) -> None:
-        """Move what moves once a step, after the weights: centers, averages, queues."""
+    def after_step(self, at: Moment, sound: Tensor) -> None:
+        """Move what moves once a step, after the weights: centers, averages, queues.
+
+        sound: a scalar on the device, 1, or 0 for a step that is to leave no trace. Parameters that
+        move here respect it; buffers need not, since the loop puts them back.
+        """
 
     def encoder(self) -> Backbone:
         """Return the weights that evaluation and export see."""
@@ -87,28 +92,39 @@ class Method(nn.Module):
         return []
 
 
-def keep_mask(rates: list[float], views: int, index: Tensor, at: Moment) -> Tensor | None:
+def keep_mask(
+    rates: list[float], views: int, index: Tensor, at: Moment, copy: Tensor | None = None
+) -> Tensor | None:
     """Draw stochastic depth for every (view, image, block, branch): `Ask.drop` [L, 2, V * B].
 
-    Keyed by (seed, epoch, image), so it does not depend on batch size, rank or resume.
+    Keyed by (seed, epoch, image, copy), so it does not depend on batch size, rank or resume.
     """
     if not any(rates):
         return None
     shape = (len(rates), 2, views)
-    drawn = [
-        random.units(at.seed, "drop path", at.epoch, image, count=int(np.prod(shape)))
-        for image in index.tolist()
+    copies = torch.zeros_like(index) if copy is None else copy
+    keys = [
+        draw_key(at.epoch, *image) for image in zip(index.tolist(), copies.tolist(), strict=True)
     ]
+    drawn = [random.units(at.seed, "drop path", *key, count=int(np.prod(shape))) for key in keys]
     units = np.stack(drawn, -1).reshape(*shape, len(drawn))
     kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
     return torch.from_numpy(kept).flatten(2)
 
 
 def learner_ask(
-    backbone: Backbone, views: int, index: Tensor, at: Moment, device: torch.device
+    backbone: Backbone,
+    views: int,
+    index: Tensor,
+    at: Moment,
+    device: torch.device,
+    copy: Tensor | None = None,
 ) -> Ask:
-    """Draw what a learner's pass over `views` views of each image is asked with."""
-    drop = keep_mask(backbone.drop_rates(), views, index, at)
+    """Draw what a learner's pass over `views` views of each image is asked with.
+
+    index, copy: [B] as in `ViewBatch`.
+    """
+    drop = keep_mask(backbone.drop_rates(), views, index, at, copy)
     neighbors = neighbor_draw(backbone, at)
     drop, neighbors = (
         None if draw is None else to_device(draw, device) for draw in (drop, neighbors)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Ask, Backbone, Features, Tokens
+from leanvit.backbones.base import PLAIN, Ask, Backbone, Features, Tokens
 from leanvit.backbones.vit import ViT
 from leanvit.config import BackboneConfig, DmaeConfig
 from leanvit.losses.attention_distil import attention_distillation, hidden_distillation
@@ -54,7 +54,7 @@ class DMAE(MAE):
         """Return how many blocks of the student have attention logits."""
         return self.backbone.depth
 
-    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = Ask()) -> StepOutput:
+    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = PLAIN) -> StepOutput:
         """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
         seen = self.hide(noise, drawn)
         (found,) = self.backbone([images], self.ask(seen))

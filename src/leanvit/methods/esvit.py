@@ -81,11 +81,11 @@ class EsViT(DINO):
             form=self.config.attention,
         )
 
-    def after_step(self, at: Moment) -> None:
+    def after_step(self, at: Moment, sound: Tensor) -> None:
         """Move both centers with the old teacher's prototypes, then the teacher."""
         assert self.teacher.region_head is not None
         centered = self.config.targets == "center" and self.config.region_loss == "prototypes"
         if centered and at.step >= self.config.region_start.amount:
             prototypes = self.teacher.region_head.last_layer()
             self.region_center.update(prototypes, self.config.center_momentum)
-        super().after_step(at)
+        super().after_step(at, sound)

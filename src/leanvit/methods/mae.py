@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from leanvit.backbones.base import Ask, Backbone, Features, Packed, Tokens
+from leanvit.backbones.base import PLAIN, Ask, Backbone, Features, Packed, Tokens
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.layers import LayerNorm
 from leanvit.backbones.vit import Plan, ViT, ViTBlock, sincos_positions
@@ -138,7 +138,7 @@ class MAE(Method):
         """Return the tokens that the decoder reads, normed."""
         return Tokens(found.grid, found.prefix)
 
-    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = Ask()) -> StepOutput:
+    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = PLAIN) -> StepOutput:
         """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N].
 
         drawn: what else was drawn for the pass.
@@ -148,7 +148,7 @@ class MAE(Method):
         loss = self.reconstruction(self.read(found), images, seen)
         return StepOutput(loss, {"reconstruction": loss})
 
-    def hide(self, noise: Tensor, drawn: Ask = Ask()) -> Seen:
+    def hide(self, noise: Tensor, drawn: Ask = PLAIN) -> Seen:
         """Choose the visible patches of each image by noise [B, N]."""
         kept, mask = visible_patches(noise, self.visible)
         if self.fill_token is None:

@@ -100,9 +100,9 @@ class MoCoV3(Method):
         stats = {"feature_std": spread(found[0]), "accuracy": (hits[0] + hits[1]) / 2}
         return StepOutput(loss, {"contrast": loss}, stats)
 
-    def after_step(self, at: Moment) -> None:
+    def after_step(self, at: Moment, sound: Tensor) -> None:
         """Move the teacher."""
-        ema_update(self.teacher, self.student, at.value(self.config.momentum))
+        ema_update(self.teacher, self.student, at.value(self.config.momentum), sound)
 
 
 def _patch_embedding(backbone: Backbone) -> list[nn.Parameter]:

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
@@ -63,7 +63,7 @@ class Supervised(Method):
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Tell the classes of images that were mixed."""
         (views,), mixing = mix_views(batch.groups[:1], self.config.mix, at.seed, at.step)
-        ask = learner_ask(self.backbone, 1, batch.index, at, views.device)
+        ask = learner_ask(self.backbone, 1, batch.index, at, views.device, batch.copy)
         (found,) = self.backbone([views[0]], ask)
         loss, told = class_loss(
             self.head(found.pooled),
@@ -85,12 +85,12 @@ class Supervised(Method):
         return StepOutput(total, {"class": loss, "distillation": imitated}, stats)
 
     @torch.no_grad()
-    def after_step(self, at: Moment) -> None:
+    def after_step(self, at: Moment, sound: Tensor) -> None:
         """Move the average, with what its batch norms know: it never runs in training itself."""
         if self.average is None or self.average_head is None:
             return
-        ema_update(self.average, self.backbone, self.config.average)
-        ema_update(self.average_head, self.head, self.config.average)
+        ema_update(self.average, self.backbone, self.config.average, sound)
+        ema_update(self.average_head, self.head, self.config.average, sound)
         _follow_buffers(self.average, self.backbone, self.config.average)
 
 

@@ -6,8 +6,9 @@ configuration, versions, checksums). The newest complete one is found by looking
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from leanvit.core.files import Replacing, refusals_named, save_tensors, sync, wr
 CHECKPOINTS = "checkpoints"
 """Where a run keeps them, in its folder."""
 TENSORS, RECORD = "state.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
 BROKEN = (OSError, ValueError, LookupError, TypeError, RecursionError)
 """What reading a record that holds anything raises."""
 
@@ -45,9 +46,14 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    keep: int,
+    keep_every: int = 0,
 ) -> Path:
-    """Write a checkpoint of a step, then remove all but the newest `keep`.
+    """Write a checkpoint of a step, then remove those that are not `retained`.
 
     config is kept as it is (`resolved.json`'s content). Raises CheckpointError, with everything
     older untouched, if the disk refuses.
@@ -69,7 +75,9 @@ def save_checkpoint(
             }
             write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
             sync(beside)
-        _prune(folder, path, keep)
+        found = _saved(folder)
+        for old in found.keys() - retained(found, step, keep, keep_every):
+            shutil.rmtree(found[old])
     return path
 
 
@@ -77,21 +85,37 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _prune(folder: Path, newest: Path, keep: int) -> None:
-    """Keep the newest; later ones were found damaged, or the run would not be here again."""
-    found = sorted(folder.glob("step-*"))
-    place = found.index(newest)
-    for path in found[: max(place + 1 - keep, 0)] + found[place + 1 :]:
-        shutil.rmtree(path)
+def _saved(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by their steps, whole or not; other names are nothing."""
+    words = {path.name.removeprefix("step-"): path for path in folder.glob("step-*")}
+    return {int(word): path for word, path in words.items() if word.isdecimal()}
 
 
-def newest_checkpoint(folder: Path, tell: Callable[[str], None] = print) -> Checkpoint | None:
-    """Return the newest complete checkpoint, None if there is none at all.
+def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> set[int]:
+    """Return the steps whose checkpoints stay once that of step `newest` was written.
+
+    These are the last `keep` of them and, of every `every` steps, the first (0 for none). Those
+    after `newest` go: they were found damaged, or the run would not be here again.
+    """
+    past = sorted(step for step in steps if step <= newest)
+    if not every:
+        return set(past[-keep:])
+    marks = [step // every for step in past]
+    first = {
+        step for step, mark, before in zip(past, marks, [0, *marks], strict=False) if mark > before
+    }
+    return first | set(past[-keep:])
+
+
+def newest_checkpoint(
+    folder: Path, tell: Callable[[str], None] = print, *, before: float = math.inf
+) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a step below `before`, None if there is none at all.
 
     `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
-    for path in found:
+    found = {step: path for step, path in _saved(folder).items() if step < before}
+    for _, path in sorted(found.items(), reverse=True):
         try:
             return _open(path)
         except BROKEN as error:

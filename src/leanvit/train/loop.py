@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from leanvit.core.errors import Stopped
 from leanvit.data.batch import Batch
+from leanvit.train.guard import Event
 from leanvit.train.metrics import Observer
+from leanvit.train.signals import Due, name_of
 from leanvit.train.state import TrainState
 
 T = TypeVar("T")
@@ -18,12 +21,16 @@ def train(
     save: Callable[[], None],
     watch: Callable[[], dict[str, float]] = dict,
     observers: Sequence[Observer] = (),
+    asked: Callable[[], Due] = Due,
+    heed: Callable[[Sequence[Event]], None] = lambda _: None,
 ) -> None:
     """Train until the run's last step, or until the batches end.
 
     save: writes a checkpoint; watch: looks at the features, before the first step and every
-    `watch.every`, and says what a row should hold of them. Raises NonFiniteError, before anything
-    is saved, if a number was not finite.
+    `watch.every`, and says what a row should hold of them; asked: says after every step what
+    signals and the clock want; heed: hears after every row which steps stood out. Raises, before
+    anything is saved, DerailedError if a bad number, a spike or `heed` ends the run or takes it
+    back, and Stopped, after a save, if it was asked to stop.
     """
     config, every = state.config.train, int(state.config.watch.every.amount)
     try:
@@ -37,16 +44,19 @@ def train(
             state.update(at)
             for observer in observers:
                 observer.on_step(state.step)
-            last = state.step == state.run
-            saving = last or state.step % int(config.save_every.amount) == 0
+            due, last = asked(), state.step == state.run
+            saving = last or due.save or due.stop or state.step % int(config.save_every.amount) == 0
             watching = last or state.step % every == 0
             if saving or watching or state.step % int(config.log_every.amount) == 0:
-                state.require_finite()
+                events = state.require_sound()
                 row = state.row() | clock.row(config.batch)
                 _tell(observers, row | watch() if watching else row)
+                heed(events)
                 clock.restart()
             if saving:  # after a row, so that none covers steps on both sides of a checkpoint
                 save()
+            if due.stop and not last:
+                raise Stopped(f"{name_of(due.stop)} stopped the run at step {state.step}", due.stop)
     finally:
         for observer in observers:
             observer.on_end()

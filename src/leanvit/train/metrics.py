@@ -1,6 +1,7 @@
 """Numbers that a run writes down: kept on the device, read back once a row."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,33 +9,42 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from leanvit.core.distributed import all_sum, world_size
+from leanvit.core.distributed import all_sum
 
 
 class Meter:
     """Means of scalars since the last row, without reading any back in between."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names -> their sums and counts [2, N]
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one scalar tensor to each mean."""
-        for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        """Add one scalar tensor to each mean; what is not finite is left out of it."""
+        if not values:
+            return
+        names = tuple(values)
+        found = torch.stack([value.detach().double() for value in values.values()])
+        finite = found.isfinite()
+        seen = torch.stack([torch.where(finite, found, 0.0), finite.double()])
+        self._sums[names] = self._sums[names] + seen if names in self._sums else seen
 
     def read(self) -> dict[str, float]:
-        """Return the means of all processes and start afresh: the one transfer from the device."""
+        """Return the means of all processes and start afresh: the one transfer from the device.
+
+        A mean of nothing is not a number.
+        """
         if not self._sums:
             return {}
-        sums = (all_sum(torch.stack(list(self._sums.values()))) / world_size()).tolist()
-        means = {
-            name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)
+        together = all_sum(torch.cat(list(self._sums.values()), dim=1)).T.tolist()
+        every = [name for names in self._sums for name in names]
+        means: dict[str, tuple[float, float]] = {}
+        for name, (total, count) in zip(every, together, strict=True):
+            before = means.get(name, (0.0, 0.0))
+            means[name] = (before[0] + total, before[1] + count)
+        self._sums = {}
+        return {
+            name: total / count if count else math.nan for name, (total, count) in means.items()
         }
-        self._sums, self._counts = {}, {}
-        return means
 
 
 class Observer(Protocol):

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.config import RunConfig
-from leanvit.core.distributed import all_max, world_size
-from leanvit.core.errors import NonFiniteError
+from leanvit.core.distributed import world_size
+from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.base import Method, Moment, StepOutput
+from leanvit.train.guard import Event, Guard
 from leanvit.train.metrics import Meter
 from leanvit.train.optim import (
     build_optimizer,
@@ -53,8 +54,12 @@ class TrainState:
         self._frozen: set[int] | None = None
         self._shared: DistributedDataParallel | None = None
         self._micro = 0
-        self._bad_step = torch.full((), -1, device=self.device)
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.guard = Guard(config.guard, method.buffers(), self.device)
+        self.lr_scale = 1.0
+        """What the learning rate is multiplied by: less than 1 after the run went back."""
+        self.rollbacks = 0
+        """How often it did."""
+        self._loss = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def begin_step(self) -> Moment:
         """Return the moment of the coming step; set its rates and what it trains."""
@@ -62,11 +67,12 @@ class TrainState:
         self._freeze(at)
         set_rates(
             self.optimizer,
-            at.value(self.config.optim.lr),
+            at.value(self.config.optim.lr) * self.lr_scale,
             at.value(self.config.optim.weight_decay),
         )
         self.optimizer.zero_grad(set_to_none=True)
-        self._finite.fill_(True)
+        self.guard.remember()
+        self._loss.zero_()
         self._micro = 0
         return at
 
@@ -97,35 +103,31 @@ class TrainState:
             with autocast(self.config.train.precision, self.device.type):
                 out: StepOutput = (shared or self.method)(micro, at)
             (out.total / parts).backward()
-        self._finite &= out.total.detach().isfinite()
+        self._loss += out.total.detach() / parts
         self.meter.add({"loss": out.total, **out.terms, **out.stats})
 
     def update(self, at: Moment) -> None:
-        """Clip, step and move what follows the weights; change no weight if a number is bad."""
+        """Clip, step and move what follows the weights; one that is not sound changes nothing."""
         config = self.config.optim
         norms, whole = clip_gradients(self.parts, config.clip, config.clip_by)
         self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
-        self._note_finite(whole)
-        skip_if(self.optimizer, (self._bad_step >= 0).float())
+        sound = self.guard.judge(self._loss, whole, self.step)
+        skip_if(self.optimizer, 1 - sound)
         self.optimizer.step()
-        self.method.after_step(at)
+        self.method.after_step(at, sound)
+        self.guard.put_back(sound)
         self.step += 1
 
-    def _note_finite(self, gradient_norm: Tensor) -> None:
-        """Remember the first step at which any process saw a bad number; stays on the device."""
-        bad = all_max((~(self._finite & gradient_norm.isfinite())).to(self._bad_step.dtype))
-        first = (bad > 0) & (self._bad_step < 0)
-        self._bad_step = torch.where(first, self.step, self._bad_step)
+    def require_sound(self) -> list[Event]:
+        """Return the steps since the last time that stood out; `Guard.events` says what it raises.
 
-    def require_finite(self) -> None:
-        """Raise NonFiniteError if a bad number was seen; every step since changed no weight."""
-        step = int(self._bad_step.item())
-        if step >= 0:
-            raise NonFiniteError(
-                f"The loss or a gradient was not finite at step {step}. The weights did not "
-                f"change since and nothing was saved; the last checkpoint is good. A lower "
-                f"optim.lr.peak or train.precision fp32 usually helps."
-            )
+        Nothing changed since such a step, so this is the state before it then, and `step` says so.
+        """
+        try:
+            return self.guard.events()
+        except DerailedError as error:
+            self.step = error.step
+            raise
 
     def row(self) -> dict[str, float]:
         """Return the means since the last row, with the step and, once there was one, its rates.
@@ -142,11 +144,16 @@ class TrainState:
             "images": self.step * self.config.train.batch,
             **(rates if self.step else {}),
             **self.meter.read(),
+            **({"skipped": self.guard.skipped} if self.guard.skipped else {}),
+            **({"rollbacks": self.rollbacks} if self.rollbacks else {}),
         }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that has to be saved, by name."""
         saved = {f"method.{name}": value for name, value in self.method.state_dict().items()}
+        saved |= {f"guard.{name}": value for name, value in self.guard.tensors().items()}
+        saved["guard.lr_scale"] = torch.tensor(self.lr_scale, dtype=torch.float64)
+        saved["guard.rollbacks"] = torch.tensor(self.rollbacks)
         for name, parameter in self._optimized():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -155,9 +162,9 @@ class TrainState:
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
         """Become what `tensors` returned at a step. Raises ValueError on any mismatch."""
-        weights, remembered = (
+        weights, remembered, guard = (
             {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
-            for part in ("method.", "optimizer.")
+            for part in ("method.", "optimizer.", "guard.")
         )
         try:
             self.method.load_state_dict(weights, strict=True)
@@ -165,11 +172,15 @@ class TrainState:
             first = str(error).split("\n")[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(f"The checkpoint's weights do not fit this run: {first}") from error
         self._restore_optimizer(remembered)
+        self.guard.restore(guard)
+        self.lr_scale, self.rollbacks = float(guard["lr_scale"]), int(guard["rollbacks"])
+        self.meter = Meter()
         self.step = step
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what the optimiser remembers of each parameter: everything, or nothing."""
         known = dict(self._optimized())
+        self.optimizer.state.clear()
         found: dict[str, dict[str, Tensor]] = {}
         for full_name, value in tensors.items():
             name, key = full_name.rsplit(".", 1)

@@ -1,4 +1,4 @@
-"""What a process that reads images owes the one that started it."""
+"""What the processes that read images owe the one that started them."""
 
 import multiprocessing
 import os

@@ -1,0 +1,110 @@
+"""The states of a run on disk: checkpoints, the backbones beside them, and what derailed it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import leanvit
+from leanvit.backbones.base import Backbone
+from leanvit.config import RunConfig, to_dict
+from leanvit.core.console import warn
+from leanvit.core.distributed import rank
+from leanvit.core.errors import CheckpointError
+from leanvit.core.files import Replacing, refusals_named, save_tensors
+from leanvit.folder import DERAILED, EVENTS
+from leanvit.train.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
+from leanvit.train.guard import Event
+from leanvit.train.saving import Parts, Saver
+from leanvit.train.state import TrainState
+from leanvit.weights.file import header
+
+STATE = "state"
+"""The whole state, beside the backbones, in what is written."""
+
+
+class Store:
+    """Writes as the first process alone; the others only read."""
+
+    def __init__(self, out: Path, config: RunConfig, networks: Mapping[str, Backbone]) -> None:
+        """networks: the backbones that lie beside the checkpoints, by the names of their files."""
+        self.out, self.config, self.networks = out, config, networks
+        self.first = rank() == 0
+        self._saver = Saver(self._write, warn)
+
+    @property
+    def saved(self) -> int:
+        """Step of the newest checkpoint that this process wrote or read; 0 for none."""
+        return self._saver.saved
+
+    def __str__(self) -> str:
+        if not self.saved:
+            return "Nothing was saved yet."
+        return f"The newest checkpoint is that of step {self.saved}."
+
+    def save(self, state: TrainState) -> None:
+        """Begin to write a run as it is now."""
+        if self.first:
+            networks = {name: network.state_dict() for name, network in self.networks.items()}
+            self._saver.save(state.step, {STATE: state.tensors(), **networks})
+
+    def settle(self, *, strict: bool = False) -> None:
+        """Wait for the disk; unless strict, what it refuses is only said."""
+        try:
+            self._saver.finish()
+        except CheckpointError as error:
+            if strict:
+                raise
+            warn(str(error))
+
+    def newest(self, *, before: float = math.inf) -> Checkpoint | None:
+        """Return the newest whole checkpoint of a step below `before`; damaged ones are told of."""
+        tell = warn if self.first else _nothing
+        found = newest_checkpoint(self.out / CHECKPOINTS, tell, before=before)
+        self._saver.saved = found.step if found else 0
+        return found
+
+    def note(self, event: Event, images: Sequence[int]) -> None:
+        """Add a step that stood out to the list of them, with the numbers of its images."""
+        if self.first:
+            with (self.out / EVENTS).open("a") as file:
+                file.write(json.dumps({**asdict(event), "images": list(images)}) + "\n")
+
+    def keep_derailed(self, state: TrainState) -> None:
+        """Keep the state before the step that ends the run, or takes it back, for `replay`."""
+        if self.first:
+            try:
+                save_checkpoint(
+                    self.out / DERAILED, state.step, state.tensors(), to_dict(self.config), keep=1
+                )
+            except CheckpointError as error:
+                warn(str(error))  # what derailed the run matters more
+
+    def _write(self, step: int, parts: Parts) -> None:
+        """Write the backbones of a step, then its checkpoint: none without its backbone."""
+        config = self.config
+        facts = {
+            "method": config.method.kind,
+            "recipe": config.recipe,
+            "seed": config.train.seed,
+            "step": step,
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "version": leanvit.__version__,
+        }
+        for name, network in self.networks.items():
+            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
+                save_tensors(parts[name], beside, header(network, facts))
+        save_checkpoint(
+            self.out / CHECKPOINTS,
+            step,
+            parts[STATE],
+            to_dict(config),
+            config.train.keep,
+            int(config.train.keep_every.amount),
+        )
+
+
+def _nothing(_: str) -> None:
+    """Leave it to the first process to say."""
