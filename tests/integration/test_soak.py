@@ -25,14 +25,16 @@ def soak() -> Iterator[ModuleType]:
 
 
 def test_a_run_stays_as_it_is(soak: ModuleType) -> None:
-    """Memory has a coarse limit here, since most of its growth lies in the first hundreds."""
+    """Coarse limits here: most memory is taken in the first hundreds of steps, and the files of
+    batches on their way come and go; a leak at every step or every save would show."""
     samples, _ = soak.soak(150)
-    memory, _, *counted = soak.verdicts(samples, 150)
+    memory, _, files, *counted = soak.verdicts(samples, 150)
     assert len(samples) > 50
     assert memory.last < 1.2 * memory.first
-    assert [figure.name for figure in counted] == ["open files", "threads", "processes"]
-    assert all(figure.flat for figure in counted), counted
-    assert counted[2].first == 3  # the run and two workers
+    assert files.last <= files.first + 8
+    assert [figure.name for figure in counted] == ["threads", "processes"]
+    assert all(figure.last <= figure.first + 1 for figure in counted), counted  # one may be saving
+    assert counted[1].first == 3  # the run and two workers
 
 
 def test_a_killed_run_leaves_nothing_behind(soak: ModuleType) -> None:
