@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from leanvit.config import (
     FineTuneViewsConfig,
     HeadConfig,
     MaeConfig,
+    MethodConfig,
     MocoV3Config,
     MultiCropConfig,
     RunConfig,
@@ -42,8 +44,11 @@ from leanvit.config import (
 from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.data.batch import ViewBatch
+from leanvit.methods.base import Method
+from leanvit.methods.catalogue import build_method
 from leanvit.weights.file import FILE, HEAD_FILE, header
 
+M = TypeVar("M", bound=Method)
 SWIN = SwinConfig(
     image_size=32, patch=2, dim=8, depths=(2, 2), heads=(1, 2), window=4, drop_path=0.0
 )
@@ -94,6 +99,14 @@ def build(config: BackboneConfig, dtype: torch.dtype = torch.float32) -> Backbon
             if name.endswith(("running_mean", "running_var")):
                 buffer.add_(torch.rand_like(buffer))
     return backbone.to(dtype)
+
+
+def random_method(kind: type[M], config: MethodConfig, backbone: BackboneConfig) -> M:
+    """Return a method whose learning backbone has weights that are all random, in fp64."""
+    found = build_method(config, backbone, 0)
+    assert isinstance(found, kind)
+    (found.learner() or found.encoder()).load_state_dict(build(backbone).state_dict())
+    return found.double()
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -210,11 +223,17 @@ def write_images(folder: Path, count: int, side: int = 40, seed: int = 0) -> Pat
     return folder
 
 
+def write_backbone(folder: Path, backbone: Backbone) -> Path:
+    """Write a backbone as a run does: a teacher to imitate. Return its file."""
+    facts = {"mean": backbone.mean, "std": backbone.std}
+    save_tensors(backbone.state_dict(), folder / FILE, header(backbone, facts))
+    return folder / FILE
+
+
 def write_tuned(folder: Path, backbone: Backbone, *, classes: int) -> Path:
     """Write a backbone with a random head as fine-tuning does: a teacher that tells classes."""
     folder.mkdir()
-    facts = {"mean": backbone.mean, "std": backbone.std}
-    save_tensors(backbone.state_dict(), folder / FILE, header(backbone, facts))
+    write_backbone(folder, backbone)
     head = {"weight": noise(classes, backbone.feature_dim), "bias": noise(classes)}
     save_tensors(head, folder / HEAD_FILE)
     return folder

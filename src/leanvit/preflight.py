@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, RunConfig, resolve
+from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.core.workers import serve_parent
@@ -263,6 +263,19 @@ def _problems(run: Run, sides: Sequence[int], unreadable: Sequence[Unreadable]) 
         found.append(
             f"{small} images are smaller than the largest view of {size} pixels and would be "
             f"enlarged; smaller views (method.views.{option}) cost less and lose nothing."
+        )
+    odd = sorted({view.size for group in run.views.groups for view in group})
+    odd = [side for side in odd if side % config.backbone.patch]
+    if odd and isinstance(config.backbone, ViTConfig):
+        found.append(
+            f"Views of {' and '.join(map(str, odd))} pixels are not made of whole patches of "
+            f"{config.backbone.patch}: a ViT does not see what is left over at their right and "
+            f"lower edge. Make them a multiple of {config.backbone.patch} (method.views)."
+        )
+    if idle := run.state.sharing.idle:
+        found.append(
+            f"The loss does not reach {len(idle)} of the trained tensors, which stay as they "
+            f"begin: {', '.join(idle)}."
         )
     if run.state.run < 100:
         found.append(f"{run.state.run} steps are too few to learn anything; train longer.")

@@ -63,7 +63,6 @@ from leanvit.folder import (
     started_from,
 )
 from leanvit.methods.catalogue import build_method
-from leanvit.methods.mae import MAE
 from leanvit.request import compose_request, open_images
 from leanvit.store import Store
 from leanvit.train.alarm import CollapseAlarm
@@ -175,6 +174,8 @@ class Run:
             batch=max(config.train.batch, 64),
             workers=self.workers,
         )
+        path, data = self.out / RECONSTRUCTIONS, config.data
+        self.reconstructions = Reconstructions(method, self.source, path, data.mean, data.std)
         self.alarm = CollapseAlarm(warn)
         self.store = Store(self.out, config, self.networks)
         self.unreadable = UnreadableList(
@@ -389,10 +390,7 @@ class Run:
 
     def look(self) -> dict[str, float]:
         """Return what shows whether the run learns, for the network as it is now."""
-        if isinstance(self.state.method, MAE):
-            data = self.config.data
-            path = self.out / RECONSTRUCTIONS
-            Reconstructions(self.state.method, self.source, path, data.mean, data.std).draw()
+        self.reconstructions.draw()
         if not self.config.watch.images:
             return {}
         return self.watch() | {"correct_matches": self._match().accuracy}

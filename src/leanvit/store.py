@@ -12,13 +12,12 @@ from leanvit.config import RunConfig, to_dict
 from leanvit.core.console import warn
 from leanvit.core.distributed import rank
 from leanvit.core.errors import CheckpointError
-from leanvit.core.files import Replacing, refusals_named, save_tensors
 from leanvit.folder import DERAILED, EVENTS
 from leanvit.train.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
 from leanvit.train.guard import Event
 from leanvit.train.saving import Parts, Saver
 from leanvit.train.state import TrainState
-from leanvit.weights.file import header
+from leanvit.weights.file import facts_of_run, header, replace_file
 
 STATE = "state"
 """The whole state, beside the backbones, in what is written."""
@@ -84,18 +83,9 @@ class Store:
     def _write(self, step: int, parts: Parts) -> None:
         """Write the backbones of a step, then its checkpoint: none without its backbone."""
         config = self.config
-        facts = {
-            "method": config.method.kind,
-            "recipe": config.recipe,
-            "seed": config.train.seed,
-            "step": step,
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "version": leanvit.__version__,
-        }
+        facts = {**facts_of_run(config, step), "version": leanvit.__version__}
         for name, network in self.networks.items():
-            with refusals_named(self.out / name), Replacing(self.out / name) as beside:
-                save_tensors(parts[name], beside, header(network, facts))
+            replace_file(self.out / name, parts[name], header(network, facts))
         save_checkpoint(
             self.out / CHECKPOINTS,
             step,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.config import AdamWConfig, MixConfig, RunConfig, SGDConfig, constant, steps
+from leanvit.config import AdamWConfig, DmaeConfig, MixConfig, RunConfig, SGDConfig, constant, steps
 from leanvit.core.distributed import rank, world_size
 from leanvit.data.batch import ViewBatch
+from leanvit.methods.catalogue import METHODS as CATALOGUE
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.esvit import EsViT
 from leanvit.train.state import TrainState
@@ -19,7 +20,10 @@ from tests.tiny import (
     HEAD,
     SWIN,
     VIT,
+    build,
+    d2mae,
     dino,
+    dmae,
     esvit,
     mae,
     mocov3,
@@ -27,6 +31,7 @@ from tests.tiny import (
     simmim,
     supervised,
     view_batch,
+    write_backbone,
 )
 
 STEPS, BATCH = 5, 8
@@ -58,7 +63,15 @@ METHODS: dict[str, dict[str, Any]] = {
         "optim": SGDConfig(lr=constant(1e-2), lr_rule="none"),  # as above
     },
     "mae": {"method": mae(), "backbone": replace(VIT, drop_path=0.3)},
+    "dmae": {"method": dmae(), "backbone": VIT},
+    "d2mae": {"method": d2mae(attention_layers=(1,)), "backbone": VIT},  # with idle blocks
     "simmim": {"method": simmim(), "backbone": replace(SWIN, drop_path=0.3)},
+    "an idle norm": {"method": simmim(), "backbone": replace(VIT, pool="mean_norm")},
+    "an idle norm in micro-batches": {
+        "method": simmim(),
+        "backbone": replace(VIT, pool="mean_norm"),
+        "accumulate": 2,
+    },
     "supervised": {"method": supervised(average=0.9), "backbone": replace(VIT, drop_path=0.3)},
     "supervised in micro-batches": {
         "method": supervised(mix=MixConfig(views=1, switch=0.0)),
@@ -81,9 +94,13 @@ def mine(batch: ViewBatch) -> ViewBatch:
     return list(batch.split(world_size()))[rank()]
 
 
-def train(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def train(
+    name: str, dtype: torch.dtype, teacher: str
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Return everything that a run would save after five steps, and its rows."""
     config = config_of(name)
+    if isinstance(config.method, DmaeConfig):
+        config = replace(config, method=replace(config.method, teacher=teacher))
     method = build_method(config.method, config.backbone, seed=0).to(dtype)
     state = TrainState(method, config, epoch_steps=5)
     rows = []
@@ -99,27 +116,33 @@ def train(name: str, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[s
     return {key: value.clone() for key, value in state.tensors().items()}, rows
 
 
-def train_all() -> dict[tuple[str, str], tuple[dict[str, Tensor], list[dict[str, float]]]]:
+def train_all(
+    teacher: str,
+) -> dict[tuple[str, str], tuple[dict[str, Tensor], list[dict[str, float]]]]:
     """Train every method in both precisions."""
     return {
-        (name, precision): train(name, dtype)
+        (name, precision): train(name, dtype, teacher)
         for name in METHODS
         for precision, (dtype, _) in DTYPES.items()
     }
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[Any, list[Any]]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     """What one process finds, and what each of two finds."""
+    teacher = write_backbone(tmp_path_factory.mktemp("teacher"), build(replace(VIT, heads=4)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = train_all()
+    one = train_all(str(teacher))
     torch.set_num_threads(threads)
-    return one, in_processes(2, train_all)
+    return one, in_processes(2, train_all, str(teacher))
 
 
-ROUNDING = {"sinkhorn": 5.0, "mocov3": 10.0}
-"""How much more gradients, their norms and moments may differ in fp32; weights may not."""
+ROUNDING = {"sinkhorn": 5.0, "mocov3": 50.0}
+"""How much more gradients, their norms and moments may differ in fp32; weights may not.
+
+Those of the tiny MoCo-v3 have norms up to 150, and its batch norms make much of rounding; in fp64
+one process and two agree to 1e-11."""
 LOCAL = ("feature_std", "teacher_entropy")
 """Numbers of a process's own images: their mean is not that of the whole batch."""
 
@@ -165,3 +188,15 @@ def test_the_region_head_waits_for_its_start(both: tuple[Any, list[Any]]) -> Non
     state.step = 3
     state.begin_step()
     assert all(p.requires_grad for p in method.student.region_head.parameters())
+
+
+def test_every_method_is_trained() -> None:
+    """A new one belongs into the table above."""
+    assert {type(entry["method"]) for entry in METHODS.values()} == set(CATALOGUE)
+
+
+def test_idle_parameters_stay_as_they_began(both: tuple[Any, list[Any]]) -> None:
+    for found in (both[0], *both[1]):
+        weights, _ = found["an idle norm", "fp64"]
+        assert weights["method.backbone.fc_norm.weight"].eq(1).all()
+        assert not any("fc_norm" in name for name in weights if name.startswith("optimizer"))

@@ -48,25 +48,34 @@ def same(found: Features, tokens: Tensor) -> None:
 # Other libraries
 
 
-@pytest.mark.parametrize("pool", ["class", "mean"])
-def test_vit_equals_timm(pool: Literal["class", "mean"]) -> None:
-    ours = vit_of(replace(VIT, pool=pool))
-    theirs = timm.create_model(
-        "vit_tiny_patch16_224",
+def named_as_timm(vit: ViT) -> dict[str, Tensor]:
+    """Return the state under timm's names."""
+    return {name.replace("layers.", "blocks."): v for name, v in vit.state_dict().items()}
+
+
+def timms(name: str, state: Mapping[str, Tensor], **options: Any) -> Any:
+    """Return timm's network of our small sizes, with these weights, in evaluation mode."""
+    network = timm.create_model(
+        name,
         img_size=VIT.image_size,
         patch_size=VIT.patch,
         embed_dim=VIT.dim,
         depth=VIT.depth,
         num_heads=VIT.heads,
-        num_classes=0,
-        norm_layer=NORM,
-    ).eval()
-    renamed = {name.replace("layers.", "blocks."): v for name, v in ours.state_dict().items()}
-    theirs.load_state_dict(renamed, strict=True)
+        **options,
+    )
+    network.load_state_dict(state, strict=True)
+    return network.eval()
+
+
+@pytest.mark.parametrize("pool", ["class", "mean"])
+def test_vit_equals_timm(pool: Literal["class", "mean"]) -> None:
+    ours = vit_of(replace(VIT, pool=pool))
+    theirs = timms("vit_tiny_patch16_224", named_as_timm(ours), num_classes=0, norm_layer=NORM)
     image = noise(2, 3, 32, 32)
     with torch.no_grad():
         (found,) = ours([image])
-        tokens = theirs.forward_features(image)  # type: ignore[operator]
+        tokens = theirs.forward_features(image)
     same(found, tokens)
     expected = tokens[:, 0] if pool == "class" else tokens[:, 1:].mean(1)
     torch.testing.assert_close(found.pooled, expected, rtol=1e-4, atol=1e-5)
@@ -74,23 +83,18 @@ def test_vit_equals_timm(pool: Literal["class", "mean"]) -> None:
 
 def test_a_norm_after_the_mean_equals_timm() -> None:
     ours = vit_of(replace(VIT, pool="mean_norm", norm_eps=1e-3))
-    theirs = timm.create_model(
+    norm = partial(nn.LayerNorm, eps=1e-3)
+    theirs = timms(
         "vit_tiny_patch16_224",
-        img_size=VIT.image_size,
-        patch_size=VIT.patch,
-        embed_dim=VIT.dim,
-        depth=VIT.depth,
-        num_heads=VIT.heads,
+        named_as_timm(ours),
         num_classes=0,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-3),
+        norm_layer=norm,
         global_pool="avg",
-    ).eval()
-    renamed = {name.replace("layers.", "blocks."): v for name, v in ours.state_dict().items()}
-    theirs.load_state_dict(renamed, strict=True)
+    )
     image = noise(2, 3, 32, 32)
     with torch.no_grad():
         (found,) = ours([image])
-        tokens = theirs.forward_features(image)  # type: ignore[operator]
+        tokens = theirs.forward_features(image)
         pooled = theirs(image)
     same(found, tokens)
     torch.testing.assert_close(found.pooled, pooled, rtol=1e-4, atol=1e-5)
@@ -104,25 +108,20 @@ def test_a_norm_after_the_mean_equals_timm() -> None:
 def test_registers_and_layer_scale_equal_timm(pool: Literal["class", "mean"]) -> None:
     """timm's networks with registers keep the class token's position within the class token."""
     ours = vit_of(replace(VIT, pool=pool, registers=3, layer_scale=0.5))
-    theirs = timm.create_model(
+    state = named_as_timm(ours)
+    first, rest = state["pos_embed"].split([1, 64], 1)
+    state |= {"cls_token": state["cls_token"] + first, "pos_embed": rest}
+    theirs = timms(
         "vit_small_patch14_reg4_dinov2",
-        img_size=VIT.image_size,
-        patch_size=VIT.patch,
-        embed_dim=VIT.dim,
-        depth=VIT.depth,
-        num_heads=VIT.heads,
+        state,
         reg_tokens=3,
         global_pool="token" if pool == "class" else "avg",
         fc_norm=False,
-    ).eval()
-    renamed = {name.replace("layers.", "blocks."): v for name, v in ours.state_dict().items()}
-    first, rest = renamed["pos_embed"].split([1, 64], 1)
-    renamed |= {"cls_token": renamed["cls_token"] + first, "pos_embed": rest}
-    theirs.load_state_dict(renamed, strict=True)
+    )
     image = noise(2, 3, 32, 32)
     with torch.no_grad():
         (found,) = ours([image])
-        tokens = theirs.forward_features(image)  # type: ignore[operator]
+        tokens = theirs.forward_features(image)
         pooled = theirs(image)
     assert found.prefix is not None and found.prefix.shape == (2, 1 + 3, VIT.dim)
     same(found, tokens)

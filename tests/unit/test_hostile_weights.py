@@ -31,12 +31,6 @@ from tests.checkpoints import (
     write_sharded,
 )
 
-
-@pytest.fixture(params=SAVE)
-def save(request: pytest.FixtureRequest) -> Callable[[object, Path], None]:
-    return SAVE[request.param]
-
-
 # Hostile files
 
 

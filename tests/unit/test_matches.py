@@ -44,7 +44,7 @@ class Looks(Backbone):
         self.weight = nn.Parameter(torch.zeros(1))
         self.mean, self.std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
-    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:  # noqa: B008
+    def forward(self, views: Sequence[Tensor], ask: Ask = Ask()) -> list[Features]:
         found = []
         for view in views:
             grid = self.look(functional.avg_pool2d(view, self.patch).permute(0, 2, 3, 1))

@@ -16,20 +16,28 @@ from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mocov3 import MoCoV3, mlp
 from leanvit.train.optim import parameter_groups
-from tests.tiny import CVT, SWIN, TIMM, TIMM_CONVOLUTIONS, VIL, VIT, build, mocov3, view_batch
+from tests.tiny import (
+    CVT,
+    SWIN,
+    TIMM,
+    TIMM_CONVOLUTIONS,
+    VIL,
+    VIT,
+    mocov3,
+    random_method,
+    view_batch,
+)
 
 AT = Moment(step=0, run=10, epoch=0, seed=0)
 
 
 def method(backbone: BackboneConfig = VIT, **changes: object) -> MoCoV3:
-    """Return the method with weights that are all random, in fp64."""
-    found = build_method(mocov3(**changes), backbone, 0)
-    assert isinstance(found, MoCoV3)
-    found.student.backbone.load_state_dict(build(backbone).state_dict())
+    """Return the method with random weights, in fp64."""
+    found = random_method(MoCoV3, mocov3(**changes), backbone)
     with seeded(1, "test"):
         for parameter in found.teacher.parameters():
             parameter.data.add_(0.2 * torch.randn_like(parameter))
-    return found.double()
+    return found
 
 
 def plain_mlp(x: Tensor, layers: nn.Sequential) -> Tensor:

@@ -18,7 +18,7 @@ from leanvit.data.images import Images
 from leanvit.data.sample import TILE, TILES
 from leanvit.preflight import Report
 from leanvit.train.state import TrainState
-from tests.tiny import run_config, write_classes, write_images
+from tests.tiny import VIT, dino, run_config, simmim, write_classes, write_images
 
 QUIET: Mapping[str, Any] = {"data.workers": 0}
 
@@ -177,6 +177,27 @@ def test_problems_are_named(images: Path, tmp_path: Path) -> None:
     assert short == "99 steps are too few to learn anything; train longer."
     assert [line for line in str(report).splitlines() if line.startswith("problem      ")] == [
         f"problem      {text}" for text in report.problems
+    ]
+
+
+def test_what_the_loss_does_not_reach_is_named(images: Path, tmp_path: Path) -> None:
+    """SimMIM reads the regions alone, and this norm comes after their mean."""
+    recipe = replace(config(), method=simmim(), backbone=replace(VIT, pool="mean_norm"))
+    report = checked(images, tmp_path / "check", recipe, data__max_unreadable=8)
+    assert report.problems == [
+        "The loss does not reach 2 of the trained tensors, which stay as they begin: "
+        "backbone.fc_norm.weight, backbone.fc_norm.bias."
+    ]
+
+
+def test_views_of_half_a_patch_are_named(images: Path, tmp_path: Path) -> None:
+    """A ViT takes them, as DINO does with small crops, and leaves out what remains."""
+    recipe = replace(config(), method=dino(), backbone=VIT)
+    small = {"method__views__global_size": 30, "method__views__local_sizes": (16,)}
+    report = checked(images, tmp_path / "check", recipe, data__max_unreadable=8, **small)
+    assert report.problems == [
+        "Views of 30 pixels are not made of whole patches of 4: a ViT does not see what is left "
+        "over at their right and lower edge. Make them a multiple of 4 (method.views)."
     ]
 
 

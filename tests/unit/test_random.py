@@ -1,13 +1,22 @@
 """Draws depend on their key alone, are spread evenly, and leave global generators as they were."""
 
+from collections.abc import Sequence
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from leanvit.core.random import generator, permutation, seeded, units
+from leanvit.core.random import (
+    _stream,
+    generator,
+    permutation,
+    seeded,
+    units,
+    units_of_each,
+)
 
 Key = tuple[int, str, tuple[int, ...]]
 
@@ -104,6 +113,62 @@ def test_first_numbers_of_many_keys_are_uniform() -> None:
 
 def test_numbers_of_neighbouring_keys_are_independent() -> None:
     rows = np.stack([units(0, "test", 0, image, count=20) for image in range(20_000)])
+    pairs = np.corrcoef(np.concatenate([rows[:-1], rows[1:]], axis=1).T)
+    np.fill_diagonal(pairs, 0)
+    assert np.abs(pairs).max() < 5 / np.sqrt(len(rows))
+
+
+def of_each(each: Sequence[int], count: int, key: Key = BASE) -> NDArray[np.float64]:
+    seed, purpose, parts = key
+    return units_of_each(seed, purpose, *parts, each=np.array(each), count=count)
+
+
+def test_a_row_belongs_to_its_image() -> None:
+    """Whatever the others are, and whatever its place among them is."""
+    rows = of_each([3, 0, 2**40, 1], 5)
+    assert rows.shape == (4, 5) and rows.dtype == np.float64
+    np.testing.assert_array_equal(of_each([1, 3], 5), rows[[3, 0]])
+    np.testing.assert_array_equal(of_each([3], 2), rows[:1, :2])
+    assert len(np.unique(rows)) == 20
+
+
+@pytest.mark.parametrize("part", OTHERS)
+def test_another_key_other_rows(part: str) -> None:
+    assert not np.isin(of_each(range(4), 8, OTHERS[part]), of_each(range(4), 8)).any()
+
+
+def test_rows_are_those_of_splitmix() -> None:
+    """Written plainly in Python's whole numbers; its first two from 1234567 are well known."""
+    assert [splitmix(1234567, n) for n in (1, 2)] == [6457827717110365317, 3203168211198807973]
+    seed, purpose, parts = BASE
+    first, second = (int(n) for n in _stream(seed, purpose, *parts).random_raw(2))
+    for image, row in zip((0, 7, 2**40), of_each((0, 7, 2**40), 3), strict=True):
+        start = splitmix(first, image) ^ second
+        assert [(splitmix(start, n) >> 11) * 2.0**-53 for n in (1, 2, 3)] == row.tolist()
+
+
+def splitmix(start: int, number: int) -> int:
+    """Return what the generator gives at a call."""
+    whole = 2**64 - 1
+    x = (start + number * 0x9E3779B97F4A7C15) & whole
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & whole
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & whole
+    return x ^ (x >> 31)
+
+
+def test_rows_are_pinned() -> None:
+    """Golden: changed numbers change every run ever started."""
+    assert units_of_each(0, "mask noise", 0, each=np.arange(2), count=2).tolist() == [
+        [0.9881264284144535, 0.7977476696115238],
+        [0.4793269375798217, 0.396786481510891],
+    ]
+
+
+def test_rows_are_uniform_and_independent() -> None:
+    """Within an image, and at one place over neighbouring images."""
+    rows = of_each(range(20_000), 20)
+    assert rows.min() >= 0 and rows.max() < 1
+    assert distance_to_uniform(rows[:, 0]) < 1.95 and distance_to_uniform(rows.flatten()) < 1.95
     pairs = np.corrcoef(np.concatenate([rows[:-1], rows[1:]], axis=1).T)
     np.fill_diagonal(pairs, 0)
     assert np.abs(pairs).max() < 5 / np.sqrt(len(rows))

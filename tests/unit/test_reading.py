@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from leanvit.weights.reading import non_finite, read_checkpoint, unwrap
 from tests.checkpoints import (
-    SAVE,
     WEIGHTS,
     refusal,
     repacked,
@@ -24,12 +23,6 @@ from tests.checkpoints import (
     save_legacy,
     write_sharded,
 )
-
-
-@pytest.fixture(params=SAVE)
-def save(request: pytest.FixtureRequest) -> Callable[[object, Path], None]:
-    return SAVE[request.param]
-
 
 # What official codes write
 

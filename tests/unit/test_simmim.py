@@ -12,17 +12,14 @@ from leanvit.losses.masked import hidden_pixel_loss
 from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.simmim import SimMIM
-from tests.tiny import CVT, SWIN, TIMM, VIL, VIT, build, noise, simmim, view_batch
+from tests.tiny import CVT, SWIN, TIMM, VIL, VIT, noise, random_method, simmim, view_batch
 
 AT = Moment(step=0, run=10, epoch=0, seed=0)
 
 
 def method(backbone: BackboneConfig = SWIN, **changes: object) -> SimMIM:
-    """Return the method with weights that are all random, in fp64."""
-    found = build_method(simmim(**changes), backbone, 0)
-    assert isinstance(found, SimMIM)
-    found.backbone.load_state_dict(build(backbone).state_dict())
-    return found.double()
+    """Return the method with random weights, in fp64."""
+    return random_method(SimMIM, simmim(**changes), backbone)
 
 
 def hidden_by(found: SimMIM, batch: int = 4, at: Moment = AT, first: int = 0) -> Tensor:

@@ -13,19 +13,17 @@ from leanvit.methods.base import Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.mixing import mix_views
 from leanvit.methods.supervised import Supervised
-from tests.tiny import CLASSES, SWIN, TIMM, VIT, build, noise, supervised, view_batch
+from tests.tiny import CLASSES, SWIN, TIMM, VIT, noise, random_method, supervised, view_batch
 
 AT = Moment(step=3, run=10, epoch=0, seed=0)
 ONCE = MixConfig(views=1, switch=0.0)
 
 
 def method(backbone: BackboneConfig = VIT, **changes: object) -> Supervised:
-    """Return the method with weights that are all random, in fp64."""
-    found = build_method(supervised(**changes), backbone, 0)
-    assert isinstance(found, Supervised)
-    found.backbone.load_state_dict(build(backbone).state_dict())
-    found.head.weight.data = noise(*found.head.weight.shape, seed=1)
-    return found.double()
+    """Return the method with random weights, in fp64."""
+    found = random_method(Supervised, supervised(**changes), backbone)
+    found.head.weight.data = noise(*found.head.weight.shape, seed=1, dtype=torch.float64)
+    return found
 
 
 @pytest.mark.parametrize("mix", [MixConfig(views=0), ONCE, MixConfig(views=1, switch=1.0)])

@@ -241,7 +241,7 @@ def view_grid(
     zoom = math.ceil(LEGIBLE / largest)
     cell, gap = zoom * largest, max(4, zoom * largest // 28)
     size = max(13, cell // 14)
-    fonts = [_font(size), _font(round(0.85 * size))]
+    fonts = [font(size), font(round(0.85 * size))]
     words = [(name, f"{view.shape[1]} px") for name, view in columns]
     widths = [
         max(zoom * view.shape[1], math.ceil(max(fonts[0].getlength(word) for word in pair)))
@@ -301,7 +301,7 @@ def _columns(
             yield f"local {local}" if number else f"global {place}", view
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """Return the letters of the other pictures, which come with matplotlib, in pixels."""
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)

@@ -1,23 +1,25 @@
-"""What a masked autoencoder makes of images: as they are, as it sees them, as it predicts them.
+"""What a masked method makes of images: as they are, as it sees them, as it predicts them.
 
-Letters: B images, N patches, S side of an image in pixels, p side of a patch.
+Letters: B images, N patches, S side of an image in pixels.
 """
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from leanvit.analysis.pictures import INK, font
 from leanvit.backbones.base import evaluating
 from leanvit.core.random import units
 from leanvit.data.images import load_images
 from leanvit.data.sources import Source, at_most
-from leanvit.losses.masked import images_of, patch_moments, patches_of
-from leanvit.methods.mae import MAE
+from leanvit.methods.base import Method
+from leanvit.methods.masking import Reconstructs
 
 IMAGES = 8
 """Images that are drawn."""
@@ -25,37 +27,21 @@ HIDDEN, GAP = 128, 2
 """Grey of hidden patches, and pixels between pictures."""
 LEGIBLE = 96
 """Smaller images are enlarged by a whole number to at least this side."""
-
-
-@torch.no_grad()
-def reconstruct(method: MAE, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is shown and what is predicted of normalised images, both [B, 3, S, S].
-
-    images: [B, 3, S, S]; noise: [B, N] chooses the hidden patches, which are NaN in the first.
-    The second has the visible patches as they are. Where the target has mean 0 and deviation 1 in
-    every patch, the prediction is given the patch's own, which the network never saw.
-    """
-    seen = method.hide(noise)
-    prediction = method.predict(images, seen).float()
-    patches = patches_of(images.float(), method.patch)
-    if method.config.normalize:
-        mean, deviation = patch_moments(patches)
-        prediction = prediction * deviation + mean
-    mask = seen.mask[..., None]
-    shown = patches.masked_fill(mask, float("nan"))
-    whole = torch.where(mask, prediction, patches)
-    return images_of(shown, method.patch), images_of(whole, method.patch)
+HEADING = 13
+"""Height of the letters above the columns."""
 
 
 class Reconstructions:
     """A picture of the same images each time: original, what the network sees, its prediction.
 
-    mean, std: what the network's input is normalised with; path: of the PNG, a row an image.
+    It is for methods that reconstruct; of others nothing is drawn. mean, std: what the network's
+    input is normalised with; path: of the PNG, a row an image. Images are read once, at the first
+    picture.
     """
 
     def __init__(
         self,
-        method: MAE,
+        method: Method,
         source: Source,
         path: Path,
         mean: tuple[float, ...],
@@ -67,40 +53,48 @@ class Reconstructions:
 
     @cached_property
     def images(self) -> Tensor:
-        """The first images that can be read [B, 3, S, S], normalised."""
-        few = at_most(self.source, IMAGES)
-        size = self.method.size
+        """The first images that can be read [B, 3, S, S], in [0, 1]; hidden are always the same."""
+        assert isinstance(self.method, Reconstructs)
+        few, size = at_most(self.source, IMAGES), self.method.view_size
         (batch,) = load_images(few, size=size, crop=1.0, batch=IMAGES, workers=0)
-        return (batch.pixels.to(self.mean.device) - self.mean) / self.std
+        return batch.pixels.to(self.mean.device)
 
     def draw(self) -> None:
         """Write the picture of the network as it is now; the same patches are hidden each time."""
-        images, patches = self.images, self.method.rows**2
-        if not len(images):
+        if not isinstance(self.method, Reconstructs) or not len(self.images):
             return
-        noise = np.stack([units(0, "picture", k, count=patches) for k in range(len(images))])
+        count = self.method.patches
+        noise = np.stack([units(0, "picture", k, count=count) for k in range(len(self.images))])
+        drawn = torch.from_numpy(noise).float().to(self.images.device)
         with evaluating(self.method):
-            drawn = torch.from_numpy(noise).float().to(images.device)
-            shown, whole = reconstruct(self.method, images, drawn)
-        columns = [_pixels(x * self.std + self.mean) for x in (images, shown, whole)]
-        _write(columns, self.path)
+            hidden, predicted = self.method.reconstruct((self.images - self.mean) / self.std, drawn)
+        hidden, predicted = hidden[:, None], predicted * self.std + self.mean
+        columns = {
+            "original": self.images,
+            "seen": self.images.masked_fill(hidden, HIDDEN / 255),
+            "predicted": torch.where(hidden, predicted, self.images),
+        }
+        _write({name: _pixels(images) for name, images in columns.items()}, self.path)
 
 
 def _pixels(images: Tensor) -> NDArray[np.uint8]:
-    """Return [B, S, S, 3] of whole numbers; what is hidden is grey."""
-    values = (images * 255).round().clamp(0, 255).nan_to_num(HIDDEN)
+    """Return [B, S, S, 3] of whole numbers."""
+    values = (images * 255).round().clamp(0, 255)
     pixels: NDArray[np.uint8] = values.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
     return pixels
 
 
-def _write(columns: list[NDArray[np.uint8]], path: Path) -> None:
-    """Put pictures side by side, a row an image."""
-    rows, side = columns[0].shape[:2]
+def _write(columns: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
+    """Put pictures side by side, a row an image, each column under its name."""
+    rows, side = next(iter(columns.values())).shape[:2]
     times = -(-LEGIBLE // side)
-    step = side * times + GAP
-    canvas = Image.new("RGB", (len(columns) * step - GAP, rows * step - GAP), "white")
-    for column, pictures in enumerate(columns):
+    step, top = side * times + GAP, 2 * HEADING
+    canvas = Image.new("RGB", (len(columns) * step - GAP, top + rows * step - GAP), "white")
+    pen, letters = ImageDraw.Draw(canvas), font(HEADING)
+    for column, (name, pictures) in enumerate(columns.items()):
+        middle = column * step + side * times // 2
+        pen.text((middle, top - HEADING // 2), name, INK, letters, "ms")
         for row, picture in enumerate(pictures):
             large = Image.fromarray(picture).resize((side * times,) * 2, Image.Resampling.NEAREST)
-            canvas.paste(large, (column * step, row * step))
+            canvas.paste(large, (column * step, top + row * step))
     canvas.save(path)

@@ -33,6 +33,37 @@ def units(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.float64]
     return (raw >> 11).astype(np.float64) * 2.0**-53
 
 
+def units_of_each(
+    seed: int, purpose: str, *key: int, each: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1), uniform, for each of several images [B, count].
+
+    each: their numbers [B]. A row depends on the key and its image alone. All are made at once, by
+    SplitMix64 (Steele, Lea and Flood 2014) from a start that hashes the image: a generator for
+    each image, as in `units`, would keep a step of many images waiting.
+    """
+    first, second = _stream(seed, purpose, *key).random_raw(2)
+    with np.errstate(over="ignore"):  # products modulo 2^64 are meant
+        starts = _mixed(each.astype(np.uint64) * _GAMMA + first) ^ second
+        raw = _mixed(starts[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GAMMA)
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+_GAMMA, _FIRST, _SECOND = (
+    np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the numbers as SplitMix64 mixes its states: one to one, and no trace of an order."""
+    x = x ^ (x >> np.uint64(30))
+    x *= _FIRST
+    x ^= x >> np.uint64(27)
+    x *= _SECOND
+    x ^= x >> np.uint64(31)
+    return x
+
+
 def permutation(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.int64]:
     """Return a permutation of range(count) that depends on the key alone."""
     return np.argsort(units(seed, purpose, *key, count=count), kind="stable")

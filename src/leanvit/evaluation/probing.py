@@ -69,26 +69,45 @@ def layers(
     learn: Source,
     test: Source,
 ) -> Result:
-    """Probe every block of networks by itself: a row for each, from the first."""
-    ways = {
-        f"{protocol}/{name}": describe_network(network, protocol, network.depth)
-        for protocol in protocols_of(config)
-        for name, network in networks.items()
-    }
-    widths = {way: block_dims(networks[way.partition("/")[2]]) for way in ways}
+    """Probe every block of networks by itself: a row for each, from the first.
+
+    One network after the other: what all blocks of one say of all images is what memory holds,
+    4 N times the sum of their channels in bytes, and twice that for a moment.
+    """
+    table: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for protocol in protocols_of(config):
+        for name, network in networks.items():
+            way = {f"{protocol}/{name}": describe_network(network, protocol, network.depth)}
+            rows, said = _blocks(config, seen, way, block_dims(network), learn, test)
+            table += map(_with_block, rows)
+            notes += said
+    return Result("layers", {"probe": config.probe}, table, notes)
+
+
+def _blocks(
+    config: LayersConfig,
+    seen: Seen,
+    way: Mapping[str, Description],
+    widths: Sequence[int],
+    learn: Source,
+    test: Source,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows of one network's blocks, and notes."""
+
+    def describe(source: Source, text: str) -> Described:
+        return by_block(seen.describe(source, text, way), widths)
+
     knn = config.probe == "knn"
     kept, held = (learn, None) if knn else hold_out(learn, config.held_out)
-    stored = by_block(seen.describe(kept, "images to learn from", ways), widths)
-    testing = by_block(seen.describe(test, "images to test on", ways), widths)
-    notes: list[str] = []
+    stored = describe(kept, "images to learn from")
+    testing = describe(test, "images to test on")
     if held is None:
-        table = [_near(config, way, stored, testing) for way in stored.rows]
-    else:
-        choosing = by_block(seen.describe(held, "images that choose the rate", ways), widths)
-        batches = stored_batches(config, stored, len(kept), probe_batch(config, len(kept)))
-        probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
-        table, notes = choose(config, probes, choosing, testing)
-    return Result("layers", {"probe": config.probe}, [_with_block(row) for row in table], notes)
+        return [_near(config, block, stored, testing) for block in stored.rows], []
+    choosing = describe(held, "images that choose the rate")
+    batches = stored_batches(config, stored, len(kept), probe_batch(config, len(kept)))
+    probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
+    return choose(config, probes, choosing, testing)
 
 
 def block_dims(backbone: Backbone) -> list[int]:
@@ -100,12 +119,12 @@ def block_dims(backbone: Backbone) -> list[int]:
     ]
 
 
-def by_block(found: Described, widths: Mapping[str, Sequence[int]]) -> Described:
+def by_block(found: Described, widths: Sequence[int]) -> Described:
     """Cut rows that hold all blocks side by side: NAME becomes `NAME, block 0` and so on."""
     rows = {
         f"{way}{BLOCK}{block}": part
         for way, values in found.rows.items()
-        for block, part in enumerate(values.split(list(widths[way]), 1))
+        for block, part in enumerate(values.split(list(widths), 1))
     }
     return Described(rows, found.index, found.target, found.unreadable)
 

@@ -8,14 +8,21 @@ from typing import Any
 
 from leanvit.config import RunConfig, to_dict
 from leanvit.core.console import warn
-from leanvit.core.files import Replacing, refusals_named, save_tensors
+from leanvit.core.files import refusals_named
 from leanvit.data.sources import Source
 from leanvit.methods.supervised import Supervised
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.metrics import JsonLines, Observer
 from leanvit.train.state import TrainState
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import FILE, HEAD_FILE, HEADER, header
+from leanvit.weights.file import (
+    FILE,
+    HEAD_FILE,
+    HEADER,
+    facts_of_run,
+    header,
+    replace_file,
+)
 
 
 @dataclass
@@ -77,29 +84,17 @@ class Folder:
         """Write the network with its head, the averaged one if there is one, and a checkpoint."""
         if not self.name:
             return
-        config = self.run
         *_, (backbone, head) = method.classifiers().values()
-        facts = {
-            "method": config.method.kind,
-            "recipe": config.recipe,
-            "seed": config.train.seed,
-            "step": state.step,
-            "mean": config.data.mean,
-            "std": config.data.std,
-        }
+        about = header(backbone, facts_of_run(self.run, state.step))
+        replace_file(self.path / FILE, backbone.state_dict(), about)
         named = {HEADER: json.dumps({"classes": classes})}
-        for name, network, about in (
-            (FILE, backbone, header(backbone, facts)),
-            (HEAD_FILE, head, named),
-        ):
-            with refusals_named(self.path / name), Replacing(self.path / name) as beside:
-                save_tensors(network.state_dict(), beside, about)
+        replace_file(self.path / HEAD_FILE, head.state_dict(), named)
         save_checkpoint(
             self.path / CHECKPOINTS,
             state.step,
             state.tensors(),
             self._record(),
-            config.train.keep,
+            self.run.train.keep,
         )
 
     def _record(self) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from leanvit.config import Schedule
 from leanvit.core import random
 from leanvit.core.precision import to_device
 from leanvit.core.schedules import schedule_value
-from leanvit.data.sampler import draw_key
 from leanvit.data.views import ViewSpec
 
 
@@ -92,6 +91,10 @@ class Method(nn.Module):
         return []
 
 
+COPIES = 1 << 40
+"""What keys of an image's copies lie apart: more than any source has images."""
+
+
 def keep_mask(
     rates: list[float], views: int, index: Tensor, at: Moment, copy: Tensor | None = None
 ) -> Tensor | None:
@@ -102,12 +105,10 @@ def keep_mask(
     if not any(rates):
         return None
     shape = (len(rates), 2, views)
-    copies = torch.zeros_like(index) if copy is None else copy
-    keys = [
-        draw_key(at.epoch, *image) for image in zip(index.tolist(), copies.tolist(), strict=True)
-    ]
-    drawn = [random.units(at.seed, "drop path", *key, count=int(np.prod(shape))) for key in keys]
-    units = np.stack(drawn, -1).reshape(*shape, len(drawn))
+    each = index.numpy() if copy is None else (index + COPIES * copy).numpy()
+    units = random.units_of_each(
+        at.seed, "drop path", at.epoch, each=each, count=int(np.prod(shape))
+    ).T.reshape(*shape, len(index))
     kept = units >= np.asarray(rates).reshape(-1, 1, 1, 1)
     return torch.from_numpy(kept).flatten(2)
 

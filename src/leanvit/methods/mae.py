@@ -20,7 +20,13 @@ from leanvit.config import BackboneConfig, DecoderConfig, MaeConfig, ViTConfig
 from leanvit.core.precision import full, to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, single_crop
-from leanvit.losses.masked import pixel_targets, reconstruction_loss
+from leanvit.losses.masked import (
+    images_of,
+    patch_moments,
+    patches_of,
+    pixel_targets,
+    reconstruction_loss,
+)
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
 from leanvit.methods.masking import (
     enlarged,
@@ -97,11 +103,10 @@ class MAE(Method):
         if isinstance(self.backbone, ViT):
             init_as_mae(self.backbone)
         require_hiding(config.kind, self.backbone)
-        self.size = config.views.size
         self.patch = self.backbone.stride
-        require_whole(self.size, self.patch, "patches")
-        self.rows = self.size // self.patch
-        self.visible = visible_count(self.rows**2, config.mask_ratio)
+        require_whole(config.views.size, self.patch, "patches")
+        self.rows = config.views.size // self.patch
+        self.visible = visible_count(self.patches, config.mask_ratio)
         self.decoder = Decoder(config.decoder, self.backbone, self.rows)
         self.fill_token = None
         if "keep" not in self.backbone.can:
@@ -119,7 +124,7 @@ class MAE(Method):
     def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
         """Hide patches and predict them."""
         images = batch.groups[0][0]
-        noise = to_device(mask_noise(batch.index, self.rows**2, at), images.device)
+        noise = to_device(mask_noise(batch.index, self.patches, at), images.device)
         return self.learn(
             images, noise, learner_ask(self.backbone, 1, batch.index, at, images.device)
         )
@@ -129,6 +134,31 @@ class MAE(Method):
         (found,) = self.backbone([images], self.ask(seen))
         prediction: Tensor = self.decoder(self.read(found), seen.kept)
         return prediction
+
+    @property
+    def view_size(self) -> int:
+        """Side of the view in pixels."""
+        return self.config.views.size
+
+    @property
+    def patches(self) -> int:
+        """Patches of the view."""
+        return self.rows**2
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the hidden pixels [B, S, S] and the prediction of all [B, 3, S, S].
+
+        Where the target has mean 0 and deviation 1 in every patch, the prediction is given the
+        patch's own, which the network never saw.
+        """
+        seen = self.hide(noise)
+        prediction = full(self.predict(images, seen))
+        if self.config.normalize:
+            mean, deviation = patch_moments(patches_of(full(images), self.patch))
+            prediction = prediction * deviation + mean
+        hidden = enlarged(seen.mask.view(-1, self.rows, self.rows), self.patch)
+        return hidden, images_of(prediction, self.patch)
 
     def ask(self, seen: Seen) -> Ask:
         """Return what is asked of the encoder."""

@@ -1,9 +1,10 @@
 """Which patches of an image are hidden: drawn by (seed, epoch, image), whatever the batch is.
 
-Letters: B images, N patches, n visible ones.
+Letters: B images, N patches, n visible ones, S side of the view.
 """
 
-import numpy as np
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
@@ -12,13 +13,33 @@ from leanvit.core import random
 from leanvit.methods.base import Moment
 
 
+@runtime_checkable
+class Reconstructs(Protocol):
+    """A method that predicts the pixels of hidden patches: what a picture of them asks of it."""
+
+    @property
+    def view_size(self) -> int:
+        """S."""
+        ...
+
+    @property
+    def patches(self) -> int:
+        """N, among which noise chooses."""
+        ...
+
+    def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Hide patches by noise [B, N] and predict them, without any other draw.
+
+        images: [B, 3, S, S], normalised. Returns which pixels are hidden [B, S, S] and the
+        prediction of all pixels [B, 3, S, S], in fp32 and normalised as the images are.
+        """
+        ...
+
+
 def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
     """Draw a number in [0, 1) for every patch [B, N]; those with the smallest stay visible."""
-    drawn = [
-        random.units(at.seed, "mask noise", at.epoch, image, count=patches)
-        for image in index.tolist()
-    ]
-    return torch.from_numpy(np.stack(drawn)).float()
+    drawn = random.units_of_each(at.seed, "mask noise", at.epoch, each=index.numpy(), count=patches)
+    return torch.from_numpy(drawn).float()
 
 
 def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor]:

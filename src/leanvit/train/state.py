@@ -1,15 +1,12 @@
 """What a run is at a step: weights, optimiser, position; and how one step changes it."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.config import RunConfig
-from leanvit.core.distributed import world_size
 from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
 from leanvit.core.syncbn import SyncBatchNorm
@@ -24,6 +21,7 @@ from leanvit.train.optim import (
     set_rates,
     skip_if,
 )
+from leanvit.train.sharing import Sharing
 
 
 class TrainState:
@@ -51,8 +49,7 @@ class TrainState:
         for name, parameter in self._optimized():
             self.parts.setdefault(method.part(name), []).append(parameter)
         self.meter = Meter()
-        self._frozen: set[int] | None = None
-        self._shared: DistributedDataParallel | None = None
+        self.sharing = Sharing(method, self._optimized())
         self._micro = 0
         self.guard = Guard(config.guard, method.buffers(), self.device)
         self.lr_scale = 1.0
@@ -64,7 +61,7 @@ class TrainState:
     def begin_step(self) -> Moment:
         """Return the moment of the coming step; set its rates and what it trains."""
         at = Moment(self.step, self.run, self.step // self.epoch_steps, self.config.train.seed)
-        self._freeze(at)
+        self.sharing.freeze(at)
         set_rates(
             self.optimizer,
             at.value(self.config.optim.lr) * self.lr_scale,
@@ -76,32 +73,16 @@ class TrainState:
         self._micro = 0
         return at
 
-    def _freeze(self, at: Moment) -> None:
-        """Let gradients pass by what is frozen now.
-
-        Other processes are told when that changes: DDP waits for the gradients of all parameters
-        that had one when it was made. Its buffers stay apart, see `methods.heads.Center`.
-        """
-        frozen = {id(parameter) for parameter in self.method.frozen(at)}
-        if frozen == self._frozen:
-            return
-        self._frozen = frozen
-        for _, parameter in self._optimized():
-            parameter.requires_grad_(id(parameter) not in frozen)
-        if world_size() > 1:
-            self._shared = DistributedDataParallel(self.method, broadcast_buffers=False)
-
     def leave(self) -> None:
         """Let go of the other processes."""
-        self._frozen = self._shared = None
+        self.sharing.leave()
 
     def backward(self, micro: Any, at: Moment, parts: int) -> None:
         """Add the gradients of one of `parts` micro-batches; processes share them at the last."""
         self._micro += 1
-        shared = self._shared
-        with shared.no_sync() if shared is not None and self._micro < parts else nullcontext():
+        with self.sharing.gradients(last=self._micro == parts):
             with autocast(self.config.train.precision, self.device.type):
-                out: StepOutput = (shared or self.method)(micro, at)
+                out: StepOutput = self.sharing.module(micro, at)
             (out.total / parts).backward()
         self._loss += out.total.detach() / parts
         self.meter.add({"loss": out.total, **out.terms, **out.stats})
@@ -109,6 +90,7 @@ class TrainState:
     def update(self, at: Moment) -> None:
         """Clip, step and move what follows the weights; one that is not sound changes nothing."""
         config = self.config.optim
+        self.sharing.settle()
         norms, whole = clip_gradients(self.parts, config.clip, config.clip_by)
         self.meter.add({f"grad_norm/{name}": norm for name, norm in norms.items()})
         sound = self.guard.judge(self._loss, whole, self.step)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import to_dict
+from leanvit.config import RunConfig, to_dict
+from leanvit.core.files import Replacing, refusals_named, save_tensors
 
 FILE = "backbone.safetensors"
 """The weights that a run is for: a method's teacher, where it has one."""
@@ -24,6 +26,27 @@ RESOLVED = "resolved.json"
 def header(backbone: Backbone, facts: Mapping[str, Any]) -> dict[str, str]:
     """Return the file's header: the architecture, and facts such as mean, std and method."""
     return {HEADER: json.dumps({"backbone": to_dict(backbone.config), **facts})}
+
+
+def facts_of_run(config: RunConfig, step: int) -> dict[str, Any]:
+    """Return the facts that a header holds of the training that wrote it."""
+    return {
+        "method": config.method.kind,
+        "recipe": config.recipe,
+        "seed": config.train.seed,
+        "step": step,
+        "mean": config.data.mean,
+        "std": config.data.std,
+    }
+
+
+def replace_file(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str]) -> None:
+    """Write weights in place of what is there, whole or not at all.
+
+    about: the file's metadata. Raises CheckpointError if the disk refuses.
+    """
+    with refusals_named(path), Replacing(path) as beside:
+        save_tensors(tensors, beside, about)
 
 
 def read_header(path: Path) -> dict[str, Any]:
