@@ -74,15 +74,26 @@ class Sample:
 
 
 def family(process: int) -> list[int]:
-    """Return a process and all below it."""
+    """Return a process and all below it.
+
+    The kernel's own lists of children may miss some while others end.
+    """
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal() and (words := stat(int(place.name))):
+            children.setdefault(int(words[1]), []).append(int(place.name))
     found = [process]
     for one in found:
-        try:
-            tasks = list(Path(f"/proc/{one}/task").iterdir())
-            found += [int(p) for task in tasks for p in (task / "children").read_text().split()]
-        except OSError:  # it has just ended
-            continue
+        found += children.get(one, [])
     return found
+
+
+def stat(process: int) -> list[str]:
+    """Return state, parent and what else the kernel says of a process; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _facts(process: int) -> tuple[float, int, int]:
@@ -99,8 +110,8 @@ def _facts(process: int) -> tuple[float, int, int]:
 
 
 def look(process: int, step: int) -> Sample:
-    """Return what a run is now. Raises OSError if it has ended."""
-    times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    """Return what a run is now; it has not ended."""
+    times = stat(process)[11:13]
     found = [facts for one in family(process) if (facts := _facts(one))[2]]
     memory, files, threads = (sum(part) for part in zip(*found, strict=True))
     seconds = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
@@ -211,7 +222,7 @@ def train(images: Path, out: Path, steps: int) -> None:
     import leanvit
 
     torch.set_num_threads(1)
-    every = {"save": steps // 100, "log": max(steps // 500, 1)}
+    every = {"save": max(steps // 100, 10), "log": max(steps // 500, 1)}
     durations = {f"train.{what}_every": f"{count}st" for what, count in every.items()}
     durations |= {"train.duration": f"{steps}st", "watch.every": f"{steps // 10}st"}
     options, resume = SMALL | durations, (out / "resolved.json").exists()
@@ -220,7 +231,7 @@ def train(images: Path, out: Path, steps: int) -> None:
 
 def start(images: Path, out: Path, steps: int, **environment: str) -> "subprocess.Popen[bytes]":
     """Begin a run in a process of its own, or go on with it."""
-    words = [sys.executable, __file__, "--train", images, out, str(steps)]
+    words = [sys.executable, __file__, "--train", str(images), str(out), str(steps)]
     return subprocess.Popen(words, env=os.environ | environment, stderr=subprocess.DEVNULL)
 
 
@@ -248,11 +259,7 @@ def soak(steps: int) -> tuple[list[Sample], float]:
 
 def running(process: int) -> bool:
     """Whether a process is there and does something."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    return stat(process)[:1] not in ([], ["Z"])
 
 
 @dataclass(frozen=True, slots=True)

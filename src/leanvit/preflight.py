@@ -18,10 +18,10 @@ from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
+from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
-from leanvit.data.workers import serve_parent
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, open_images
 from leanvit.run import Run

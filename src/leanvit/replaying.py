@@ -32,7 +32,8 @@ from leanvit.data.sources import Source
 from leanvit.folder import DERAILED, EVENTS, VIEWS, require_apart, require_same_images
 from leanvit.methods.base import Moment
 from leanvit.request import open_images
-from leanvit.run import Run, require_same_networks
+from leanvit.run import Run
+from leanvit.store import require_same_networks
 from leanvit.train.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint
 from leanvit.train.facts import gather_facts
 from leanvit.train.guard import Event

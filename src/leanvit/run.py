@@ -3,19 +3,15 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from leanvit.analysis.matches import Matches, match_stereo, match_views
-from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
-from leanvit.analysis.reconstructions import Reconstructions
-from leanvit.analysis.watch import Watch
+from leanvit.analysis.pictures import loss_curves, view_grid
 from leanvit.config import (
     Resolved,
     RunConfig,
@@ -41,20 +37,17 @@ from leanvit.core.errors import (
     Stopped,
 )
 from leanvit.core.files import Replacing, refusals_named, spared, write_synced
-from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.decode import read_image
+from leanvit.core.workers import losses_named
+from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import SAMPLE, Source
+from leanvit.data.sources import Source
 from leanvit.data.subsets import Drawn
-from leanvit.data.workers import losses_named
 from leanvit.folder import (
     CURVES,
     EVENTS,
     LOSSES,
-    MATCHES,
     PICTURES,
-    RECONSTRUCTIONS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
@@ -67,6 +60,7 @@ from leanvit.folder import (
     start_folder,
     started_from,
 )
+from leanvit.looks import Looks
 from leanvit.methods.catalogue import build_method
 from leanvit.request import compose_request, continued, open_images, require_one_way
 from leanvit.store import Store, require_same_networks
@@ -225,15 +219,7 @@ class Run:
         self.networks = {file: network for file, network in both.items() if network is not None}
         for network in self.networks.values():
             network.mean, network.std = config.data.mean, config.data.std
-        self.watch = Watch(
-            method.encoder(),
-            self.source,
-            config.watch,
-            batch=max(config.train.batch, 64),
-            workers=self.workers,
-        )
-        path, data = self.out / RECONSTRUCTIONS, config.data
-        self.reconstructions = Reconstructions(method, self.source, path, data.mean, data.std)
+        self.looks = Looks(method, self.source, config, self.out, workers=self.workers)
         self.alarm = CollapseAlarm(warn)
         self.store = Store(self.out, config, self.networks)
         self.unreadable = UnreadableList(
@@ -290,7 +276,7 @@ class Run:
                 self.state,
                 self._batches(),
                 save=save,
-                watch=lambda: while_others_wait(self.look, dict),
+                watch=lambda: while_others_wait(self.looks.look, dict),
                 observers=self._observers(),
                 asked=requests.due,
                 heed=self._heed,
@@ -417,7 +403,7 @@ class Run:
         if rows:  # none where a run had its last step, and somebody removed its rows
             with spared(self.out / LOSSES):
                 loss_curves(rows, self.out / LOSSES)
-        found = self._draw_matches()
+        found = self.looks.draw_matches()
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
             self._say(f"From the first look to the last: {'; '.join(shown)}.")
@@ -438,37 +424,6 @@ class Run:
         }
         with Replacing(self.out / SUMMARY) as beside:
             write_synced(beside, (json.dumps(summary, indent=2) + "\n").encode())
-
-    def _draw_matches(self) -> float:
-        """Draw the matched regions; return the percentage of right ones."""
-        found = self._match()
-        right = f"{found.accuracy:.0f} % lie within one region of the truth"
-        with spared(path := self.out / MATCHES):
-            matched_regions(
-                *(found.left, found.right, found.pairs, path),
-                grids=found.grids,
-                correct=found.correct,
-                title=f"{len(found.pairs)} most similar pairs; of all regions, {right}",
-            )
-        return found.accuracy
-
-    def look(self) -> dict[str, float]:
-        """Return what shows whether the run learns, for the network as it is now."""
-        with spared(self.out / RECONSTRUCTIONS):
-            self.reconstructions.draw()
-        if not self.config.watch.images:
-            return {}
-        return self.watch() | {"correct_matches": self._match().accuracy}
-
-    def _match(self) -> Matches:
-        """Match regions of a stereo pair, if the images are the sample, or of two views."""
-        encoder = self.state.method.encoder()
-        if self.config.data.source == SAMPLE:
-            return match_stereo(encoder)
-        assert self.views is not None
-        view = self.views.groups[0][0]
-        side = max(view.size, encoder.config.image_size)
-        return match_views(encoder, _first_readable(self.source), replace(view, size=side))
 
     def _say(self, text: str) -> None:
         if self.first and not self.quiet:
@@ -491,12 +446,3 @@ def _change(rows: Sequence[Mapping[str, float]], name: str) -> str:
     """Return how a metric went over a run, in words; nothing if it was seen less than twice."""
     seen = [row[name] for row in rows if name in row]
     return CHANGES[name].format(seen[0], seen[-1]) if len(seen) > 1 else ""
-
-
-def _first_readable(source: Source) -> Tensor:
-    """Return the pixels of the first image that can be read; a finished run has read one."""
-    for index in range(len(source)):
-        found = read_image(source, index)
-        if not isinstance(found, Unreadable):
-            return found[0]
-    raise ValueError("None of the images can be read.")

@@ -15,6 +15,7 @@ import timm
 import torch
 
 import leanvit
+from leanvit.backbones.timm_adapter import usual_size
 from leanvit.config import MethodConfig, MixConfig, TimmConfig, compose
 from leanvit.core.files import save_tensors
 from leanvit.methods.catalogue import build_method
@@ -121,9 +122,9 @@ def test_dropout_of_timm_is_off(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     create = timm.create_model
     if name == "test_vit":
         monkeypatch.setattr(timm, "create_model", partial(create, proj_drop_rate=0.5))
-    theirs = timm.create_model(name).train()
-    image = noise(2, 3, theirs.default_cfg["input_size"][-1], theirs.default_cfg["input_size"][-1])
-    ours = build(TimmConfig(name=name, image_size=image.shape[-1])).train()
+    theirs, size = timm.create_model(name).train(), usual_size(name)
+    image = noise(2, 3, size, size)
+    ours = build(TimmConfig(name=name, image_size=size)).train()
     before = global_states()
     ours([image])
     assert global_states() == before

@@ -234,8 +234,9 @@ def test_nothing_asks_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(socket, name, refuse)
     for name in ("cats", "dogs"):
         write_images(tmp_path / "images" / name, 6)
-    images, out = ["--data", tmp_path / "images"], tmp_path / "run"
-    commands: list[list[str | Path]] = [
+    out = tmp_path / "run"
+    images = ["--data", str(tmp_path / "images")]
+    commands: list[list[object]] = [
         ["pretrain", "esvit", *images, "--out", out, *TINY],
         ["evaluate", "knn", out, *images, "--workers", "0", "--device", "cpu"],
         ["embed", out, *images, "--out", tmp_path / "f.npz", "--workers", "0", "--device", "cpu"],

@@ -88,3 +88,12 @@ def test_tensors_hold_no_objects(saved: Path) -> None:
     assert found is not None and found.step == 5
     with pytest.raises(ValueError, match="cannot be read"):
         found.tensors()
+
+
+def test_other_names_beside_checkpoints_are_nothing(saved: Path) -> None:
+    for name in ("step-", "step-x", "step-\x1b[31m", "step--7", "step-00000007.tmp"):
+        (saved / name).mkdir()
+    found = newest_checkpoint(saved)
+    assert found is not None and found.step == 5
+    save_checkpoint(saved, 6, {"w": noise(4)}, {}, keep=1)
+    assert (saved / "step-x").exists() and not (saved / "step-00000005").exists()

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("bench",),
     ("folder",),
-    ("request", "unreadable"),
+    ("request", "unreadable", "looks"),
     ("store",),
     ("run",),
     ("preflight", "replaying"),

@@ -15,14 +15,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.core.errors import RunError
-from leanvit.data.workers import losses_named
+from leanvit.core.workers import losses_named
 from tests.unit.test_house import nodes
 
 PARENT = """
 import multiprocessing, signal, sys, time
 import torch
 from torch.utils.data import DataLoader, Dataset
-from leanvit.data.workers import serve_parent
+from leanvit.core.workers import serve_parent
 
 class Images(Dataset):
     def __len__(self):

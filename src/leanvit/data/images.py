@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
-from leanvit.data.workers import serve_parent
 
 PAPER_CROP = 0.875
 """Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
+from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
@@ -19,7 +20,6 @@ from leanvit.data.render import Normalizer
 from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
-from leanvit.data.workers import serve_parent
 from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
 
 REPLACEMENTS = 20
