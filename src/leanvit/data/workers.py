@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 from leanvit.core.errors import RunError
 
@@ -46,9 +46,16 @@ def serve_parent(_: int) -> None:
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _leave)
+    sys.excepthook = _complain
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads below too
     for wait in (_wait_for_end, _wait_for_word):
         threading.Thread(target=wait, daemon=True).start()
+
+
+def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error, unless it is that of a thread whose parent left in the middle of a batch."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _wait_for_end() -> None:
