@@ -26,13 +26,19 @@ def losses_named() -> Iterator[None]:
     """Turn the loss of a worker, which torch tells wherever the parent is, into a RunError."""
     try:
         yield
+    except (ConnectionError, EOFError) as error:  # before torch has noticed
+        raise _lost("ended in the middle of a batch") from error
     except RuntimeError as error:
         if not (lost := LOST.match(str(error))):
             raise
-        raise RunError(
-            f"A process that reads images {lost[1]}, as where memory is short; fewer data.workers "
-            f"take less. Continue with --resume."
-        ) from error
+        raise _lost(lost[1]) from error
+
+
+def _lost(how: str) -> RunError:
+    return RunError(
+        f"A process that reads images {how}, as where memory is short; fewer data.workers take "
+        f"less. Continue with --resume."
+    )
 
 
 def serve_parent(_: int) -> None:
