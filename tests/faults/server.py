@@ -16,7 +16,7 @@ from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.faults.plants", "tests.faults.warm"])
+FORKS.set_forkserver_preload(["tests.faults.server", "tests.faults.plants", "tests.faults.warm"])
 PATIENCE = 120.0
 """Seconds after which a command hangs: no tiny run takes a tenth of it."""
 
@@ -35,13 +35,20 @@ def _command(place: Path, words: Sequence[str], env: Mapping[str, str], plant: P
     assert threads == 1, f"the server has {threads} threads: it ran something"
     import torch
 
+    from leanvit import run
     from leanvit.cli import main
 
     set_start_method("fork", force=True)  # what a command that nobody forked would find
 
     torch.set_num_threads(1)
+    for picture in ("loss_curves", "matched_regions"):  # they take longer than all else
+        setattr(run, picture, _draw_nothing)
     plant()
     sys.exit(main(list(words)))
+
+
+def _draw_nothing(*_: object, **__: object) -> None:
+    """Leave a picture out."""
 
 
 def nothing() -> None:

@@ -140,6 +140,8 @@ def test_a_lost_worker_is_a_sentence() -> None:
     loader = DataLoader(Killed(), num_workers=1, generator=torch.Generator())
     with pytest.raises(RunError, match="A process that reads images"), losses_named():
         list(loader)
+    with pytest.raises(RunError, match="in the middle of a batch"), losses_named():
+        raise ConnectionResetError
     with pytest.raises(RuntimeError, match="another") as other, losses_named():
         raise RuntimeError("another")
     assert type(other.value) is RuntimeError

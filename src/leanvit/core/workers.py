@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 from leanvit.core.errors import RunError
 
@@ -26,13 +26,19 @@ def losses_named() -> Iterator[None]:
     """Turn the loss of a worker, which torch tells wherever the parent is, into a RunError."""
     try:
         yield
+    except (ConnectionError, EOFError) as error:  # before torch has noticed
+        raise _lost("ended in the middle of a batch") from error
     except RuntimeError as error:
         if not (lost := LOST.match(str(error))):
             raise
-        raise RunError(
-            f"A process that reads images {lost[1]}, as where memory is short; fewer data.workers "
-            f"take less. Continue with --resume."
-        ) from error
+        raise _lost(lost[1]) from error
+
+
+def _lost(how: str) -> RunError:
+    return RunError(
+        f"A process that reads images {how}, as where memory is short; fewer data.workers take "
+        f"less. Continue with --resume."
+    )
 
 
 def serve_parent(_: int) -> None:
@@ -46,9 +52,16 @@ def serve_parent(_: int) -> None:
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _leave)
+    sys.excepthook = _complain
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads below too
     for wait in (_wait_for_end, _wait_for_word):
         threading.Thread(target=wait, daemon=True).start()
+
+
+def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error, unless it is that of a thread whose parent left in the middle of a batch."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _wait_for_end() -> None:

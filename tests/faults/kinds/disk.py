@@ -4,6 +4,7 @@ import errno
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,16 @@ def disk_full_to_the_end(case: Case) -> Outcome:
     run = case.start(plant=partial(full_disk, first, SAVES + 1, byte))
     refused(run, 1, "Could not write")
     return resumed(case, most=STEPS)
+
+
+def may_mount() -> bool:
+    """Whether this process may mount a file system."""
+    with tempfile.TemporaryDirectory() as place:
+        mount = ["mount", "-t", "tmpfs", "leanvit-fault", place]
+        if subprocess.run(mount, check=False, capture_output=True).returncode:
+            return False
+        subprocess.run(["umount", place], check=True)
+        return True
 
 
 @contextmanager
