@@ -273,8 +273,8 @@ class Left:
 
 
 def kill(times: int, each: int = 20) -> Left:
-    """Kill a run `times` times, about `each` steps after it goes on; return what stays."""
-    seconds, shared = 0.0, set(SHARED.iterdir())
+    """Kill a run `times` times, about `each` steps after it goes on; return what its end leaves."""
+    seconds, begun, steps = 0.0, set[int](), each * (times + 1)
     with tempfile.TemporaryDirectory() as place:
         images, out, own = (
             write_images(Path(place, "images")),
@@ -283,10 +283,11 @@ def kill(times: int, each: int = 20) -> Left:
         )
         own.mkdir()
         for _ in range(times):
-            run, until = start(images, out, 50 * times, TMPDIR=str(own)), reached(out) + each
+            run, until = start(images, out, steps, TMPDIR=str(own)), reached(out) + each
             while reached(out) < until and run.poll() is None:
                 time.sleep(0.01)
-            workers = family(run.pid)[1:]
+            _, *workers = family(run.pid)
+            begun |= {run.pid, *workers}
             run.kill()
             began, failed = time.perf_counter(), run.wait() != -9 or len(workers) != 2
             if failed:
@@ -294,7 +295,9 @@ def kill(times: int, each: int = 20) -> Left:
             while any(map(running, workers)):
                 time.sleep(0.005)
             seconds = max(seconds, time.perf_counter() - began)
-        left = set(SHARED.iterdir()) - shared
+        if start(images, out, steps, TMPDIR=str(own)).wait():
+            raise SystemExit("The run did not go on to its end.")
+        left = {path for path in SHARED.glob("torch_*") if int(path.name.split("_")[1]) in begun}
         left |= {path for path in own.iterdir() if not path.name.startswith("torchinductor_")}
         left |= {path for path in out.rglob("*") if path.name.startswith(".")}
         kept = sorted(out.glob("checkpoints/*"))

@@ -56,7 +56,7 @@ COMMON = (
     *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
     *("optim.lr.peak", "optim.weight_decay.peak", "optim.clip"),
     *("train.duration", "train.batch", "train.accumulate", "train.precision", "train.device"),
-    *("train.seed", "train.save_every", "guard.bad_number", "watch.every", "watch.val"),
+    *("train.seed", "train.save_every", "watch.every", "watch.val"),
 )
 """The options that people change: what --help shows of a run's."""
 

@@ -38,7 +38,7 @@ def test_a_run_stays_as_it_is(soak: ModuleType) -> None:
 
 
 def test_a_killed_run_leaves_nothing_behind(soak: ModuleType) -> None:
-    left = soak.kill(2, each=5)
+    left = soak.kill(2, each=12)
     assert left.files == []
     assert left.seconds < 4  # torch's own watchdog takes five
 
