@@ -12,12 +12,12 @@ from pathlib import Path
 
 from leanvit.config import steps, to_dict
 from tests.faults.server import Command, Plant, nothing
-from tests.tiny import SWIN, run_config, write_images
+from tests.tiny import VIT, run_config, write_images
 
-STEPS, EVERY = 10, 2
+STEPS, EVERY = 8, 2
 """Length of the runs, and steps from one save to the next."""
 IMAGES = 12
-STOPPED = (5, 7, 9)
+STOPPED = (5, 6, 7)
 """Rows after which the runs were killed that damage is done to."""
 Env = Mapping[str, str]
 READERS = ("--data.workers", "2")
@@ -52,7 +52,7 @@ class Bench:
         )
         config = replace(
             base,
-            backbone=replace(SWIN, depths=(1, 1)),
+            backbone=replace(VIT, depth=1, patch=8),
             watch=replace(base.watch, images=0),
             data=replace(base.data, workers=0, rendering="host", max_unreadable=50.0),
         )
