@@ -12,7 +12,7 @@ from pathlib import Path
 
 from leanvit.config import steps, to_dict
 from tests.faults.server import Command, Plant, nothing
-from tests.tiny import run_config, write_images
+from tests.tiny import SWIN, run_config, write_images
 
 STEPS, EVERY = 10, 2
 """Length of the runs, and steps from one save to the next."""
@@ -37,7 +37,7 @@ def worlds(count: int) -> tuple[Env, ...]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LEANVIT_START_SECONDS": "20"}
     return tuple({**shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count))
 
 
@@ -52,6 +52,7 @@ class Bench:
         )
         config = replace(
             base,
+            backbone=replace(SWIN, depths=(1, 1)),
             watch=replace(base.watch, images=0),
             data=replace(base.data, workers=0, rendering="host", max_unreadable=50.0),
         )

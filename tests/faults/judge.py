@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,6 @@ from tests.faults.server import Command, Plant, nothing
 NETWORKS = (FILE, STUDENT)
 WRITTEN = re.compile(r"tensorboard/|checkpoints/step-\d{8}(/state\.(json|safetensors))?$")
 """What a run writes under names that its steps and times make up."""
-COUNTED = re.compile(r"tmp\w{8}$")
-"""Empty files by which torch's loader counts its handles when a worker broke off, and which its own
-signal handler may keep it from removing."""
 TIMINGS = ("images_per_s", "data_wait")
 
 
@@ -104,8 +102,8 @@ def nothing_left(case: Case, extra: tuple[str, ...] = ()) -> None:
     for command in case.commands:
         left = command.left()
         assert not left, f"left behind: {left}"
-        if command.wait() != -9:  # a killed process can clean nothing up, not even its /tmp
-            files = [name for name in entries(command.place / "tmp") if not COUNTED.match(name)]
+        if command.wait() != -signal.SIGKILL and not command.struck:  # who was can clean nothing up
+            files = entries(command.place / "tmp")
             assert not files, f"left in /tmp: {files}"
     half = [name for name in entries(case.out) if ".tmp" in name]
     assert not half, f"left in the folder: {half}"

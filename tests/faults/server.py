@@ -68,6 +68,7 @@ class Command:
     def __post_init__(self) -> None:
         (self.place / "tmp").mkdir(parents=True)
         self._known: set[int] = set()
+        self.struck: set[int] = set()
         self._process = FORKS.Process(
             target=_command, args=(self.place, self.words, self.env, self.plant)
         )
@@ -122,12 +123,17 @@ class Command:
         end = time.monotonic() + seconds
         while (family := self.family() - {self.pid}) and time.monotonic() < end:
             time.sleep(0.02)
-        shared = [
-            name
-            for name in os.listdir("/dev/shm")  # noqa: PTH208
-            if any(f"_{pid}_" in name for pid in {*self._known, self.pid})
-        ]
-        return [*map(str, family), *shared]
+        shared = self._shared({*self._known, self.pid} - self.struck)
+        return [*map(str, family), *(path.name for path in shared)]
+
+    def strike(self, pid: int) -> None:
+        """kill -9 one of its processes, which so leaves the batch that it was sharing."""
+        os.kill(pid, signal.SIGKILL)
+        self.struck.add(pid)
+
+    def _shared(self, pids: set[int]) -> list[Path]:
+        names = Path("/dev/shm").iterdir()
+        return [path for path in names if any(f"_{pid}_" in path.name for pid in pids)]
 
     def clear(self) -> None:
         """End it and whatever it started, and forget what it said."""
@@ -137,6 +143,8 @@ class Command:
             except ProcessLookupError:
                 continue
         self._process.join()
+        for path in self._shared({*self._known, self.pid}):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.place / "tmp", ignore_errors=True)
 
 

@@ -49,7 +49,7 @@ def forget(path: Path) -> None:
 Damage = Callable[[Path], object]
 FOUND: dict[str, tuple[str, Damage]] = {
     "half a checkpoint": ("a half checkpoint", lambda out: cut(checkpoint(out))),
-    "half a backbone": ("", lambda out: cut(out / "backbone.safetensors")),
+    "half a backbone": ("incomplete", lambda out: cut(out / "backbone.safetensors")),
     "half a picture": ("half of views.png", lambda out: cut(out / "views.png")),
     "other weights": ("differs from", lambda out: change(out / "student.safetensors")),
     "fewer rows": ("rows differ", lambda out: forget(out / "metrics.jsonl")),

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.core.errors import RunError
-from leanvit.core.workers import losses_named
+from leanvit.core.workers import calmly, losses_named
 from tests.unit.test_house import nodes
 
 PARENT = """
@@ -145,3 +145,15 @@ def test_a_lost_worker_is_a_sentence() -> None:
     with pytest.raises(RuntimeError, match="another") as other, losses_named():
         raise RuntimeError("another")
     assert type(other.value) is RuntimeError
+
+
+def test_a_loss_is_raised_where_a_batch_is_waited_for() -> None:
+    """Torch puts its handler in place as the first batch is on its way; it is taken away again."""
+
+    def batches() -> Iterator[int]:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        yield from range(3)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    handlers = [signal.getsignal(signal.SIGCHLD) for _ in calmly(batches())]
+    assert handlers == 3 * [before]

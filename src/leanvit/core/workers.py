@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 from leanvit.core.errors import RunError
 
+T = TypeVar("T")
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGUSR1)
 """Signals to a whole group, as of Ctrl-C, that the parent answers; it still needs its workers."""
 LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
@@ -21,9 +23,22 @@ PATIENCE = 5.0
 """Seconds in which a worker without a parent tidies up."""
 
 
+def calmly(batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a loader, the loss of whose workers is raised while one is waited for.
+
+    Torch also raises it in a signal handler, so wherever Python is: in a thread that starts, in
+    what ends the other workers. It looks every five seconds too, which is soon enough.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    for number, batch in enumerate(batches):
+        if not number and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+        yield batch
+
+
 @contextmanager
 def losses_named() -> Iterator[None]:
-    """Turn the loss of a worker, which torch tells wherever the parent is, into a RunError."""
+    """Turn the loss of a worker, as torch tells it, into a RunError that says what to do."""
     try:
         yield
     except (ConnectionError, EOFError) as error:  # before torch has noticed

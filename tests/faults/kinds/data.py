@@ -1,9 +1,7 @@
 """What a run reads and what it computes: readers, images, numbers."""
 
 import json
-import os
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +29,7 @@ def worker_killed(case: Case) -> Outcome:
     readers = sorted(run.family() - {run.pid})
     if not readers:
         raise MissedError
-    os.kill(case.draw.choice(readers), signal.SIGKILL)
+    run.strike(case.draw.choice(readers))
     if run.wait() == 0:  # all it had to read was read
         raise MissedError
     refused(run, 1, "process that reads images")
