@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test check demo clean
+.PHONY: install test check faults demo clean
 
 install: .venv/installed
 
@@ -17,6 +17,9 @@ check: install
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --count 100 --write
 
 demo: install
 	$(BIN)/leanvit pretrain esvit_laptop --data sample --out runs/demo --overwrite

@@ -248,5 +248,5 @@ def write_classes(folder: Path, **counts: int) -> Path:
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Let runs draw no pictures: these take longer than the tiny runs themselves."""
-    for name in ("view_grid", "loss_curves", "matched_regions"):
-        patch.setattr(f"leanvit.run.{name}", lambda *_, **__: None)
+    for name in ("run.view_grid", "run.loss_curves", "looks.matched_regions"):
+        patch.setattr(f"leanvit.{name}", lambda *_, **__: None)

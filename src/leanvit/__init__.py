@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from leanvit.evaluation.embedding import embed
     from leanvit.evaluation.evaluate import evaluate
     from leanvit.preflight import check
+    from leanvit.replaying import replay
     from leanvit.run import pretrain
     from leanvit.weights.converting import convert
     from leanvit.weights.loading import load_backbone
@@ -27,6 +28,7 @@ _PUBLIC = {
     "list_backbones": "leanvit.backbones.catalogue",
     "load_backbone": "leanvit.weights.loading",
     "pretrain": "leanvit.run",
+    "replay": "leanvit.replaying",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "pretrain",
+    "replay",
 ]
 
 

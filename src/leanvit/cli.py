@@ -18,6 +18,7 @@ from leanvit.config.evaluation import (
     ClassesConfig,
     EmbedConfig,
 )
+from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -28,6 +29,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
 
   leanvit check RECIPE --data FOLDER            what a run would see, need and take
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
+  leanvit replay RUN [--step N]                 one step of a run once more, looked into
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
@@ -116,6 +118,15 @@ def pretrain(arguments: list[str]) -> int:
         "pretrain", "Pre-train a backbone on images.", out="folder that everything is written to"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--autoresume", action="store_true", help="continue the run in --out, or begin it"
+    )
+    parser.add_argument(
+        "--allow",
+        default="",
+        metavar="NAME[,NAME...]",
+        help="options that a continued run may change",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     found = _run_request(parser, arguments)
     if found is None:
@@ -135,6 +146,8 @@ def pretrain(arguments: list[str]) -> int:
         optimizer=names.optimizer,
         options=options,
         resume=names.resume,
+        autoresume=names.autoresume,
+        allow=names.allow.replace("-", "_").replace(",", " ").split(),
         overwrite=names.overwrite,
     )
     if rank():
@@ -172,6 +185,40 @@ def check(arguments: list[str]) -> int:
     )
     print(json.dumps(report.to_dict(), indent=2) if names.json else report)
     return 2 if report.would_stop else 0
+
+
+def replay(arguments: list[str]) -> int:
+    """`leanvit replay`: one step of a run once more, by default its last bad one."""
+    parser = Parser(
+        prog="leanvit replay",
+        usage="leanvit replay RUN [--step N] [--from N] [--out DIR] [options]",
+        description="Do one step of a run once more, by default the last that stood out, and say "
+        "what happens in it. RUN is its folder, which stays as it is. Exit code 0: it is as in the "
+        "run, bad again or sound again; 1: it is not.",
+        epilog="Options of the run hold from the first step that is done: train.precision, "
+        "train.device, those of method, backbone and guard; with --from, those of optim.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--step", type=int, help="step, from 0 (default the last bad one)")
+    parser.add_argument("--from", dest="since", type=int, help="step to begin at (default --step)")
+    parser.add_argument(
+        "--out", default="replay", help="folder for the picture and the report (default replay)"
+    )
+    _add_common(parser)
+    names, rest = parser.parse_known_args(arguments)
+    if names.help:
+        print(parser.format_help())
+        return 0
+    if not rest or rest[0].startswith("-"):
+        raise ValueError("Name a run first: the folder that `leanvit pretrain` wrote.")
+    from leanvit.replaying import open_run
+    from leanvit.replaying import replay as run
+
+    options = parse_options(open_run(rest[0]), rest[1:], ("step", "from", "out", "json"))
+    report = run(rest[0], names.step, since=names.since, out=names.out, options=options)
+    print(json.dumps(report.to_dict(), indent=2) if names.json else report)
+    return 0 if report.same else 1
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -350,15 +397,16 @@ def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[
 
 def _named_config(names: Namespace) -> RunConfig:
     """Return the configuration that the names alone ask for."""
-    helping, resuming = names.help or names.help_all, getattr(names, "resume", False)
+    helping = names.help or names.help_all
+    folder = Path(names.out) if names.out else None
+    resuming = folder and getattr(names, "resume", False)
+    found = folder and getattr(names, "autoresume", False) and (folder / RESOLVED).exists()
     if names.config:
         config = load_config(Path(names.config))
     elif names.recipe or helping:
         config = recipe(names.recipe or "esvit")
-    elif resuming and names.out:
-        if not (Path(names.out) / "config.json").exists():
-            raise ValueError(f"There is no run to resume in {names.out!r}.")
-        config = load_config(Path(names.out) / "config.json")
+    elif folder and (resuming or found):
+        config = read_past(folder).asked
     else:
         raise ValueError(f"Name a recipe first: {', '.join(RECIPES)}; or --config FILE.")
     return compose(config, backbone=names.backbone, optimizer=names.optimizer)
@@ -401,6 +449,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
     {
         "check": check,
         "pretrain": pretrain,
+        "replay": replay,
         "evaluate": evaluate,
         "embed": embed,
         "convert": convert,

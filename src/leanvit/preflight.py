@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
 from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve
+from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.core.workers import serve_parent
@@ -26,7 +27,6 @@ from leanvit.request import compose_request, open_images
 from leanvit.run import Run
 from leanvit.train.facts import gather_facts
 from leanvit.train.terminal import spoken
-from leanvit.weights.file import RESOLVED
 
 STEPS = 3
 """Steps that are measured, after one that is not."""

@@ -1,28 +1,30 @@
 """From the words of a request to the whole configuration, and to the images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from leanvit.config import (
+    Resolved,
     RunConfig,
     compose,
-    load_config,
     replace_options,
+    resolve,
     to_dict,
 )
 from leanvit.config.convert import leaves
+from leanvit.config.resume import Change, Past, go_on, with_free
 from leanvit.data.sources import Source, open_source
 from leanvit.data.subsets import draw_subset
-from leanvit.folder import ASKED
+from leanvit.folder import require_same_images
 from leanvit.recipes import recipe as recipe_named
+from leanvit.train.facts import gather_facts
 from leanvit.train.start import initial_weights
 
 
 def compose_request(
     recipe: str | RunConfig,
-    resumed: Path | None,
+    past: Past | None,
     data: str,
     backbone: str,
     optimizer: str,
@@ -30,13 +32,11 @@ def compose_request(
 ) -> RunConfig:
     """Return the whole configuration that was asked for.
 
-    resumed: the folder of a run that continues, whose configuration stands for no recipe. Raises
-    ValueError for unknown names and values, and if nothing says what to run.
+    past: a run that continues, whose configuration stands for no recipe. Raises ValueError for
+    unknown names and values, and if nothing says what to run.
     """
-    if resumed is not None and not recipe:
-        if not (resumed / ASKED).exists():
-            raise ValueError(f"There is no run to resume in {str(resumed)!r}.")
-        config = load_config(resumed / ASKED)  # what it took from initial weights is in it
+    if past is not None and not recipe:
+        config = past.asked  # what it took from initial weights is in it
         return compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
     config = recipe_named(recipe) if isinstance(recipe, str) else recipe
     asked = compose(config, data=data, backbone=backbone, optimizer=optimizer, options=options)
@@ -74,3 +74,34 @@ def open_images(asked: RunConfig, data: str | Source) -> Source:
     """
     whole = open_source(asked.data.source) if isinstance(data, str) else data
     return draw_subset(whole, asked.data, asked.train.seed)
+
+
+def require_one_way(resume: bool, autoresume: bool, overwrite: bool, allowing: bool) -> None:
+    """Raise ValueError if words contradict each other on what happens to a run that is there."""
+    if overwrite and (resume or autoresume):
+        word = "--resume" if resume else "--autoresume"
+        raise ValueError(f"{word} continues a run and --overwrite replaces it: choose one.")
+    if resume and autoresume:
+        raise ValueError("--autoresume begins a run that --resume would not find: choose one.")
+    if allowing and not (resume or autoresume):
+        raise ValueError("--allow is for a run that goes on: add --resume or --autoresume.")
+
+
+def continued(
+    past: Past, asked: RunConfig, changes: Sequence[Change], source: Source
+) -> tuple[Past, Resolved]:
+    """Return what a run is asked from now on, as it is written down, and what runs.
+
+    The latter has what changes no number as it is now. Raises ValueError if the images are others,
+    or if the changes contradict the rest or this machine.
+    """
+    require_same_images(past.record["images"], source)
+    facts = gather_facts(source)
+    now = go_on(past, asked, changes, facts) if changes else past
+    config = with_free(now.resolved.config, resolve(asked, facts).config)
+    if config.train.device == "cuda" != facts.device:
+        raise ValueError(
+            "The run trains on cuda, and torch finds no CUDA device here; on the CPU it goes on "
+            "with --train.device cpu --allow train.device."
+        )
+    return now, Resolved(config, now.resolved.origins)

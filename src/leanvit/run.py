@@ -2,27 +2,22 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from leanvit.analysis.matches import Matches, match_stereo, match_views
-from leanvit.analysis.pictures import loss_curves, matched_regions, view_grid
-from leanvit.analysis.reconstructions import Reconstructions
-from leanvit.analysis.watch import Watch
+from leanvit.analysis.pictures import loss_curves, view_grid
 from leanvit.config import (
     Resolved,
     RunConfig,
     resolve,
-    to_dict,
 )
-from leanvit.config.convert import leaves
+from leanvit.config.resume import Past, find_changes, read_past, require_allowed
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     all_max,
@@ -41,30 +36,34 @@ from leanvit.core.errors import (
     SpikeError,
     Stopped,
 )
-from leanvit.data.batch import Unreadable, ViewBatch
-from leanvit.data.decode import read_image
+from leanvit.core.files import Replacing, refusals_named, spared, write_synced
+from leanvit.core.workers import losses_named
+from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import SAMPLE, Source
+from leanvit.data.sources import Source
 from leanvit.data.subsets import Drawn
 from leanvit.folder import (
     CURVES,
     EVENTS,
     LOSSES,
-    MATCHES,
     PICTURES,
-    RECONSTRUCTIONS,
     SUMMARY,
     UNREADABLE,
     VIEWS,
+    Claim,
+    finished,
+    holds_run,
+    mend,
+    record_changes,
     require_free,
-    resumed,
     start_folder,
     started_from,
 )
+from leanvit.looks import Looks
 from leanvit.methods.catalogue import build_method
-from leanvit.request import compose_request, open_images
-from leanvit.store import Store
+from leanvit.request import compose_request, continued, open_images, require_one_way
+from leanvit.store import Store, require_same_networks
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.facts import gather_facts
 from leanvit.train.guard import Event
@@ -88,6 +87,8 @@ def pretrain(
     optimizer: str = "",
     options: Mapping[str, Any] | None = None,
     resume: bool = False,
+    autoresume: bool = False,
+    allow: Collection[str] = (),
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -98,36 +99,87 @@ def pretrain(
     `leanvit.data.named.ArraySource`, which a resumed run must be given again; out: where
     everything is written; backbone, optimizer: names that replace the recipe's; options: single
     values by dotted name, such as {"train.batch": 32}; resume: continue the run in `out`;
-    overwrite: remove what is in `out` first; quiet: print nothing but warnings.
+    autoresume: continue it if there is one, else begin it; allow: options that may differ from
+    those that a continued run began with; overwrite: remove what is in `out` first; quiet: print
+    nothing but warnings. A finished run is left as it is.
     Under torchrun its processes train together, each on its share of every batch.
     Raises ValueError for a mistake in the request, NonFiniteError for a diverged run and
     CheckpointError for a disk that refuses.
     """
-    if resume and overwrite:
-        raise ValueError("--resume continues a run and --overwrite replaces it: choose one.")
+    require_one_way(resume, autoresume, overwrite, bool(allow))
     out, options = Path(out), dict(options or {})
+    past = read_past(out) if resume or (autoresume and holds_run(out)) else None
     name = data if isinstance(data, str) else ""
-    asked = compose_request(recipe, out if resume else None, name, backbone, optimizer, options)
+    asked = compose_request(recipe, past, name, backbone, optimizer, options)
+    if past:
+        return _continue(past, asked, data, allow, out, quiet)
     source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
     resolved = resolve(asked, gather_facts(source), given=(*named, *options))
-    with joined(resolved.config.train.device):
-        if resume:
-            run = Run(resumed(asked, resolved, out, source), source, out, quiet=quiet)
-            run.start = started_from(out)
-            wait_for_all()
-        else:
-            first_alone(partial(_require_free, asked, out, overwrite))
-            run = Run(resolved, source, out, quiet=quiet)
-            run.initialize()  # what cannot be built fails before a write
-            first_alone(partial(start_folder, out, asked, resolved, source, run.start))
-        run.train(resume=resume)
+    with joined(resolved.config.train.device), Claim(out) as claim:
+        first_alone(partial(_require_free, asked, out, overwrite, autoresume))
+        run = Run(resolved, source, out, quiet=quiet)
+        run.initialize()  # what cannot be built fails before a write
+        first_alone(claim.take)
+        first_alone(partial(start_folder, out, asked, resolved, source, run.start))
+        run.train()
     return out / FILE
 
 
-def _require_free(asked: RunConfig, out: Path, overwrite: bool) -> None:
-    require_free(out, overwrite, asked.data.source)
+def _continue(
+    past: Past, asked: RunConfig, data: str | Source, allow: Collection[str], out: Path, quiet: bool
+) -> Path:
+    """Continue a run, with the changes that are allowed, unless it is finished."""
+    changes = find_changes(past, asked)
+    require_allowed(past, changes, allow)
+    loud, changed = rank() == 0 and not quiet, {change.name for change in changes}
+    for name in allow:
+        if loud and name not in changed:
+            say(f"--allow {name}: it is as it was.")
+    if finished(out, past.resolved.config) and "train.duration" not in changed:
+        if loud:
+            say(f"The run in {out} is finished; nothing is left to do.")
+        return out / FILE
+    source = open_images(asked, data)
+    now, resolved = continued(past, asked, changes, source)
+    with joined(resolved.config.train.device), Claim(out) as claim:
+        first_alone(claim.take)
+        run = Run(resolved, source, out, quiet=quiet)
+        run.start = started_from(past)
+        step = _reached(run) if changes else 0
+        wait_for_all()  # every process has read what the first one writes now
+        if changes:
+            first_alone(partial(record_changes, out, step, past, now))
+            run._say(f"From step {step} on {'; '.join(map(str, changes))}.")
+        first_alone(partial(mend, out, now.asked))
+        run.train(resume=True)
+    return out / FILE
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
+
+
+def _reached(run: "Run") -> int:
+    """Return the step that a changed run goes on from.
+
+    Raises ValueError, while nothing is written yet, if what is saved does not fit it any more.
+    """
+    checkpoint = run.store.newest()
+    if checkpoint is None:
+        return 0
+    if checkpoint.step > run.state.run:
+        raise ValueError(
+            f"The run is at step {checkpoint.step}, beyond a train.duration of {run.state.run} "
+            f"steps."
+        )
+    run.state.restore(checkpoint.tensors(), checkpoint.step)
+    return checkpoint.step
+
+
+def _require_free(asked: RunConfig, out: Path, overwrite: bool, among_others: bool) -> None:
+    require_free(out, overwrite, asked.data.source, among_others=among_others)
     init = asked.init
     there = init and Path(init).exists()  # else a name of timm
     if overwrite and there and Path(init).resolve().is_relative_to(out.resolve()):
@@ -167,15 +219,7 @@ class Run:
         self.networks = {file: network for file, network in both.items() if network is not None}
         for network in self.networks.values():
             network.mean, network.std = config.data.mean, config.data.std
-        self.watch = Watch(
-            method.encoder(),
-            self.source,
-            config.watch,
-            batch=max(config.train.batch, 64),
-            workers=self.workers,
-        )
-        path, data = self.out / RECONSTRUCTIONS, config.data
-        self.reconstructions = Reconstructions(method, self.source, path, data.mean, data.std)
+        self.looks = Looks(method, self.source, config, self.out, workers=self.workers)
         self.alarm = CollapseAlarm(warn)
         self.store = Store(self.out, config, self.networks)
         self.unreadable = UnreadableList(
@@ -205,7 +249,7 @@ class Run:
             f"Everything is written to {self.out}."
         )
         try:
-            with Requests(config.train.save_minutes) as requests:
+            with losses_named(), Requests(config.train.save_minutes) as requests:
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:
@@ -216,7 +260,8 @@ class Run:
         finally:
             state.leave()
         if self.first:
-            self._finish(state.step - first, time.perf_counter() - began)
+            with refusals_named(self.out):
+                self._finish(state.step - first, time.perf_counter() - began)
 
     def _trained(self, requests: Requests) -> bool:
         """Train to the end; return whether it was reached, and the run did not go back instead."""
@@ -231,7 +276,7 @@ class Run:
                 self.state,
                 self._batches(),
                 save=save,
-                watch=lambda: while_others_wait(self.look, dict),
+                watch=lambda: while_others_wait(self.looks.look, dict),
                 observers=self._observers(),
                 asked=requests.due,
                 heed=self._heed,
@@ -264,7 +309,8 @@ class Run:
             expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
-                view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
+                with spared(self.out / VIEWS):
+                    view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
             yield batch
 
     def _restore(self) -> None:
@@ -275,6 +321,8 @@ class Run:
             return
         require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
         self.state.restore(checkpoint.tensors(), checkpoint.step)
+        if self.state.step == self.state.run:  # no save is to come, should a backbone be gone
+            self.store.save(self.state)
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
     def _go_back(self, error: DerailedError) -> None:
@@ -310,7 +358,8 @@ class Run:
         """Let the disk have all that can be learned from a run that derailed."""
         self.store.settle()
         if not isinstance(error, CollapseError):
-            self._note(Event(error.step, isinstance(error, SpikeError)))
+            for event in self.state.guard.newest:
+                self._note(event)
             self.store.keep_derailed(self.state)
 
     def _heed(self, events: Sequence[Event]) -> None:
@@ -351,8 +400,10 @@ class Run:
     def _finish(self, steps: int, seconds: float) -> None:
         """Draw what the run did and learned, and sum it up."""
         rows = [json.loads(line) for line in (self.out / METRICS).read_text().splitlines()]
-        loss_curves(rows, self.out / LOSSES)
-        found = self._draw_matches()
+        if rows:  # none where a run had its last step, and somebody removed its rows
+            with spared(self.out / LOSSES):
+                loss_curves(rows, self.out / LOSSES)
+        found = self.looks.draw_matches()
         shown = [change for change in map(partial(_change, rows), CHANGES) if change]
         if shown:
             self._say(f"From the first look to the last: {'; '.join(shown)}.")
@@ -365,45 +416,14 @@ class Run:
             "seconds": seconds,
             "images_per_s": steps * self.config.train.batch / seconds,
             "unreadable": len(self.unreadable),
-            "first": rows[0],
-            "last": rows[-1],
+            "first": rows[0] if rows else {},
+            "last": rows[-1] if rows else {},
             "collapse": self.collapsed | self.alarm.told,
             "correct_matches": found,
             "pictures": [str(self.out / name) for name in PICTURES if (self.out / name).exists()],
         }
-        (self.out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-
-    def _draw_matches(self) -> float:
-        """Draw the matched regions; return the percentage of right ones."""
-        found = self._match()
-        matched_regions(
-            found.left,
-            found.right,
-            found.pairs,
-            self.out / MATCHES,
-            grids=found.grids,
-            correct=found.correct,
-            title=f"{len(found.pairs)} most similar pairs; of all regions, {found.accuracy:.0f} % "
-            f"lie within one region of the truth",
-        )
-        return found.accuracy
-
-    def look(self) -> dict[str, float]:
-        """Return what shows whether the run learns, for the network as it is now."""
-        self.reconstructions.draw()
-        if not self.config.watch.images:
-            return {}
-        return self.watch() | {"correct_matches": self._match().accuracy}
-
-    def _match(self) -> Matches:
-        """Match regions of a stereo pair, if the images are the sample, or of two views."""
-        encoder = self.state.method.encoder()
-        if self.config.data.source == SAMPLE:
-            return match_stereo(encoder)
-        assert self.views is not None
-        view = self.views.groups[0][0]
-        side = max(view.size, encoder.config.image_size)
-        return match_views(encoder, _first_readable(self.source), replace(view, size=side))
+        with Replacing(self.out / SUMMARY) as beside:
+            write_synced(beside, (json.dumps(summary, indent=2) + "\n").encode())
 
     def _say(self, text: str) -> None:
         if self.first and not self.quiet:
@@ -426,30 +446,3 @@ def _change(rows: Sequence[Mapping[str, float]], name: str) -> str:
     """Return how a metric went over a run, in words; nothing if it was seen less than twice."""
     seen = [row[name] for row in rows if name in row]
     return CHANGES[name].format(seen[0], seen[-1]) if len(seen) > 1 else ""
-
-
-def _first_readable(source: Source) -> Tensor:
-    """Return the pixels of the first image that can be read; a finished run has read one."""
-    for index in range(len(source)):
-        found = read_image(source, index)
-        if not isinstance(found, Unreadable):
-            return found[0]
-    raise ValueError("None of the images can be read.")
-
-
-def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
-    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
-
-    def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
-        heads = (name for name in ("head", "decoder") if name in plain["method"])
-        parts = {f"method.{name}": plain["method"][name] for name in heads}
-        parts["backbone"] = plain["backbone"]
-        kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
-        return kinds | dict(leaves(parts))
-
-    before, now = sizes(saved), sizes(to_dict(config))
-    differ = [name for name in before if name in now and before[name] != now[name]]
-    differ = [name for name in differ if name in ("backbone", "method")] or differ
-    if differ:
-        named = ", ".join(f"{name} {before[name]} (run: {now[name]})" for name in differ)
-        raise ValueError(f"The checkpoint {path} holds another network: {named}.")

@@ -5,13 +5,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import leanvit
 from leanvit.backbones.base import Backbone
 from leanvit.config import RunConfig, to_dict
+from leanvit.config.convert import leaves
 from leanvit.core.console import warn
 from leanvit.core.distributed import rank
 from leanvit.core.errors import CheckpointError
+from leanvit.core.files import spared
 from leanvit.folder import DERAILED, EVENTS
 from leanvit.train.checkpoint import CHECKPOINTS, Checkpoint, newest_checkpoint, save_checkpoint
 from leanvit.train.guard import Event
@@ -66,8 +69,9 @@ class Store:
 
     def note(self, event: Event, images: Sequence[int]) -> None:
         """Add a step that stood out to the list of them, with the numbers of its images."""
+        path = self.out / EVENTS
         if self.first:
-            with (self.out / EVENTS).open("a") as file:
+            with spared(path), path.open("a") as file:
                 file.write(json.dumps({**asdict(event), "images": list(images)}) + "\n")
 
     def keep_derailed(self, state: TrainState) -> None:
@@ -98,3 +102,21 @@ class Store:
 
 def _nothing(_: str) -> None:
     """Leave it to the first process to say."""
+
+
+def require_same_networks(saved: Mapping[str, Any], config: RunConfig, path: Path) -> None:
+    """Raise ValueError, in one sentence, if a checkpoint holds other networks than the run."""
+
+    def sizes(plain: Mapping[str, Any]) -> dict[str, Any]:
+        heads = (name for name in ("head", "decoder") if name in plain["method"])
+        parts = {f"method.{name}": plain["method"][name] for name in heads}
+        parts["backbone"] = plain["backbone"]
+        kinds = {"backbone": plain["backbone"]["kind"], "method": plain["method"]["kind"]}
+        return kinds | dict(leaves(parts))
+
+    before, now = sizes(saved), sizes(to_dict(config))
+    differ = [name for name in before if name in now and before[name] != now[name]]
+    differ = [name for name in differ if name in ("backbone", "method")] or differ
+    if differ:
+        named = ", ".join(f"{name} {before[name]} (run: {now[name]})" for name in differ)
+        raise ValueError(f"The checkpoint {path} holds another network: {named}.")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from leanvit.core.console import warn
+from leanvit.core.files import spared
 from leanvit.data.batch import Unreadable, ViewBatch
 
 
@@ -39,10 +40,13 @@ class UnreadableList:
                     )
                 if entry.name not in known:
                     known.add(entry.name)
-                    with self.path.open("a") as file:
-                        file.write(json.dumps(asdict(entry)) + "\n")
+                    self._write(entry)
                 self._require_few(len(known), entry)
             yield batch
+
+    def _write(self, entry: Unreadable) -> None:
+        with spared(self.path), self.path.open("a") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
 
     def _require_few(self, bad: int, last: Unreadable) -> None:
         percent = 100 * bad / self._images
@@ -52,5 +56,5 @@ class UnreadableList:
             f"{bad} of {self._images} images cannot be read, more than the {self._most:g} % that "
             f"data.max_unreadable allows; {self.path} lists them, the last is {last.name!r} "
             f"({last.error}), and `leanvit check` finds the rest. A larger percentage, "
-            f"--data.max_unreadable {math.ceil(percent)}, would go on with --resume."
+            f"--data.max_unreadable {math.ceil(percent) + 1}, would go on with --resume."
         )

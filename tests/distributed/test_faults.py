@@ -60,7 +60,7 @@ def stall() -> None:
 def looking_for_ever() -> None:
     """Let the first process look at its features, which takes its time, when the other dies."""
     brisk()
-    pytest.MonkeyPatch().setattr("leanvit.run.Run.look", lambda _: time.sleep(1000))
+    pytest.MonkeyPatch().setattr("leanvit.looks.Looks.look", lambda _: time.sleep(1000))
 
 
 def dying_in_it() -> None:

@@ -37,13 +37,14 @@ def leanvit_process(*arguments: str | Path, **environment: str) -> subprocess.Co
     )
 
 
-def refused(capsys: Says, *arguments: str | Path) -> str:
-    """Return what a refused command said: one line on stderr, and exit code 2."""
+def refused(capsys: Says, *arguments: str | Path, lines: int = 1) -> str:
+    """Return what a refused command said: so many lines on stderr, and exit code 2."""
     capsys.readouterr()
     found = main([str(argument) for argument in arguments])
     out, error = capsys.readouterr()
     assert (found, out) == (2, ""), error
-    assert error.startswith("leanvit: ") and error.endswith(".\n") and error.count("\n") == 1, error
+    assert error.startswith("leanvit: ") and error.endswith(".\n"), error
+    assert error.count("\n") == lines, error
     return error.removesuffix("\n")
 
 

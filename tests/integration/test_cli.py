@@ -45,6 +45,9 @@ def words(options: set[str]) -> set[str]:
 # Help
 
 
+RESUMING = {"resume", "autoresume", "allow", "overwrite"}
+"""Words of `pretrain` alone."""
+
 HELP = [
     ("--version",),
     ("--help",),
@@ -55,6 +58,7 @@ HELP = [
     ("pretrain", "-h"),
     ("pretrain", "dino", "--help-all"),
     ("check", "--help"),
+    ("replay", "--help"),
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
     ("embed", "--help"),
@@ -93,7 +97,7 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
         "__version__ check convert describe_backbones embed evaluate list_backbones load_backbone "
-        "pretrain"
+        "pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
@@ -108,7 +112,7 @@ def test_help_shows_what_people_change(command: str, name: str, capsys: Says) ->
     named = [name] if name else []
     every = {option for option, _ in leaves(to_dict(recipe(name or "esvit")))}
     shown = listed(helped(capsys, command, *named, "--help"))
-    own = NAMES | ({"resume", "overwrite"} if command == "pretrain" else set())
+    own = NAMES | (RESUMING if command == "pretrain" else set())
     assert shown == words(set(COMMON) & every) | own
 
 
@@ -116,7 +120,7 @@ def test_help_shows_what_people_change(command: str, name: str, capsys: Says) ->
 def test_help_all_shows_every_option(name: str, capsys: Says) -> None:
     every = {option for option, _ in leaves(to_dict(recipe(name)))}
     shown = listed(helped(capsys, "pretrain", name, "--help-all"))
-    assert shown == words(every) | NAMES | {"resume", "overwrite"}
+    assert shown == words(every) | NAMES | RESUMING
 
 
 def test_what_people_change_are_options() -> None:

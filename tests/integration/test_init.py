@@ -25,7 +25,7 @@ from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint
 from leanvit.train.facts import gather_facts
 from leanvit.weights.file import FILE
 from leanvit.weights.whole import strip
-from tests.tiny import view_batch, write_images
+from tests.tiny import draw_nothing, view_batch, write_images
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -51,8 +51,7 @@ def view_only(tmp_path_factory: pytest.TempPathFactory, photos: str) -> Path:
     """Return the folder of a finished run with the view loss alone."""
     out = tmp_path_factory.mktemp("runs") / "view"
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("view_grid", "loss_curves", "matched_regions"):
-            patch.setattr(f"leanvit.run.{name}", lambda *_, **__: None)
+        draw_nothing(patch)
         leanvit.pretrain("dino_laptop", out=out, data=photos, options=BRIEF, quiet=True)
     return out
 

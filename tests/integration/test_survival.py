@@ -203,6 +203,18 @@ def test_a_run_goes_back_so_often_and_no_more(
     assert "with 0.25 times" in capsys.readouterr().err
 
 
+def test_events_before_the_last_one_are_listed_too(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, at=3)
+    poison(monkeypatch, at=6)
+    options: dict[str, Any] = {"guard__bad_number": "skip", "guard__most": 1}
+    options |= {"train__log_every": "10st", "train__save_every": "10st"}
+    with pytest.raises(NonFiniteError, match="at step 6, after 1 that were left out"):
+        pretrain(images, tmp_path / "run", **options)
+    assert [event["step"] for event in events(tmp_path / "run")] == [3, 6]
+
+
 def test_a_run_that_saved_nothing_cannot_go_back(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,8 @@ from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import open_source
 from leanvit.methods.catalogue import build_method
-from leanvit.run import Run, require_same_networks
+from leanvit.run import Run
+from leanvit.store import require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.facts import gather_facts
 from leanvit.train.loop import train
@@ -319,6 +320,7 @@ def test_another_architecture_is_one_clear_sentence(tmp_path: Path, images: Path
     leanvit.pretrain(wide, out=other, quiet=True)
     shutil.rmtree(other / "checkpoints")
     shutil.copytree(out / "checkpoints", other / "checkpoints")
+    (other / "summary.json").unlink()
     with pytest.raises(ValueError, match=r"holds another network: backbone\.dim 8 \(run: 16\)\.$"):
         leanvit.pretrain(wide, out=other, resume=True, quiet=True)
     saved = to_dict(config)
@@ -351,6 +353,7 @@ def test_the_source_must_be_the_same_on_resume(tmp_path: Path, images: Path) -> 
     folder = shutil.copytree(images, tmp_path / "images")
     config = compose(run_config(), data=str(folder), options={"data.workers": 0})
     leanvit.pretrain(config, out=tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "summary.json").unlink()
     write_images(folder, 20)
     with pytest.raises(ValueError, match="began with 14 images and there are 20 now"):
         leanvit.pretrain(config, out=tmp_path / "run", resume=True, quiet=True)
@@ -394,6 +397,7 @@ def test_damaged_checkpoints_do_not_restart_a_run(tmp_path: Path, images: Path) 
     leanvit.pretrain(config, out=tmp_path, quiet=True)
     for path in (tmp_path / "checkpoints").iterdir():
         (path / "state.json").unlink()
+    (tmp_path / "summary.json").unlink()
     with pytest.raises(ValueError, match="is whole, so the run cannot be continued"):
         leanvit.pretrain(config, out=tmp_path, resume=True, quiet=True)
 

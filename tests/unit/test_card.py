@@ -12,9 +12,9 @@ import pytest
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.sizes import describe_backbones
 from leanvit.config import BACKBONES, BackboneConfig, Resolved
+from leanvit.config.resume import RESOLVED
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import METRICS, RESULTS, card, last_part, read_run
-from leanvit.weights.file import RESOLVED
 from leanvit.weights.loading import load_backbone
 from tests.tiny import FAMILIES, SWIN, TIMM, build, run_config
 

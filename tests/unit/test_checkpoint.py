@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_a_damaged_one_is_passed_over_aloud(tmp_path: Path, damage: str) -> None
     found = newest_checkpoint(tmp_path, said.append)
     assert found is not None and found.step == 1
     assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+
+
+def test_any_flipped_bit_of_the_record_is_found(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    record = save(tmp_path, 2) / "state.json"
+    content = record.read_bytes()
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        record.write_bytes(damaged)
+        said: list[str] = []
+        found = newest_checkpoint(tmp_path, said.append)
+        assert found is not None and found.step == 1 and len(said) == 1, damaged
+
+
+def test_copies_beside_are_left_alone(tmp_path: Path) -> None:
+    path = save(tmp_path, 2)
+    copies = [tmp_path / name for name in ("step-00000002.bak", "step-9 (copy)", "step-00009")]
+    for copy in copies:
+        shutil.copytree(path, copy)
+    assert newest(tmp_path).path == path
+    save(tmp_path, 4, keep=1)
+    assert sorted(tmp_path.iterdir()) == sorted([*copies, tmp_path / "step-00000004"])
 
 
 def test_another_format_is_not_guessed_at(tmp_path: Path) -> None:

@@ -42,16 +42,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("analysis",),
     ("bench",),
     ("folder",),
-    ("request", "unreadable"),
+    ("request", "unreadable", "looks"),
     ("store",),
     ("run",),
-    ("preflight",),
+    ("preflight", "replaying"),
     ("cli",),
     ("__main__",),
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "request", "store", "run", "preflight", "cli")
+TOP = ("folder", "request", "store", "run", "preflight", "replaying", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone.
 
 Evaluation sees the recipes too, those of fine-tuning.

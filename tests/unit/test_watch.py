@@ -170,7 +170,7 @@ def test_a_run_without_looks_reads_nothing_but_its_batches(tmp_path: Path) -> No
     config = compose(run_config(), data=str(tmp_path / "images"), options=options)
     run = Run(resolve(config, gather_facts(source)), source, tmp_path / "run", quiet=True)
     assert source.read == 0
-    assert run.look() == {} and source.read == 0
+    assert run.looks.look() == {} and source.read == 0
     (tmp_path / "run").mkdir()
     run.train()
     assert source.read == 2 * 4 + 1, "the last one is for the picture of matches"
@@ -204,7 +204,7 @@ def test_looking_leaves_the_network_as_it_was(backbone: BackboneConfig, tmp_path
     run = Run(resolve(config, gather_facts(source)), source, tmp_path / "run", quiet=True)
     before = {name: value.clone() for name, value in run.state.tensors().items()}
     state = torch.get_rng_state()
-    assert run.look().keys() == {"knn", "effective_rank", "correct_matches"}
+    assert run.looks.look().keys() == {"knn", "effective_rank", "correct_matches"}
     after = run.state.tensors()
     assert all(after[name].equal(value) for name, value in before.items())
     assert all(module.training for module in run.state.method.modules())

@@ -11,7 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
+from leanvit.core.errors import RunError
+from leanvit.core.workers import calmly, losses_named
 from tests.unit.test_house import nodes
 
 PARENT = """
@@ -118,3 +122,38 @@ def test_every_loader_has_such_workers_and_draws_nothing(option: str) -> None:
     for file, call in made:
         words = [ast.unparse(keyword) for keyword in call.keywords]
         assert option in words, f"{file}:{call.lineno}"
+
+
+class Killed(Dataset[int]):
+    """Ends the worker that reads it."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_lost_worker_is_a_sentence() -> None:
+    loader = DataLoader(Killed(), num_workers=1, generator=torch.Generator())
+    with pytest.raises(RunError, match="A process that reads images"), losses_named():
+        list(loader)
+    with pytest.raises(RunError, match="in the middle of a batch"), losses_named():
+        raise ConnectionResetError
+    with pytest.raises(RuntimeError, match="another") as other, losses_named():
+        raise RuntimeError("another")
+    assert type(other.value) is RuntimeError
+
+
+def test_a_loss_is_raised_where_a_batch_is_waited_for() -> None:
+    """Torch puts its handler in place as the first batch is on its way; it is taken away again."""
+
+    def batches() -> Iterator[int]:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        yield from range(3)
+
+    before = signal.getsignal(signal.SIGCHLD)
+    handlers = [signal.getsignal(signal.SIGCHLD) for _ in calmly(batches())]
+    assert handlers == 3 * [before]

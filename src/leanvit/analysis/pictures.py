@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
+from leanvit.core.files import Replacing
 from leanvit.core.precision import full
 from leanvit.losses.region import match_regions
 
@@ -263,7 +264,8 @@ def view_grid(
             above = top + row * (cell + gap) + (cell - side) // 2
             canvas.paste(shown, (left + (width - side) // 2, above))
         left += width + gap
-    canvas.save(path, format="PNG")
+    with Replacing(path) as beside:
+        canvas.save(beside, format="PNG")
 
 
 def _check_views(
@@ -469,11 +471,12 @@ def _lines(
 
 def _save(figure: Figure, path: Path) -> None:
     """Write the figure, no more than there is of it, and without the name of its maker."""
-    figure.savefig(
-        path,
-        format="png",
-        facecolor="white",
-        bbox_inches="tight",
-        pad_inches=0.15,
-        metadata={"Software": None},
-    )
+    with Replacing(path) as beside:
+        figure.savefig(
+            beside,
+            format="png",
+            facecolor="white",
+            bbox_inches="tight",
+            pad_inches=0.15,
+            metadata={"Software": None},
+        )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from leanvit.analysis.pictures import INK, font
 from leanvit.backbones.base import evaluating
+from leanvit.core.files import Replacing
 from leanvit.core.random import units
 from leanvit.data.images import load_images
 from leanvit.data.sources import Source, at_most
@@ -97,4 +98,5 @@ def _write(columns: Mapping[str, NDArray[np.uint8]], path: Path) -> None:
         for row, picture in enumerate(pictures):
             large = Image.fromarray(picture).resize((side * times,) * 2, Image.Resampling.NEAREST)
             canvas.paste(large, (column * step, top + row * step))
-    canvas.save(path)
+    with Replacing(path) as beside:
+        canvas.save(beside, format="PNG")

@@ -15,7 +15,6 @@ from leanvit.config.convert import (
     from_dict,
     load_config,
     replace_options,
-    save_config,
     to_dict,
 )
 from leanvit.config.duration import Duration, Schedule, constant, steps
@@ -99,7 +98,6 @@ __all__ = [
     "named_backbone",
     "replace_options",
     "resolve",
-    "save_config",
     "steps",
     "to_dict",
     "unknown_name",

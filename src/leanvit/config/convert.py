@@ -268,11 +268,6 @@ def unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:
     return unknown_name("option", name, siblings)
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-
-
 def load_config(path: Path) -> RunConfig:
     """Read the `config.json` or `resolved.json` of a run. Raises ValueError where it is neither."""
     plain = read_json(path)

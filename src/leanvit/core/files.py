@@ -1,9 +1,11 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EIO
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from leanvit.core.console import warn
 from leanvit.core.errors import CheckpointError
 
 
@@ -25,6 +28,15 @@ def refusals_named(path: Path) -> Iterator[None]:
             f"Could not write {path}: {error.strerror or error}. What was saved before is "
             f"untouched; make room and continue with --resume."
         ) from error
+
+
+@contextmanager
+def spared(path: Path) -> Iterator[None]:
+    """Say a disk's refusal and go on: for what a run can do without, such as its pictures."""
+    try:
+        yield
+    except OSError as error:
+        warn(f"Could not write {path}: {error.strerror or error}.")
 
 
 @contextmanager
@@ -51,8 +63,10 @@ def save_tensors(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata)
-    except SafetensorError as error:
-        raise OSError(None, str(error)) from error
+    except SafetensorError as error:  # it says the number of a refusal in its words
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else EIO
+        raise OSError(code, os.strerror(code) if number else str(error)) from error
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)  # safetensors keeps its files from everybody else
@@ -71,25 +85,42 @@ class Replacing:
     Each process has its own name for it, so that none ends what another began.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, inside: bool = False) -> None:
+        """inside: write in a folder beside; for writers that make files of their own meanwhile."""
+        self.path, self._inside = path, inside
         self._beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._written = self._beside / path.name if inside else self._beside
 
     def __enter__(self) -> Path:
-        for left in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
+        for left in leftovers(self.path):
             owner = left.name.split(".")[-2]
             if owner == str(os.getpid()) or not Path("/proc", owner).exists():  # it was killed
                 _remove(left)
-        return self._beside
+        if self._inside:
+            self._beside.mkdir()
+        return self._written
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         if kind is not None:
             _remove(self._beside)
             return
-        if self._beside.is_dir():
+        if self._written.is_dir():
             _remove(self.path)
-        self._beside.replace(self.path)
+        self._written.replace(self.path)
+        if self._inside:
+            self._beside.rmdir()
         sync(self.path.parent)
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return what processes that write a file or directory have beside it, or left there."""
+    return list(path.parent.glob(f".{escape(path.name)}.*.tmp"))
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left beside a file that nobody else may write."""
+    for left in leftovers(path):
+        _remove(left)
 
 
 def _remove(path: Path) -> None:

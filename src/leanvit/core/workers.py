@@ -1,17 +1,59 @@
-"""What the processes that read images owe the one that started them."""
+"""What a process that reads images owes the one that started it."""
 
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from types import FrameType
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import TypeVar
 
+from leanvit.core.errors import RunError
+
+T = TypeVar("T")
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGUSR1)
 """Signals to a whole group, as of Ctrl-C, that the parent answers; it still needs its workers."""
+LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
+"""What torch says where a worker ended that should not have."""
 PATIENCE = 5.0
 """Seconds in which a worker without a parent tidies up."""
+
+
+def calmly(batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a loader, the loss of whose workers is raised while one is waited for.
+
+    Torch also raises it in a signal handler, so wherever Python is: in a thread that starts, in
+    what ends the other workers. It looks every five seconds too, which is soon enough.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    for number, batch in enumerate(batches):
+        if not number and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+        yield batch
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Turn the loss of a worker, as torch tells it, into a RunError that says what to do."""
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:  # before torch has noticed
+        raise _lost("ended in the middle of a batch") from error
+    except RuntimeError as error:
+        if not (lost := LOST.match(str(error))):
+            raise
+        raise _lost(lost[1]) from error
+
+
+def _lost(how: str) -> RunError:
+    return RunError(
+        f"A process that reads images {how}, as where memory is short; fewer data.workers take "
+        f"less. Continue with --resume."
+    )
 
 
 def serve_parent(_: int) -> None:
@@ -25,9 +67,16 @@ def serve_parent(_: int) -> None:
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _leave)
+    sys.excepthook = _complain
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads below too
     for wait in (_wait_for_end, _wait_for_word):
         threading.Thread(target=wait, daemon=True).start()
+
+
+def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error, unless it is that of a thread whose parent left in the middle of a batch."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _wait_for_end() -> None:

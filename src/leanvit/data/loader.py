@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.config import DataConfig
-from leanvit.core.workers import serve_parent
+from leanvit.core.workers import calmly, serve_parent
 from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.ragged import pack, tabulate
@@ -172,7 +172,7 @@ def load_views(
         worker_init_fn=serve_parent,
     )
     # no other name for the iterator: an error's traceback would keep its processes
-    for batch in loader:
+    for batch in calmly(loader):
         if isinstance(batch, ValueError):
             raise batch
         yield _moved(batch, device, side)

@@ -26,6 +26,8 @@ TENSORS, RECORD = "state.safetensors", "state.json"
 FORMAT = 2
 BROKEN = (OSError, ValueError, LookupError, TypeError, RecursionError)
 """What reading a record that holds anything raises."""
+BLANK = "0" * 64
+"""In place of a record's own checksum while that is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +75,12 @@ def save_checkpoint(
                 "torch": torch.__version__,
                 "files": {TENSORS: _fingerprint(beside / TENSORS)},
             }
-            write_synced(beside / RECORD, json.dumps(record, indent=2).encode())
+            write_synced(beside / RECORD, _sealed(record).encode())
             sync(beside)
-        found = _saved(folder)
+        found = _checkpoints(folder)
         for old in found.keys() - retained(found, step, keep, keep_every):
             shutil.rmtree(found[old])
     return path
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _saved(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints in a folder by their steps, whole or not; other names are nothing."""
-    words = {path.name.removeprefix("step-"): path for path in folder.glob("step-*")}
-    return {int(word): path for word, path in words.items() if word.isdecimal()}
 
 
 def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> set[int]:
@@ -107,6 +99,18 @@ def retained(steps: Iterable[int], newest: int, keep: int, every: int = 0) -> se
     return first | set(past[-keep:])
 
 
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints by their steps; copies under other names belong to who made them."""
+    found = {entry.name.removeprefix("step-"): entry for entry in folder.glob("step-*")}
+    return {
+        int(w): entry for w, entry in found.items() if w.isdecimal() and _name(int(w)) == entry.name
+    }
+
+
 def newest_checkpoint(
     folder: Path, tell: Callable[[str], None] = print, *, before: float = math.inf
 ) -> Checkpoint | None:
@@ -114,8 +118,9 @@ def newest_checkpoint(
 
     `tell` hears of every damaged one that is passed over. Raises ValueError if all are damaged.
     """
-    found = {step: path for step, path in _saved(folder).items() if step < before}
-    for _, path in sorted(found.items(), reverse=True):
+    steps = _checkpoints(folder)
+    found = [steps[step] for step in sorted(steps, reverse=True) if step < before]
+    for path in found:
         try:
             return _open(path)
         except BROKEN as error:
@@ -129,7 +134,8 @@ def newest_checkpoint(
 
 
 def _open(path: Path) -> Checkpoint:
-    record = json.loads((path / RECORD).read_text())
+    text = (path / RECORD).read_text()
+    record = json.loads(text)
     if record["format"] != FORMAT:
         raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
     step = record["step"]
@@ -139,7 +145,19 @@ def _open(path: Path) -> Checkpoint:
         raise ValueError(f"it lists other files than {TENSORS}")
     if _fingerprint(path / TENSORS) != record["files"][TENSORS]:
         raise ValueError(f"{TENSORS} is not what was written")
+    if _digest(text.replace(record["sha256"], BLANK)) != record["sha256"]:
+        raise ValueError(f"{RECORD} is not what was written")
     return Checkpoint(path, step, record)
+
+
+def _sealed(record: Mapping[str, Any]) -> str:
+    """Return a record as text that holds its own checksum, taken with a blank in its place."""
+    text = json.dumps({**record, "sha256": BLANK}, indent=2)
+    return text.replace(BLANK, _digest(text))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -62,11 +62,14 @@ class Guard:
         self._level = torch.zeros(3, dtype=torch.float64, device=device)  # mean, variance, steps
         self._halted = torch.zeros((), dtype=torch.bool, device=device)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
-        self._log = torch.zeros(REMEMBERED, dtype=torch.int64, device=device)
+        self._slots = torch.arange(REMEMBERED, device=device)
+        self._log = torch.zeros_like(self._slots)
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         self._told = 0
         self.skipped = 0
         """Steps of the run that were left out, as `events` saw it."""
+        self.newest: list[Event] = []
+        """What `events` found the last time, also where it raised."""
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -90,8 +93,8 @@ class Guard:
         least = torch.maximum(config.spike_deviations * variance.sqrt(), LEAST_JUMP * mean.abs())
         spike = ~bad & (steps >= WARMUP) & (loss - mean > least)
         event = ~self._halted & (bad | spike)
-        place = self._count % REMEMBERED
-        self._log[place] = torch.where(event, 2 * step + spike.long(), self._log[place])
+        place = event & (self._slots == self._count % REMEMBERED)
+        self._log = torch.where(place, 2 * step + spike.long(), self._log)
         self._count += event
         void = bad | spike if config.spike != "warn" else bad
         halts = bad if config.bad_number != "skip" else bad & False
@@ -128,6 +131,7 @@ class Guard:
         fresh = range(max(self._told, count - REMEMBERED), count)
         self._told = count
         found = [Event(log[n % REMEMBERED] // 2, bool(log[n % REMEMBERED] % 2)) for n in fresh]
+        self.newest = found
         if halted:
             last = found[-1]
             skips = "skip" in (self.config.spike if last.spike else self.config.bad_number)

@@ -2,14 +2,24 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedWriter
 from pathlib import Path
+from socket import gethostname
 from typing import Any, Protocol
 
 import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
+from leanvit.core.console import warn
 from leanvit.core.distributed import all_sum
+from leanvit.core.files import Replacing, refusals_named, write_synced
 
 
 class Meter:
@@ -61,54 +71,102 @@ class Observer(Protocol):
 
 
 class JsonLines:
-    """Appends every row to a file, one JSON object a line."""
+    """Appends every row to a file, one JSON object a line.
+
+    Rows wait in memory for a disk that refuses them, and follow once it takes them again.
+    """
 
     def __init__(self, path: Path, *, after: int = -1) -> None:
-        """Rows beyond step `after`, from a run that was cut off, are removed first."""
-        if path.exists():
-            rows = [line for line in path.read_text().splitlines() if _step(line) <= after]
-            path.write_text("".join(f"{line}\n" for line in rows))
-        self._file = path.open("a")
+        """Rows beyond step `after`, from a run that was cut off, are removed first.
+
+        Raises CheckpointError if the disk refuses that.
+        """
+        with refusals_named(path):
+            if path.exists():
+                rows = path.read_bytes().splitlines()
+                kept = b"".join(row + b"\n" for row in rows if _step(row) <= after)
+                with Replacing(path) as beside:  # all of them, should the process be killed here
+                    write_synced(beside, kept)
+            self._file = path.open("ab", buffering=0)
+        self._path, self._waiting, self._refused = path, b"", False
 
     def on_step(self, step: int) -> None:
         """Wait for a row."""
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write the row so that a reader sees it at once."""
-        self._file.write(json.dumps(dict(row)) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(dict(row)).encode() + b"\n"
+        try:
+            while self._waiting:  # a disk may take a part
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                warn(f"Could not write {self._path}: {error.strerror}. Its rows wait for room.")
+            self._refused = True
 
     def on_end(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _step(line: str) -> float:
+def _step(row: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(json.loads(row)["step"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # the half-written last line of a run that was killed
 
 
 class TensorBoard:
-    """Writes every row as TensorBoard curves."""
+    """Writes every row as TensorBoard curves, as long as the disk takes them.
+
+    In this thread: torch's writer has one of its own, which ends with a traceback where a disk is
+    full, and would be half there in processes that are forked beside it.
+    """
 
     def __init__(self, folder: Path, *, after: int = -1) -> None:
         """Rows beyond step `after` are hidden from the curves."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge = after + 1
-        self._writer: Any = SummaryWriter(str(folder), purge_step=purge)
+        self._folder = folder
+        self._file: BufferedWriter | None = None
+        name = f"events.out.tfevents.{time.time():.0f}.{gethostname()}.{os.getpid()}"
+        start = SessionLog(status=SessionLog.START)
+        with self._going_on():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / name).open("ab")
+            self._write(Event(file_version="brain.Event:2"))
+            self._write(Event(step=after + 1, session_log=start))
 
     def on_step(self, step: int) -> None:
         """Wait for a row."""
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write every number but the step itself."""
-        for name, value in row.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(row["step"]))
+        with self._going_on():
+            for name, value in row.items():
+                if name != "step":
+                    shown = Summary.Value(tag=name, simple_value=value)
+                    self._write(Event(step=int(row["step"]), summary=Summary(value=[shown])))
+            if self._file is not None:
+                self._file.flush()
 
     def on_end(self) -> None:
-        """Write what is still in memory."""
-        self._writer.close()
+        """Close the file."""
+        if self._file is not None:
+            with self._going_on():
+                self._file.close()
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        if self._file is not None:
+            RecordWriter(self._file).write(event.SerializeToString())
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Let a disk that refuses end the curves and not the run."""
+        try:
+            yield
+        except OSError as error:
+            if self._file is not None:
+                self._file.raw.close()  # with what it still had to write
+            self._file = None
+            warn(f"Could not write {self._folder}: {error.strerror}. The curves end here.")

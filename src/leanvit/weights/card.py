@@ -17,8 +17,8 @@ from leanvit.backbones.sizes import backbone_size
 from leanvit.config import BACKBONES, BackboneConfig, TimmConfig
 from leanvit.config.backbones import TIMM
 from leanvit.config.convert import leaves
+from leanvit.config.resume import RESOLVED, RESUMED
 from leanvit.data.sources import TORCHVISION
-from leanvit.weights.file import RESOLVED
 
 METRICS, RESULTS = "metrics.jsonl", "results.jsonl"
 """What a run measured on the way, and evaluations of it, one JSON object a line."""
@@ -228,6 +228,10 @@ def _training(facts: Plain, run: Plain | None) -> dict[str, Any]:
         "seed": facts.get("seed", _at(run, "config.train.seed")),
         "initial weights": last_part(str(_at(run, "config.init") or "")),
         "started": _at(run, "started"),
+        "changed on the way": "; ".join(
+            f"{', '.join(entry['changes'])} at step {entry['step']}"
+            for entry in _at(run, RESUMED) or []
+        ),
         "versions": ", ".join(f"{what} {word}" for what, word in versions.items() if word),
     }
     return {name: value for name, value in found.items() if value not in (None, "")}

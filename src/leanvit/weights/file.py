@@ -19,8 +19,6 @@ STUDENT = "student.safetensors"
 HEAD_FILE = "head.safetensors"
 """Beside a fine-tuned backbone, what tells classes: weight [C, D] and bias [C]."""
 HEADER = "leanvit"
-RESOLVED = "resolved.json"
-"""What a run writes into its folder first: all that it was resolved to."""
 
 
 def header(backbone: Backbone, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -45,7 +43,7 @@ def replace_file(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str
 
     about: the file's metadata. Raises CheckpointError if the disk refuses.
     """
-    with refusals_named(path), Replacing(path) as beside:
+    with refusals_named(path), Replacing(path, inside=True) as beside:
         save_tensors(tensors, beside, about)
 
 

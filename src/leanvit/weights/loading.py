@@ -8,8 +8,9 @@ from typing import Any
 from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, from_dict, named_backbone, replace_options
 from leanvit.config.backbones import TIMM
+from leanvit.config.resume import RESOLVED
 from leanvit.config.weights import WeightsConfig
-from leanvit.weights.file import FILE, HEADER, RESOLVED, facts_of
+from leanvit.weights.file import FILE, HEADER, facts_of
 from leanvit.weights.foreign import understand
 from leanvit.weights.reading import Contents, read_checkpoint
 from leanvit.weights.report import Report, Row, Weights, build, require_numbers, skeleton

@@ -1,0 +1,114 @@
+"""What it costs to save every minute: steps a second with and without, in turns in one run.
+
+    python benchmarks/safety.py [--recipe esvit] [--batch 8] [--minutes 2] [--pairs 2]
+
+The sample, a whole training step and the real writer: the state is copied, then a thread writes and
+hashes it while steps go on. Windows with a checkpoint every minute take turns with windows without.
+Prints a table in Markdown; benchmarks/safety.md keeps it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from leanvit.bench.machine import machine
+from leanvit.config import compose, resolve
+from leanvit.core.errors import Stopped
+from leanvit.recipes import recipe
+from leanvit.request import open_images
+from leanvit.run import Run
+from leanvit.train.facts import gather_facts
+from leanvit.train.loop import train
+from leanvit.train.signals import Due
+
+OPTIONS = {"train.duration": "1000000st", "watch.images": 0, "data.source": "sample"}
+EVERY = 60.0
+"""Seconds between checkpoints."""
+
+
+class Windows:
+    """Asks for a checkpoint every minute in every other window, and counts the steps of each."""
+
+    def __init__(self, seconds: float, pairs: int) -> None:
+        self.steps = [0] * (2 * pairs)
+        self.saves = [0] * (2 * pairs)
+        self._seconds, self._began = seconds, 0.0
+
+    def on_step(self, step: int) -> None:
+        """Count a step."""
+        if not self._began:  # the first one fills caches
+            self._began = time.monotonic()
+            return
+        if self.now() < len(self.steps):
+            self.steps[self.now()] += 1
+
+    def on_row(self, row: Mapping[str, float]) -> None:
+        """Rows are nothing to it."""
+
+    def on_end(self) -> None:
+        """Nothing is left to do."""
+
+    def now(self) -> int:
+        """Return the number of the present window."""
+        return int((time.monotonic() - self._began) / self._seconds)
+
+    def due(self) -> Due:
+        """Ask for what the present window is there to show, or for the end."""
+        if not self._began or (number := self.now()) >= len(self.steps):
+            return Due(stop=15 if self._began else 0)
+        into = time.monotonic() - self._began - number * self._seconds
+        if number % 2 or into < EVERY * (self.saves[number] + 0.5):
+            return Due()
+        self.saves[number] += 1
+        return Due(save=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="esvit")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--pairs", type=int, default=2)
+    asked = parser.parse_args()
+    config = compose(recipe(asked.recipe), options={**OPTIONS, "train.batch": asked.batch})
+    source = open_images(config, "sample")
+    windows = Windows(60 * asked.minutes, asked.pairs)
+    copied: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(resolve(config, gather_facts(source)), source, Path(folder), quiet=True)
+
+        def save() -> None:
+            began = time.perf_counter()
+            run.store.save(run.state)
+            copied.append(time.perf_counter() - began)
+
+        try:
+            train(
+                run.state,
+                run.load(0, run.state.run),
+                save=save,
+                observers=[windows],
+                asked=windows.due,
+            )
+        except Stopped:
+            run.store.settle()
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / 2**20
+    per_minute = [count / asked.minutes for count in windows.steps]
+    with_, without = statistics.median(per_minute[::2]), statistics.median(per_minute[1::2])
+    print(f"{', '.join(map(str, machine('cpu').values()))}\n")
+    print("| window | steps a minute | checkpoints |\n|---|---|---|")
+    for number, (rate, saves) in enumerate(zip(per_minute, windows.saves, strict=True)):
+        print(f"| {number + 1} | {rate:.1f} | {saves} |")
+    print(
+        f"\n{asked.recipe}, batch {asked.batch}: with checkpoints {with_:.1f}, without "
+        f"{without:.1f} steps a minute, a ratio of {with_ / without:.3f}. A step waits "
+        f"{1000 * statistics.median(copied[:-1]):.0f} ms for the copy; {size:.0f} MiB on disk at "
+        f"the end."
+    )
+
+
+if __name__ == "__main__":
+    main()
