@@ -21,6 +21,12 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
+def sealed(record: dict[str, Any]) -> str:
+    """Return a record that agrees with its own checksum, as whoever forges one would write it."""
+    text = json.dumps(record | {"sha256": "0" * 64})
+    return text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest())
+
+
 def passed_over(folder: Path, record: str) -> str:
     """Return what is said of the newer checkpoint, for which the older one stands in."""
     (folder / "step-00000005" / RECORD).write_text(record)
@@ -53,7 +59,13 @@ def passed_over(folder: Path, record: str) -> str:
 )
 def test_wrong_values_are_passed_over(changes: dict[str, Any], saved: Path) -> None:
     record = json.loads((saved / "step-00000005" / RECORD).read_text())
-    passed_over(saved, json.dumps(record | changes))
+    passed_over(saved, sealed(record | changes))
+
+
+@pytest.mark.parametrize("seal", ["", 3, None, [], "x" * 64, "\x1b[31m"], ids=repr)
+def test_a_record_agrees_with_itself(seal: object, saved: Path) -> None:
+    record = json.loads((saved / "step-00000005" / RECORD).read_text())
+    passed_over(saved, json.dumps(record | {"sha256": seal}))
 
 
 @pytest.mark.parametrize("name", ["../outside", "/dev/zero", "..", "step\x1b[31m", ""])
@@ -61,7 +73,7 @@ def test_names_of_files_lead_nowhere(name: str, saved: Path) -> None:
     """Not even to be read: a device has no end, and a pipe would be waited for."""
     record = json.loads((saved / "step-00000005" / RECORD).read_text())
     record["files"] = {TENSORS: record["files"][TENSORS], name: {"bytes": 0, "sha256": ""}}
-    assert "lists other files" in passed_over(saved, json.dumps(record))
+    assert "lists other files" in passed_over(saved, sealed(record))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +95,7 @@ def test_tensors_hold_no_objects(saved: Path) -> None:
     (newer / TENSORS).write_bytes(data)
     record = json.loads((newer / RECORD).read_text())
     fact = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (newer / RECORD).write_text(json.dumps(record | {"files": {TENSORS: fact}}))
+    (newer / RECORD).write_text(sealed(record | {"files": {TENSORS: fact}}))
     found = newest_checkpoint(saved)
     assert found is not None and found.step == 5
     with pytest.raises(ValueError, match="cannot be read"):
