@@ -205,7 +205,7 @@ REFUSED = [
     ("--method.head 4", "'method.head' is a section; its options are method.head.prototypes, "),
     ("--recipe dino", "Unknown option 'recipe'"),
     ("--kind dino", "Unknown option 'kind'"),
-    ("--zzz 1", "Unknown option 'zzz'. Sections: backbone, data, method, "),
+    ("--zzz 1", "Unknown option 'zzz'. Sections: backbone, data, guard, method, "),
     ("-b 4", "'-b' belongs to no option"),
     ("stray", "'stray' belongs to no option"),
 ]
