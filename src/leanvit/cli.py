@@ -50,11 +50,11 @@ timm:NAME.TAG for trained weights of timm, or the name of an untrained backbone,
 
 COMMON = (
     *("init", "init_from", "data.workers", "data.max_unreadable"),
-    *("backbone.image_size", "backbone.drop_path"),
+    *("backbone.image_size", "method.teacher", "method.mask_ratio"),
     *("method.views.global_size", "method.views.local_sizes", "method.views.local_counts"),
     "method.views.size",
     *("method.head.prototypes", "method.region_start", "method.teacher_momentum.start"),
-    *("optim.lr.peak", "optim.weight_decay.peak", "optim.clip"),
+    *("optim.lr.peak", "optim.weight_decay.peak"),
     *("train.duration", "train.batch", "train.accumulate", "train.precision", "train.device"),
     *("train.seed", "train.save_every", "watch.every", "watch.val"),
 )
@@ -156,7 +156,7 @@ def pretrain(arguments: list[str]) -> int:
         print((Path(names.out) / SUMMARY).read_text(), end="")
     else:
         print(
-            f"The backbone is in {backbone}, pictures of its losses, views and matches beside it.\n"
+            f"The backbone is in {backbone}, pictures of what the run saw and learned beside it.\n"
             f"Evaluate it: leanvit evaluate knn {names.out} --data FOLDER-WITH-CLASSES"
         )
     return 0

@@ -33,6 +33,7 @@ from leanvit.core.errors import (
     CollapseError,
     DerailedError,
     NonFiniteError,
+    RunError,
     SpikeError,
     Stopped,
 )
@@ -151,7 +152,7 @@ def _continue(
         wait_for_all()  # every process has read what the first one writes now
         if changes:
             first_alone(partial(record_changes, out, step, past, now))
-            run._say(f"From step {step} on {'; '.join(map(str, changes))}.")
+            run._say(f"Changed from step {step} on: {'; '.join(map(str, changes))}.")
         first_alone(partial(mend, out, now.asked))
         run.train(resume=True)
     return out / FILE
@@ -253,9 +254,9 @@ class Run:
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:
-            text = f"stopped at step {state.step}; --resume continues from step {self.store.saved}"
+            text = f"stopped at step {state.step}; --resume continues from step {self.store.saved}."
             if isinstance(stop, Stopped) and stop.signal != SIGINT:
-                raise Stopped(f"{stop}; {text}.", stop.signal) from stop
+                raise Stopped(f"{stop}: {text}", stop.signal) from stop
             raise KeyboardInterrupt(text) from stop
         finally:
             state.leave()
@@ -302,10 +303,21 @@ class Run:
         load = partial(load_views, workers=self.workers, rendering=data.rendering)
         return load(views, self.order, start, end, device=self.state.device)
 
+    def _loaded(self) -> Iterator[ViewBatch]:
+        """Yield what is to come; images that are gone all at once end a run, not the request."""
+        state = self.state
+        try:
+            yield from self.load(state.step, state.run)
+        except ValueError as error:
+            if state.step == 0:
+                raise
+            raise RunError(
+                f"{error}. {self.store} --resume continues once they are back."
+            ) from error
+
     def _batches(self) -> Iterator[ViewBatch]:
         state = self.state
-        batches = self.load(state.step, state.run)
-        for number, batch in enumerate(self.unreadable.noting(batches)):
+        for number, batch in enumerate(self.unreadable.noting(self._loaded())):
             expect_step(first=number == 0)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
@@ -342,7 +354,10 @@ class Run:
         # that of the very step would only meet the same loss again
         checkpoint = self.store.newest(before=error.step)
         if checkpoint is None:
-            raise kind(f"{error} No checkpoint is older, to go back to.", error.step) from error
+            raise kind(
+                f"{error} No checkpoint is older, to go back to: begin again with a lower rate.",
+                error.step,
+            ) from error
         back, scale = state.rollbacks + 1, state.lr_scale * guard.lr_factor
         state.restore(checkpoint.tensors(), checkpoint.step)
         state.rollbacks, state.lr_scale = back, scale

@@ -74,7 +74,8 @@ def test_a_finished_run_is_made_longer(run: Finished, tmp_path: Path, capsys: Sa
     said = went_on(capsys, *words, *allow)
     assert "--allow train.save_every: it is as it was." in said
     assert (
-        "From step 4 on optim.clip was 3.0, now 1.0; train.duration was '4st', now '6st'." in said
+        "Changed from step 4 on: optim.clip was 3.0, now 1.0; train.duration was '4st', now '6st'."
+        in said
     )
     assert steps(out) == [0, 1, 2, 3, 4, 5, 6]
     assert json.loads((out / "summary.json").read_text())["steps"] == 6

@@ -18,7 +18,14 @@ from torch import Tensor
 import leanvit
 from leanvit.cli import main
 from leanvit.config import MethodConfig, RunConfig, SupervisedConfig, compose, steps
-from leanvit.core.errors import CheckpointError, CollapseError, NonFiniteError, SpikeError, Stopped
+from leanvit.core.errors import (
+    CheckpointError,
+    CollapseError,
+    NonFiniteError,
+    RunError,
+    SpikeError,
+    Stopped,
+)
 from leanvit.data.batch import ViewBatch
 from leanvit.methods.catalogue import build_method
 from leanvit.run import Run
@@ -368,7 +375,9 @@ def test_python_hears_of_a_signal_as_an_error(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(monkeypatch, signal.SIGTERM, step=3)
-    with pytest.raises(Stopped, match="SIGTERM stopped the run") as stopped:
+    with pytest.raises(
+        Stopped, match="SIGTERM: stopped at step 4; --resume continues from step 4"
+    ) as stopped:
         pretrain(images, tmp_path / "run")
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -450,5 +459,22 @@ def test_a_disk_that_is_full_at_the_end_fails_the_run(
         fill(patch, 10)
         pretrain(images, tmp_path / "run")
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 8  # type: ignore[union-attr]
+    pretrain(images, tmp_path / "run", resume=True)
+    assert same(tensors(tmp_path / "run"), tensors(whole))
+
+
+def test_images_that_vanish_end_a_run_that_can_go_on(
+    images: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Run.load
+
+    def vanishing(self: Run, start: int, end: int) -> Iterator[ViewBatch]:
+        yield from load(self, start, 6)
+        raise ValueError("20 images in a row could not be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "load", vanishing)
+        with pytest.raises(RunError, match=r"in a row .* step 4\. --resume continues once"):
+            pretrain(images, tmp_path / "run")
     pretrain(images, tmp_path / "run", resume=True)
     assert same(tensors(tmp_path / "run"), tensors(whole))

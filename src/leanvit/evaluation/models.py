@@ -30,10 +30,11 @@ def open_networks(
             say(f"Of {model}: {note}.")
         row = "untrained" if weights.state is None else "trained"
         return {row: build(weights).to(device)}
-    networks = {"trained (teacher)": load_backbone(path).to(device)}
-    if (path / STUDENT).is_file():
-        networks["trained (student)"] = load_backbone(path / STUDENT).to(device)
-    return networks
+    network = load_backbone(path).to(device)
+    if not (path / STUDENT).is_file():
+        return {"trained": network}
+    student = load_backbone(path / STUDENT).to(device)
+    return {"trained (teacher)": network, "trained (student)": student}
 
 
 def before_training(model: str | Path, backbone: Backbone) -> Backbone:

@@ -41,8 +41,9 @@ class Event:
         """Return what a step ends the run with, or takes it back with."""
         kind = SpikeError if self.spike else NonFiniteError
         return kind(
-            f"{self}{more}. That step and all since changed no weight. A lower optim.lr.peak, or "
-            f"train.precision fp32, usually helps.",
+            f"{self}{more}. No such step changed a weight. A lower optim.lr.peak, or "
+            f"train.precision fp32, usually helps; from the start, where weights had grown too "
+            f"large before.",
             self.step,
         )
 

@@ -56,7 +56,7 @@ def train(
             if saving:  # after a row, so that none covers steps on both sides of a checkpoint
                 save()
             if due.stop and not last:
-                raise Stopped(f"{name_of(due.stop)} stopped the run at step {state.step}", due.stop)
+                raise Stopped(name_of(due.stop), due.stop)
     finally:
         for observer in observers:
             observer.on_end()

@@ -57,15 +57,21 @@ class Requests:
     def _hear(self, number: int, _: FrameType | None) -> None:
         if number == SAVING:
             self._save = True
+            self._tell("SIGUSR1: saving after this step.")
         elif self._stop:  # asked again: at once, as if nobody listened
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         else:
             self._stop = number
-            if rank() == 0:  # not by print, which a signal may have interrupted
-                name = signal.Signals(number).name
-                text = f"leanvit: {name}: finishing the step and saving; once more stops at once.\n"
-                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+            name = signal.Signals(number).name
+            self._tell(f"{name}: finishing the step and saving; once more stops at once.")
+
+    def _tell(self, text: str) -> None:
+        """Say it once for all processes; not by print, which a signal may have interrupted."""
+        if rank() == 0:
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2, f"leanvit: {text}\n".encode()
+            )
 
     def due(self) -> Due:
         """Return what is to happen now. Several processes do a step later what one was asked."""
