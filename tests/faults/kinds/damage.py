@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.faults.case import Case, MissedError
+from tests.faults.case import Case, MissedError, entries
 from tests.faults.judge import Outcome, again, equal, nothing_left, readable, refused, resumed
 
 
@@ -128,8 +128,9 @@ def records_emptied(case: Case) -> Outcome:
     case.stopped()
     path = case.out / "resolved.json"
     os.truncate(path, case.draw.choice([0, case.draw.randrange(path.stat().st_size - 2)]))
-    before = {name: name.read_bytes() for name in sorted(case.out.rglob("*")) if name.is_file()}
+    names = entries(case.out)
+    before = {name: name.read_bytes() for name in case.out.rglob("*") if name.is_file()}
     refused(case.start("--autoresume"), 2, r"resolved\.json")
     assert all(name.read_bytes() == data for name, data in before.items())
-    nothing_left(case, extra=(".lock",))  # that of the run that was killed
+    nothing_left(case, extra=tuple(names))  # what the killed run left stays too
     return Outcome("refused in one line")
