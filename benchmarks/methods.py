@@ -42,7 +42,7 @@ def run_of(name: str, batch: int, device: str, teacher: str) -> RunConfig:
     """Return a resolved run of a recipe on the ViT that all methods share."""
     config = recipe(name)
     options: dict[str, object] = {"train.batch": batch, "train.device": device}
-    if hasattr(config.method, "teacher"):
+    if name in ("dmae", "d2mae"):
         options["method.teacher"] = teacher
     if name == "supervised":
         options |= {"method.mix.views": 0}
