@@ -107,7 +107,7 @@ def encoder_shares(batch: int, device: str, rounds: int) -> dict[str, float]:
         network = build_backbone(replace(config, positions="sincos", drop_path=0.0)).to(device)
     images = torch.zeros(batch, 3, SIZE, SIZE, device=device)
     patches = (SIZE // config.patch) ** 2
-    kept = torch.arange(visible_count(patches, 0.75), device=device).expand(batch, -1)
+    kept = torch.arange(visible_count(patches, 0.75, "patches"), device=device).expand(batch, -1)
 
     def work(ask: Ask) -> Callable[[], None]:
         def run() -> None:

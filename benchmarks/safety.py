@@ -1,6 +1,6 @@
 """What it costs to save every minute: steps a second with and without, in turns in one run.
 
-    python benchmarks/safety.py [--recipe esvit] [--batch 8] [--minutes 2] [--pairs 2]
+    python benchmarks/safety.py [--recipe esvit] [--batch 2] [--minutes 1] [--pairs 5]
 
 The sample, a whole training step and the real writer: the state is copied, then a thread writes and
 hashes it while steps go on. Windows with a checkpoint every minute take turns with windows without.
@@ -33,17 +33,20 @@ class Windows:
     """Asks for a checkpoint every minute in every other window, and counts the steps of each."""
 
     def __init__(self, seconds: float, pairs: int) -> None:
-        self.steps = [0] * (2 * pairs)
+        self.times: list[list[float]] = [[] for _ in range(2 * pairs)]
+        """Seconds of the steps that ended in each window."""
         self.saves = [0] * (2 * pairs)
-        self._seconds, self._began = seconds, 0.0
+        self._seconds, self._began, self._last = seconds, 0.0, 0.0
 
     def on_step(self, step: int) -> None:
-        """Count a step."""
+        """Time a step."""
         if not self._began:  # the first one fills caches
-            self._began = time.monotonic()
+            self._began = self._last = time.monotonic()
             return
-        if self.now() < len(self.steps):
-            self.steps[self.now()] += 1
+        number, now = self.now(), time.monotonic()
+        if number < len(self.times):
+            self.times[number].append(now - self._last)
+        self._last = now
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Rows are nothing to it."""
@@ -57,7 +60,7 @@ class Windows:
 
     def due(self) -> Due:
         """Ask for what the present window is there to show, or for the end."""
-        if not self._began or (number := self.now()) >= len(self.steps):
+        if not self._began or (number := self.now()) >= len(self.times):
             return Due(stop=15 if self._began else 0)
         into = time.monotonic() - self._began - number * self._seconds
         if number % 2 or into < EVERY * (self.saves[number] + 0.5):
@@ -69,9 +72,9 @@ class Windows:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="esvit")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=2)
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--pairs", type=int, default=5)
     asked = parser.parse_args()
     config = compose(recipe(asked.recipe), options={**OPTIONS, "train.batch": asked.batch})
     source = open_images(config, "sample")
@@ -96,15 +99,15 @@ def main() -> None:
         except Stopped:
             run.store.settle()
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / 2**20
-    per_minute = [count / asked.minutes for count in windows.steps]
+    per_minute = [60 / statistics.fmean(times) for times in windows.times]
     with_, without = statistics.median(per_minute[::2]), statistics.median(per_minute[1::2])
     print(f"{', '.join(map(str, machine('cpu').values()))}\n")
     print("| window | steps a minute | checkpoints |\n|---|---|---|")
     for number, (rate, saves) in enumerate(zip(per_minute, windows.saves, strict=True)):
         print(f"| {number + 1} | {rate:.1f} | {saves} |")
     print(
-        f"\n{asked.recipe}, batch {asked.batch}: with checkpoints {with_:.1f}, without "
-        f"{without:.1f} steps a minute, a ratio of {with_ / without:.3f}. A step waits "
+        f"\n{asked.recipe}, batch {asked.batch}: medians of {with_:.1f} steps a minute with "
+        f"checkpoints and {without:.1f} without, a ratio of {with_ / without:.3f}. A step waits "
         f"{1000 * statistics.median(copied[:-1]):.0f} ms for the copy; {size:.0f} MiB on disk at "
         f"the end."
     )

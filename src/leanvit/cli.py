@@ -212,10 +212,11 @@ def replay(arguments: list[str]) -> int:
         return 0
     if not rest or rest[0].startswith("-"):
         raise ValueError("Name a run first: the folder that `leanvit pretrain` wrote.")
-    from leanvit.replaying import open_run
+    from leanvit.config.resume import read_past
     from leanvit.replaying import replay as run
 
-    options = parse_options(open_run(rest[0]), rest[1:], ("step", "from", "out", "json"))
+    config = read_past(Path(rest[0])).resolved.config
+    options = parse_options(config, rest[1:], ("step", "from", "out", "json"))
     report = run(rest[0], names.step, since=names.since, out=names.out, options=options)
     print(json.dumps(report.to_dict(), indent=2) if names.json else report)
     return 0 if report.same else 1

@@ -16,13 +16,12 @@ from leanvit.analysis.pictures import view_grid
 from leanvit.config import (
     DinoConfig,
     RunConfig,
-    load_config,
     replace_options,
     resolve,
     to_dict,
 )
 from leanvit.config.convert import leaves
-from leanvit.config.resume import RESOLVED
+from leanvit.config.resume import RESOLVED, Past, read_past
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
 from leanvit.core.errors import DerailedError, SpikeError
@@ -164,39 +163,29 @@ def replay(
     DerailedError if a step on the way goes wrong here.
     """
     require_alone("replay")
-    past, out = _find(Path(run), step, since), Path(out)
-    config = _changed(past, dict(options or {}))
+    trace, out = _find(Path(run), step, since), Path(out)
+    config = _changed(trace, dict(options or {}))
     source = open_images(config, config.data.source if data is None else data)
-    require_same_images(past.record["images"], source)
-    _require_elsewhere(out, past.folder, config.data.source)
+    require_same_images(trace.run.record["images"], source)
+    _require_elsewhere(out, trace.folder, config.data.source)
     again = Run(resolve(config, gather_facts(source)), source, out, quiet=True)
-    _begin(again, past)
-    batch = _redo(again, past, quiet)
+    _begin(again, trace)
+    batch = _redo(again, trace, quiet)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"Cannot write to {str(out)!r}: {error.strerror}.") from error
-    found = _look(again, batch, past)
+    found = _look(again, batch, trace)
     (out / REPORT).write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     return found
 
 
-def open_run(folder: str | Path) -> RunConfig:
-    """Return the configuration of the run in a folder. Raises ValueError if there is none."""
-    path = Path(folder) / RESOLVED
-    if not path.exists():
-        raise ValueError(f"There is no run in {str(folder)!r}: it holds no {RESOLVED}.")
-    return load_config(path)
-
-
 @dataclass(frozen=True, slots=True)
-class _Past:
+class _Trace:
     """What a run left that says how one of its steps went."""
 
     folder: Path
-    record: Mapping[str, Any]
-    """`resolved.json`."""
-    config: RunConfig
+    run: Past
     step: int
     event: Event | None
     """What the run noted of the step."""
@@ -204,27 +193,31 @@ class _Past:
     """The state to begin from; None for the first weights."""
 
     @property
+    def config(self) -> RunConfig:
+        """What the run ran with."""
+        return self.run.resolved.config
+
+    @property
     def begun(self) -> int:
         """The step of that state."""
         return self.checkpoint.step if self.checkpoint else 0
 
 
-def _find(folder: Path, step: int | None, since: int | None) -> _Past:
+def _find(folder: Path, step: int | None, since: int | None) -> _Trace:
     """Return what the run in a folder left of a step, of the last bad one if none is named."""
-    config, events = open_run(folder), _events(folder / EVENTS)
+    run, events = read_past(folder), _events(folder / EVENTS)
     if step is None and not events:
         raise ValueError(f"The run in {str(folder)!r} met no bad step; --step N replays any other.")
     step = events[-1].step if step is None else step
-    steps = int(config.train.duration.amount)
+    steps = int(run.resolved.config.train.duration.amount)
     if not 0 <= step < steps:
         raise ValueError(f"The run has the steps 0 to {steps - 1}, so none is {step}.")
     since = step if since is None else since
     if not 0 <= since <= step:
         raise ValueError(f"A replay of step {step} begins at a step from 0 to {step}, not {since}.")
-    return _Past(
+    return _Trace(
         folder=folder,
-        record=json.loads((folder / RESOLVED).read_text()),
-        config=config,
+        run=run,
         step=step,
         event=next((event for event in reversed(events) if event.step == step), None),
         checkpoint=_state_before(folder, step, since),
@@ -259,12 +252,12 @@ def _state_before(folder: Path, step: int, since: int) -> Checkpoint | None:
     return newest_checkpoint(folder / CHECKPOINTS, warn, before=since + 1)
 
 
-def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
+def _changed(trace: _Trace, options: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of the run with some options changed.
 
     Raises ValueError for one that makes another step of it, or changes nothing.
     """
-    later = past.begun < past.step
+    later = trace.begun < trace.step
     for name in options:
         if not name.startswith((*CHANGES, AFTERWARDS)):
             raise ValueError(
@@ -273,12 +266,12 @@ def _changed(past: _Past, options: Mapping[str, Any]) -> RunConfig:
             )
         if name.startswith(AFTERWARDS) and not later:
             raise ValueError(
-                f"{name} changes what follows a step, not the step; begin before step {past.step} "
+                f"{name} changes what follows a step, not the step; begin before step {trace.step} "
                 f"with --from N."
             )
-    config = replace_options(past.config, options)
+    config = replace_options(trace.config, options)
     own: dict[str, Any] = {"watch.images": 0, "watch.val": ""}  # nothing is watched
-    if config.train.device != past.config.train.device:
+    if config.train.device != trace.config.train.device:
         own["data.rendering"] = "auto"
         if isinstance(config.method, DinoConfig) and "method.attention" not in options:
             own["method.attention"] = "auto"
@@ -291,9 +284,9 @@ def _require_elsewhere(out: Path, folder: Path, source: str) -> None:
     require_apart(out, source)
 
 
-def _begin(again: Run, past: _Past) -> None:
+def _begin(again: Run, trace: _Trace) -> None:
     """Give a run the state that the replay begins from."""
-    state, checkpoint = again.state, past.checkpoint
+    state, checkpoint = again.state, trace.checkpoint
     if checkpoint is None:
         again.initialize()
     else:
@@ -309,17 +302,17 @@ def _slow_down(state: TrainState, rows: Sequence[Mapping[str, float]], factor: f
         state.lr_scale *= factor
 
 
-def _redo(again: Run, past: _Past, quiet: bool) -> ViewBatch:
+def _redo(again: Run, trace: _Trace, quiet: bool) -> ViewBatch:
     """Do the steps before the one in question again; return its batch."""
-    state, first, step = again.state, again.state.step, past.step
-    rows = _lines(past.folder / METRICS)
+    state, first, step = again.state, again.state.step, trace.step
+    rows = _lines(trace.folder / METRICS)
     if first < step and not quiet:
         say(f"Steps {first} to {step - 1} are done again first, {step - first} in all.")
     batches = again.load(first, step + 1)
     for batch in track(batches, "steps before", step + 1 - first, quiet=quiet):
         if state.step == step:
             break
-        _slow_down(state, rows, past.config.guard.lr_factor)
+        _slow_down(state, rows, trace.config.guard.lr_factor)
         at = state.begin_step()
         _learn(state, batch, at)
         state.update(at)
@@ -336,7 +329,7 @@ def _learn(state: TrainState, batch: ViewBatch, at: Moment) -> None:
         state.backward(micro, at, parts)
 
 
-def _look(again: Run, batch: ViewBatch, past: _Past) -> Replay:
+def _look(again: Run, batch: ViewBatch, trace: _Trace) -> Replay:
     """Do the step itself under observation, and draw its views."""
     state, config = again.state, again.config
     mean, variance, count = state.guard.tensors()["level"].tolist()
@@ -347,21 +340,21 @@ def _look(again: Run, batch: ViewBatch, past: _Past) -> Replay:
     norms, _ = clip_gradients(state.parts, 0, "tensor")
     state.update(at)
     now = _event(state)
-    order, images = _images(again.source, batch, again.order.keys(past.step))
+    order, images = _images(again.source, batch, again.order.keys(trace.step))
     drawn = [group.index_select(1, order.to(group.device)) for group in batch.groups]
     view_grid(drawn, config.data.mean, config.data.std, again.out / VIEWS)
-    recorded, found = (_word(event) for event in (past.event, now))
+    recorded, found = (_word(event) for event in (trace.event, now))
     return Replay(
-        run=str(past.folder),
-        step=past.step,
-        state=str(past.checkpoint.path) if past.checkpoint else "",
-        redone=past.step - past.begun,
+        run=str(trace.folder),
+        step=trace.step,
+        state=str(trace.checkpoint.path) if trace.checkpoint else "",
+        redone=trace.step - trace.begun,
         device=config.train.device,
         precision=config.train.precision,
         recorded=recorded,
         found=found,
         same=recorded == found,
-        verdict=_verdict(recorded, found, _differences(past, config)),
+        verdict=_verdict(recorded, found, _differences(trace, config)),
         loss=sum(float(out.total.detach() / len(inside.outputs)) for out in inside.outputs),
         level={"mean": mean, "deviation": math.sqrt(variance), "steps": count},
         terms=_means([out.terms for out in inside.outputs]),
@@ -415,12 +408,12 @@ MEANINGS = {
 """What is found of a step, in words."""
 
 
-def _differences(past: _Past, config: RunConfig) -> list[str]:
+def _differences(trace: _Trace, config: RunConfig) -> list[str]:
     """Return what is other here than in the run and could change a number."""
-    before, now = (dict(leaves(to_dict(each))) for each in (past.config, config))
+    before, now = (dict(leaves(to_dict(each))) for each in (trace.config, config))
     apart = [name for name in before if before[name] != now[name] and name not in UNSEEN]
     versions = {"leanvit": leanvit.__version__, "torch": torch.__version__}
-    recorded = past.record["versions"]
+    recorded = trace.run.record["versions"]
     return [
         *(f"{name} is {now[name]}, not {before[name]}" for name in apart),
         *(f"{n} is {v}, not {recorded[n]}" for n, v in versions.items() if v != recorded[n]),

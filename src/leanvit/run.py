@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGINT
@@ -148,35 +148,14 @@ def _continue(
         first_alone(claim.take)
         run = Run(resolved, source, out, quiet=quiet)
         run.start = started_from(past)
-        step = _reached(run) if changes else 0
+        run.restore()  # what does not fit fails before a write
         wait_for_all()  # every process has read what the first one writes now
         if changes:
-            first_alone(partial(record_changes, out, step, past, now))
-            run._say(f"Changed from step {step} on: {'; '.join(map(str, changes))}.")
+            first_alone(partial(record_changes, out, run.state.step, past, now))
+            run._say(f"Changed from there on: {'; '.join(map(str, changes))}.")
         first_alone(partial(mend, out, now.asked))
-        run.train(resume=True)
+        run.train()
     return out / FILE
-
-
-def _silent(_: str) -> None:
-    """Say nothing."""
-
-
-def _reached(run: "Run") -> int:
-    """Return the step that a changed run goes on from.
-
-    Raises ValueError, while nothing is written yet, if what is saved does not fit it any more.
-    """
-    checkpoint = run.store.newest()
-    if checkpoint is None:
-        return 0
-    if checkpoint.step > run.state.run:
-        raise ValueError(
-            f"The run is at step {checkpoint.step}, beyond a train.duration of {run.state.run} "
-            f"steps."
-        )
-    run.state.restore(checkpoint.tensors(), checkpoint.step)
-    return checkpoint.step
 
 
 def _require_free(asked: RunConfig, out: Path, overwrite: bool, among_others: bool) -> None:
@@ -234,11 +213,30 @@ class Run:
         if self.start is not None:
             self._say(str(self.start))
 
-    def train(self, *, resume: bool = False) -> None:
-        """Train from the newest checkpoint, if the run is resumed and has one, to the end."""
-        if resume:
-            self._restore()
+    def restore(self) -> None:
+        """Take up the newest checkpoint; without one, begin again.
+
+        Raises ValueError if what is saved does not fit the run.
+        """
+        checkpoint, state = self.store.newest(), self.state
+        if checkpoint is None:
+            self._say("The run saved nothing yet, so it begins again at step 0.")
+            self.initialize()
+            return
+        if checkpoint.step > state.run:
+            raise ValueError(
+                f"The run is at step {checkpoint.step}, beyond a train.duration of {state.run} "
+                f"steps."
+            )
+        require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
+        state.restore(checkpoint.tensors(), checkpoint.step)
+        self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
+
+    def train(self) -> None:
+        """Train to the end from wherever the run stands."""
         state, config = self.state, self.config
+        if state.step == state.run:  # no save is to come, should a backbone be gone
+            self.store.save(state)
         began, first = time.perf_counter(), state.step
         every, world = config.train.save_every.amount, world_size()
         shared = f" shared by {world} processes" if world > 1 else ""
@@ -325,18 +323,6 @@ class Run:
                     view_grid(batch.groups, data.mean, data.std, self.out / VIEWS)
             yield batch
 
-    def _restore(self) -> None:
-        checkpoint = self.store.newest()
-        if checkpoint is None:
-            self._say("The run saved nothing yet, so it begins again at step 0.")
-            self.initialize()
-            return
-        require_same_networks(checkpoint.record["config"], self.config, checkpoint.path)
-        self.state.restore(checkpoint.tensors(), checkpoint.step)
-        if self.state.step == self.state.run:  # no save is to come, should a backbone be gone
-            self.store.save(self.state)
-        self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
-
     def _go_back(self, error: DerailedError) -> None:
         """Return to a checkpoint before a derailed step, with a lower rate, if the run is told to.
 
@@ -396,8 +382,7 @@ class Run:
 
     def _note(self, event: Event) -> None:
         """Write down a step that stood out, with the images of all processes."""
-        config = self.config.train
-        keys = Order(len(self.source), config.batch, config.seed).keys(event.step)
+        keys = replace(self.order, rank=0, world=1).keys(event.step)
         self.store.note(event, [key.index for key in keys])
 
     def _observers(self) -> list[Observer]:

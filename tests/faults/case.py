@@ -8,9 +8,12 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from leanvit.config import steps, to_dict
+from leanvit.train.checkpoint import CHECKPOINTS
+from tests.faults.plants import count_lines, hold_at
 from tests.faults.server import Command, Plant, nothing
 from tests.tiny import VIT, run_config, write_images
 
@@ -18,7 +21,7 @@ STEPS, EVERY = 8, 2
 """Length of the runs, and steps from one save to the next."""
 IMAGES = 12
 STOPPED = (5, 6, 7)
-"""Rows after which the runs were killed that damage is done to."""
+"""Steps at which the runs were killed that damage is done to."""
 Env = Mapping[str, str]
 READERS = ("--data.workers", "2")
 """Options of a run whose images other processes read."""
@@ -39,6 +42,11 @@ def worlds(count: int) -> tuple[Env, ...]:
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LEANVIT_START_SECONDS": "20"}
     return tuple({**shared, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count))
+
+
+def saved(step: int) -> range:
+    """Return the steps that a run has checkpoints of when it stands at a step."""
+    return range(EVERY, step + 1, EVERY)
 
 
 class Bench:
@@ -71,10 +79,6 @@ class Bench:
 
     def lines(self, *files: str) -> int:
         """Return how many lines of these files of leanvit a whole run goes through."""
-        from functools import partial
-
-        from tests.faults.plants import count_lines
-
         place = self.folder / f"lines-{'-'.join(Path(file).stem for file in files)}"
         if not place.exists():
             case = Case(self, place.name + "-run", 0)
@@ -85,13 +89,16 @@ class Bench:
         """Return the bytes of the largest file of a run."""
         return max(path.stat().st_size for path in self.reference().rglob("state.safetensors"))
 
-    def stopped(self, row: int) -> Path:
-        """Return the folder of a run that was killed after a row, with all its checkpoints."""
-        key = f"stopped {row}"
+    def stopped(self, step: int) -> Path:
+        """Return the folder of a run that was killed at a step, once all before it was saved."""
+        key = f"stopped {step}"
         if key not in self._known:
-            case = Case(self, f"stopped-{row}", 0)
-            command = case.start()
-            case.reach(command, row)
+            case = Case(self, f"stopped-{step}", 0)
+            command = case.start(plant=partial(hold_at, step))
+            last = case.out / CHECKPOINTS / f"step-{saved(step)[-1]:08d}"
+            while not (last.exists() and case.reached() == step):
+                assert command.alive(), command.said()
+                time.sleep(0.002)
             command.kill()
             self._known[key] = case.out
         return self._known[key]
@@ -150,15 +157,15 @@ class Case:
         self.images = Path(shutil.copytree(self.bench.images, self.place / "images"))
         return self.images
 
-    def stopped(self) -> None:
-        """Be a run that was killed at one of a few moments."""
-        row = self.draw.choice(STOPPED)
+    def stopped(self, checkpoints: int = 1) -> None:
+        """Be a run that was killed at one of a few steps, with so many checkpoints or more."""
+        step = self.draw.choice([step for step in STOPPED if len(saved(step)) >= checkpoints])
         self.place.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(self.bench.stopped(row), self.out)
+        shutil.copytree(self.bench.stopped(step), self.out)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints, the newest first."""
-        return sorted((self.out / "checkpoints").glob("step-*"), reverse=True)
+        return sorted((self.out / CHECKPOINTS).glob("step-*"), reverse=True)
 
     def clear(self) -> None:
         """End all that still runs and remove the folder."""

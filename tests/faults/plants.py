@@ -70,6 +70,20 @@ def _before_save(
     Store._write = counted  # type: ignore[method-assign]
 
 
+def hold_at(step: int) -> None:
+    """Let a run wait at a step until it is killed."""
+    from leanvit.train.state import TrainState
+
+    begin = TrainState.begin_step
+
+    def held(self: TrainState) -> Any:
+        while self.step == step:
+            time.sleep(0.01)
+        return begin(self)
+
+    TrainState.begin_step = held  # type: ignore[method-assign]
+
+
 def kill_in_save(number: int, seconds: float) -> None:
     """End the process, as kill -9 does, so long after a save began, also inside compiled code."""
     _before_save(number, lambda: signal.setitimer(signal.ITIMER_REAL, seconds))

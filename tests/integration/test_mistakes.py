@@ -40,11 +40,11 @@ CASES: Mapping[str, tuple[MethodConfig, BackboneConfig, Mapping[str, Any], str]]
     ),
     "mae, nothing left": (
         *(mae(), VIT, {"method.mask_ratio": 0.99}),
-        "mask_ratio 0.99 of 64 patches: no patch is left to see; choose a ratio",
+        "mask_ratio 0.99 of 64 patches: none is left to see; choose a ratio",
     ),
     "simmim, nothing left": (
         *(simmim(), SWIN, {"method.mask_ratio": 0.95}),
-        "mask_ratio 0.95 of 16 patches: no patch is left to see; choose a ratio",
+        "mask_ratio 0.95 of 16 squares .method.mask_patch.: none is left to see; choose a ratio",
     ),
     "mae, half a patch": (
         *(mae(views=ODD), VIT, {}),
@@ -52,7 +52,7 @@ CASES: Mapping[str, tuple[MethodConfig, BackboneConfig, Mapping[str, Any], str]]
     ),
     "simmim, half a square": (
         *(simmim(views=ODD), SWIN, {}),
-        "not made of whole hidden squares of 8; the nearest sizes are 24 and 32",
+        "not made of whole squares .method.mask_patch. of 8; the nearest sizes are 24 and 32",
     ),
     "mocov3, no negatives": (
         *(mocov3(), VIT, {"train.batch": 1}),

@@ -258,7 +258,7 @@ def test_only_a_run_is_resumed(run: Finished, tmp_path: Path, capsys: Says) -> N
     for out in (tmp_path / "none", tmp_path):
         for words in (run.arguments, ("pretrain",)):
             said = refused(capsys, *words, "--out", out, "--resume")
-            assert said == f"leanvit: There is no run to resume in '{out}'."
+            assert said == f"leanvit: There is no run in '{out}'."
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,14 +3,13 @@
 import json
 import math
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -27,12 +26,15 @@ from leanvit.core.errors import (
     Stopped,
 )
 from leanvit.data.batch import ViewBatch
+from leanvit.data.named import ArraySource
 from leanvit.methods.catalogue import build_method
 from leanvit.run import Run
 from leanvit.store import Store
 from leanvit.train.checkpoint import newest_checkpoint
 from leanvit.train.guard import Guard
 from leanvit.train.state import TrainState
+from leanvit.unreadable import UnreadableList
+from tests.disk import room
 from tests.integration.command import TINY, Says
 from tests.tiny import (
     CVT,
@@ -42,6 +44,7 @@ from tests.tiny import (
     esvit,
     mocov3,
     run_config,
+    supervised,
     view_batch,
     write_images,
 )
@@ -163,6 +166,28 @@ def test_a_bad_step_leaves_no_trace(name: str, policy: Any) -> None:
     assert same(before, everything())
     step(good)
     assert same(before, everything()) == (policy == "stop")
+
+
+def test_a_bad_step_is_listed_with_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the batch holds, also where each stands in it several times."""
+    seen: list[list[int]] = []
+    noting = UnreadableList.noting
+
+    def note(self: UnreadableList, batches: Iterable[ViewBatch]) -> Iterator[ViewBatch]:
+        for batch in noting(self, batches):
+            seen.append(batch.index.tolist())
+            yield batch
+
+    monkeypatch.setattr(UnreadableList, "noting", note)
+    poison(monkeypatch, at=5)
+    views = replace(supervised().views, repeats=2)
+    config = replace(settings(Path(), guard__bad_number="skip"), method=supervised(views=views))
+    source = ArraySource(np.zeros((14, 8, 8, 3), np.uint8), np.arange(14) % 2)
+    leanvit.pretrain(config, out=tmp_path / "run", data=source, quiet=True)
+    (event,) = events(tmp_path / "run")
+    assert event["images"] == seen[5] and len(set(seen[5])) == 2
 
 
 def test_skipped_steps_are_counted_listed_and_limited(
@@ -413,24 +438,13 @@ def test_the_clock_saves(images: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # A disk that refuses
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 20 kB: writing more fails as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def fill(monkeypatch: pytest.MonkeyPatch, *steps_: int) -> None:
     """Let the disk be full while the state of these steps is written."""
     write = Store._write
 
     def refused(self: Store, step: int, parts: Any) -> None:
         if step in steps_:
-            with full_disk():
+            with room():
                 write(self, step, parts)
         write(self, step, parts)
 

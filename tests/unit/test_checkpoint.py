@@ -2,14 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from leanvit.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from tests.disk import room
 from tests.tiny import noise
 
 
@@ -37,17 +35,6 @@ def newest(folder: Path) -> Checkpoint:
     found = newest_checkpoint(folder)
     assert found is not None
     return found
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 20 kB: writing more fails as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -78,7 +65,7 @@ def test_a_damaged_later_one_never_outlives_a_new_one(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_previous_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    with full_disk(), pytest.raises(CheckpointError, match="What was saved before is untouched"):
+    with room(), pytest.raises(CheckpointError, match="What was saved before is untouched"):
         save(tmp_path, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert newest(tmp_path).step == 1

@@ -89,12 +89,12 @@ def test_masks_follow_the_image_alone() -> None:
         assert first[row, kept[row]].max() <= first[row][mask[row]].min()
 
 
-@pytest.mark.parametrize(("ratio", "left"), [(1.0, "no patch is left"), (0.0, "is hidden")])
+@pytest.mark.parametrize(("ratio", "left"), [(1.0, "none is left"), (0.0, "is hidden")])
 def test_ratios_that_leave_nothing(ratio: float, left: str) -> None:
     with pytest.raises(ValueError, match=left):
-        visible_count(16, ratio)
-    assert visible_count(196, 0.75) == 49
-    assert visible_count(100, 0.9) == 10, "though 100 * (1 - 0.9) is a little less"
+        visible_count(16, ratio, "patches")
+    assert visible_count(196, 0.75, "patches") == 49
+    assert visible_count(100, 0.9, "patches") == 10, "though 100 * (1 - 0.9) is a little less"
 
 
 # What the encoder sees
@@ -337,7 +337,7 @@ def test_mistakes_are_named_before_training(tmp_path: Path) -> None:
     cases: list[tuple[MaeConfig, BackboneConfig, str]] = [
         (MaeConfig(**SHARED), TIMM, "hides patches, which TimmNetwork cannot"),
         (MaeConfig(**SHARED | {"views": CropConfig(size=30)}), VIT, "nearest sizes are 28 and 32"),
-        (MaeConfig(**SHARED, mask_ratio=0.999), VIT, "no patch is left to see"),
+        (MaeConfig(**SHARED, mask_ratio=0.999), VIT, "none is left to see"),
         (DmaeConfig(**SHARED), VIT, "Name the teacher"),
         (DmaeConfig(**SHARED, teacher="nowhere.pth"), VIT, "no file or folder"),
         (DmaeConfig(**SHARED, teacher=teacher), SWIN, "the student is to be a plain ViT"),

@@ -1,9 +1,6 @@
 """The rows of a run, on a disk that refuses them for a while or for ever."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,19 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from leanvit.core.errors import CheckpointError
 from leanvit.train import metrics
 from leanvit.train.metrics import JsonLines, TensorBoard
+from tests.disk import room
 
 Says = pytest.CaptureFixture[str]
-
-
-@contextmanager
-def room(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes: writing more fails as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def steps(path: Path) -> list[int]:

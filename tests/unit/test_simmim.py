@@ -25,16 +25,16 @@ def method(backbone: BackboneConfig = SWIN, **changes: object) -> SimMIM:
 def hidden_by(found: SimMIM, batch: int = 4, at: Moment = AT, first: int = 0) -> Tensor:
     """Return the squares [B, u, u] that a step hides."""
     seen: list[Tensor] = []
-    learn = found.learn
+    reconstruction = found.reconstruction
 
-    def note(images: Tensor, hidden: Tensor, ask: Ask) -> object:
+    def note(images: Tensor, hidden: Tensor, drawn: Ask) -> object:
         seen.append(hidden)
-        return learn(images, hidden, ask)
+        return reconstruction(images, hidden, drawn)
 
-    found.learn = note  # type: ignore[assignment, method-assign]
+    found.reconstruction = note  # type: ignore[assignment, method-assign]
     views = view_batch(batch, dtype=torch.float64)
     found(replace(views, index=views.index + first), at)
-    found.learn = learn  # type: ignore[method-assign]
+    found.reconstruction = reconstruction  # type: ignore[method-assign]
     return seen[0]
 
 
@@ -63,7 +63,7 @@ def plain(found: SimMIM, images: Tensor, hidden: Tensor, squared: bool) -> Tenso
 def test_a_step_is_that_of_the_paper(backbone: BackboneConfig, loss: str) -> None:
     found, images = method(backbone, loss=loss), noise(3, 3, 32, 32, dtype=torch.float64)
     hidden = noise(3, 4, 4, seed=1) > 0
-    out = found.learn(images, hidden, Ask())
+    out = found.reconstruction(images, hidden)
     expected = plain(found, images, hidden, loss == "l2")
     torch.testing.assert_close(out.total, expected, rtol=1e-10, atol=1e-10)
     trained = dict(found.named_parameters())
@@ -76,10 +76,10 @@ def test_a_step_is_that_of_the_paper(backbone: BackboneConfig, loss: str) -> Non
 def test_squares_may_be_smaller_than_regions() -> None:
     """Of Swin's last stage: what is compared are pixels. The paper tries 4 to 64."""
     found = method(SWIN, mask_patch=2)
-    assert found.backbone.stride == 4 and found.squares == 16
+    assert found.backbone.stride == 4 and found.rows == 16
     hidden = hidden_by(found)
     images = noise(4, 3, 32, 32, dtype=torch.float64)
-    out = found.learn(images, hidden, Ask())
+    out = found.reconstruction(images, hidden)
     torch.testing.assert_close(out.total, plain(found, images, hidden, squared=False))
 
 
@@ -104,12 +104,12 @@ def test_what_is_hidden_does_not_reach_the_prediction() -> None:
     grids = []
     found.backbone.register_forward_hook(lambda _, __, out: grids.append(out[0].grid))
     images = noise(1, 3, 32, 32, dtype=torch.float64)
-    found.learn(images, hidden, Ask())
+    found.reconstruction(images, hidden)
     images[:, :, 8:16, 16:24] += 1
-    found.learn(images, hidden, Ask())
+    found.reconstruction(images, hidden)
     assert grids[0].equal(grids[1])
     images[:, :, 8:16, 24:32] += 1
-    found.learn(images, hidden, Ask())
+    found.reconstruction(images, hidden)
     assert not grids[2].equal(grids[1])
 
 
@@ -130,12 +130,16 @@ def test_the_loss_in_bf16_and_at_the_edge() -> None:
 @pytest.mark.parametrize(
     ("backbone", "changes", "message"),
     [
-        (SWIN, {"mask_ratio": 1.0}, "no patch is left to see"),
-        (SWIN, {"mask_ratio": 0.0}, "no patch is hidden"),
-        (SWIN, {"mask_patch": 32}, "no patch is left to see"),
-        (SWIN, {"mask_patch": 3}, "not made of whole tokens of 2; choose a multiple of 2"),
-        (VIT, {"mask_patch": 6}, "not made of whole tokens of 4"),
-        (SWIN, {"mask_patch": 12}, "whole hidden squares of 12; the nearest sizes are 24 and 36"),
+        (SWIN, {"mask_ratio": 1.0}, "none is left to see"),
+        (SWIN, {"mask_ratio": 0.0}, "none is hidden"),
+        (SWIN, {"mask_patch": 32}, "none is left to see"),
+        (
+            SWIN,
+            {"mask_patch": 3, "views": CropConfig(size=36)},
+            "not made of whole tokens of 2; choose a multiple of 2",
+        ),
+        (VIT, {"mask_patch": 6, "views": CropConfig(size=36)}, "not made of whole tokens of 4"),
+        (SWIN, {"mask_patch": 12}, r"\(method.mask_patch\) of 12; the nearest sizes are 24 and 36"),
         (
             SWIN,
             {"mask_patch": 2, "views": CropConfig(size=30)},

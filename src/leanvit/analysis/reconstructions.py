@@ -20,7 +20,7 @@ from leanvit.core.random import units
 from leanvit.data.images import load_images
 from leanvit.data.sources import Source, at_most
 from leanvit.methods.base import Method
-from leanvit.methods.masking import Reconstructs
+from leanvit.methods.masking import Masked
 
 IMAGES = 8
 """Images that are drawn."""
@@ -55,14 +55,14 @@ class Reconstructions:
     @cached_property
     def images(self) -> Tensor:
         """The first images that can be read [B, 3, S, S], in [0, 1]; hidden are always the same."""
-        assert isinstance(self.method, Reconstructs)
+        assert isinstance(self.method, Masked)
         few, size = at_most(self.source, IMAGES), self.method.view_size
         (batch,) = load_images(few, size=size, crop=1.0, batch=IMAGES, workers=0)
         return batch.pixels.to(self.mean.device)
 
     def draw(self) -> None:
         """Write the picture of the network as it is now; the same patches are hidden each time."""
-        if not isinstance(self.method, Reconstructs) or not len(self.images):
+        if not isinstance(self.method, Masked) or not len(self.images):
             return
         count = self.method.patches
         noise = np.stack([units(0, "picture", k, count=count) for k in range(len(self.images))])

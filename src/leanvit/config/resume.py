@@ -95,7 +95,7 @@ def read_past(folder: Path) -> Past:
     """
     path = folder / RESOLVED
     if not path.exists() and not (folder / ASKED).exists():
-        raise ValueError(f"There is no run to resume in {str(folder)!r}.")
+        raise ValueError(f"There is no run in {str(folder)!r}.")
     try:
         record = json.loads(path.read_text())
         asked, config = (from_dict(RunConfig, record[name]) for name in ("asked", "config"))

@@ -13,13 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.backbones.base import PLAIN, Ask, Backbone, Features, Packed, Tokens
-from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.layers import LayerNorm
 from leanvit.backbones.vit import Plan, ViT, ViTBlock, sincos_positions
 from leanvit.config import BackboneConfig, DecoderConfig, MaeConfig, ViTConfig
-from leanvit.core.precision import full, to_device
-from leanvit.data.batch import ViewBatch
-from leanvit.data.views import ViewSpec, single_crop
+from leanvit.core.precision import full
 from leanvit.losses.masked import (
     images_of,
     patch_moments,
@@ -27,15 +24,8 @@ from leanvit.losses.masked import (
     pixel_targets,
     reconstruction_loss,
 )
-from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
-from leanvit.methods.masking import (
-    enlarged,
-    mask_noise,
-    require_hiding,
-    require_whole,
-    visible_count,
-    visible_patches,
-)
+from leanvit.methods.base import StepOutput
+from leanvit.methods.masking import Masked, enlarged, visible_patches
 
 
 class Decoder(nn.Module):
@@ -93,41 +83,19 @@ class Seen:
     ask: Ask
 
 
-class MAE(Method):
+class MAE(Masked):
     """Masked autoencoder."""
 
     def __init__(self, config: MaeConfig, backbone: BackboneConfig) -> None:
-        super().__init__()
+        super().__init__(config, backbone, "patches")
         self.config = config
-        self.backbone = build_backbone(backbone)
         if isinstance(self.backbone, ViT):
             init_as_mae(self.backbone)
-        require_hiding(config.kind, self.backbone)
-        self.patch = self.backbone.stride
-        require_whole(config.views.size, self.patch, "patches")
-        self.rows = config.views.size // self.patch
-        self.visible = visible_count(self.patches, config.mask_ratio)
         self.decoder = Decoder(config.decoder, self.backbone, self.rows)
         self.fill_token = None
         if "keep" not in self.backbone.can:
             token = torch.empty(self.backbone.stage_dims[0])
             self.fill_token = nn.Parameter(nn.init.normal_(token, std=0.02))
-
-    def views(self) -> ViewSpec:
-        """Return one crop."""
-        return single_crop(self.config.views)
-
-    def encoder(self) -> Backbone:
-        """Return the encoder."""
-        return self.backbone
-
-    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
-        """Hide patches and predict them."""
-        images = batch.groups[0][0]
-        noise = to_device(mask_noise(batch.index, self.patches, at), images.device)
-        return self.learn(
-            images, noise, learner_ask(self.backbone, 1, batch.index, at, images.device)
-        )
 
     def predict(self, images: Tensor, seen: Seen) -> Tensor:
         """Return the prediction for every patch [B, N, p * p * 3], as the target has it."""
@@ -135,19 +103,9 @@ class MAE(Method):
         prediction: Tensor = self.decoder(self.read(found), seen.kept)
         return prediction
 
-    @property
-    def view_size(self) -> int:
-        """Side of the view in pixels."""
-        return self.config.views.size
-
-    @property
-    def patches(self) -> int:
-        """Patches of the view."""
-        return self.rows**2
-
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hidden pixels [B, S, S] and the prediction of all [B, 3, S, S].
+        """Hide patches by noise [B, N] and predict them; see `Masked`.
 
         Where the target has mean 0 and deviation 1 in every patch, the prediction is given the
         patch's own, which the network never saw.
@@ -169,10 +127,7 @@ class MAE(Method):
         return Tokens(found.grid, found.prefix)
 
     def learn(self, images: Tensor, noise: Tensor, drawn: Ask = PLAIN) -> StepOutput:
-        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N].
-
-        drawn: what else was drawn for the pass.
-        """
+        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N]."""
         seen = self.hide(noise, drawn)
         (found,) = self.backbone([images], self.ask(seen))
         loss = self.reconstruction(self.read(found), images, seen)

@@ -3,37 +3,83 @@
 Letters: B images, N patches, n visible ones, S side of the view.
 """
 
-from typing import Protocol, runtime_checkable
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
-from leanvit.backbones.base import Backbone
+from leanvit.backbones.base import PLAIN, Ask, Backbone
+from leanvit.backbones.catalogue import build_backbone
+from leanvit.config import BackboneConfig, MaeConfig, SimMIMConfig
 from leanvit.core import random
-from leanvit.methods.base import Moment
+from leanvit.core.precision import to_device
+from leanvit.data.batch import ViewBatch
+from leanvit.data.views import ViewSpec, single_crop
+from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
 
 
-@runtime_checkable
-class Reconstructs(Protocol):
-    """A method that predicts the pixels of hidden patches: what a picture of them asks of it."""
+class Masked(Method):
+    """A method that hides patches of one crop from its encoder and predicts their pixels."""
+
+    def __init__(
+        self, config: MaeConfig | SimMIMConfig, backbone: BackboneConfig, what: str, patch: int = 0
+    ) -> None:
+        """what: a patch's name in errors; patch: its side in pixels, else the encoder's region.
+
+        Raises ValueError if the backbone cannot hide them, or if they do not fit into the view.
+        """
+        super().__init__()
+        self.crop = config.views
+        self.backbone = build_backbone(backbone)
+        if "fill" not in self.backbone.can:
+            raise ValueError(
+                f"{config.kind} hides patches, which {type(self.backbone).__name__} cannot; take a "
+                f"ViT, Swin, CvT or Vision Longformer."
+            )
+        self.patch = patch or self.backbone.stride
+        require_whole(self.view_size, self.patch, what)
+        self.rows = self.view_size // self.patch
+        self.visible = visible_count(self.patches, config.mask_ratio, what)
 
     @property
     def view_size(self) -> int:
         """S."""
-        ...
+        return self.crop.size
 
     @property
     def patches(self) -> int:
         """N, among which noise chooses."""
-        ...
+        return self.rows**2
 
+    def views(self) -> ViewSpec:
+        """Return one crop."""
+        return single_crop(self.crop)
+
+    def encoder(self) -> Backbone:
+        """Return the encoder."""
+        return self.backbone
+
+    def forward(self, batch: ViewBatch, at: Moment) -> StepOutput:
+        """Hide patches and predict them."""
+        images = batch.groups[0][0]
+        noise = to_device(mask_noise(batch.index, self.patches, at), images.device)
+        drawn = learner_ask(self.backbone, 1, batch.index, at, images.device)
+        return self.learn(images, noise, drawn)
+
+    @abstractmethod
+    def learn(self, images: Tensor, noise: Tensor, drawn: Ask = PLAIN) -> StepOutput:
+        """Return the loss of images [B, 3, S, S] whose patches are hidden by noise [B, N].
+
+        drawn: what else was drawn for the pass.
+        """
+
+    @abstractmethod
     def reconstruct(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Hide patches by noise [B, N] and predict them, without any other draw.
 
         images: [B, 3, S, S], normalised. Returns which pixels are hidden [B, S, S] and the
         prediction of all pixels [B, 3, S, S], in fp32 and normalised as the images are.
         """
-        ...
 
 
 def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
@@ -57,28 +103,19 @@ def enlarged(mask: Tensor, times: int) -> Tensor:
     return mask.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
-def visible_count(patches: int, ratio: float) -> int:
-    """Return how many of N patches stay visible when a share is hidden.
+def visible_count(patches: int, ratio: float, what: str) -> int:
+    """Return how many of N patches, called `what`, stay visible when a share is hidden.
 
     Raises ValueError if none does, or if none is hidden.
     """
     count = int(patches * (1 - ratio) + 1e-9)  # of 100, 0.9 leave 10: 1 - 0.9 is a little less
     if not 0 < count < patches:
-        left = "no patch is left to see" if count == 0 else "no patch is hidden"
+        left = "none is left to see" if count == 0 else "none is hidden"
         raise ValueError(
-            f"mask_ratio {ratio:g} of {patches} patches: {left}; choose a ratio that hides some "
-            f"and leaves some, larger views (method.views.size) or smaller patches."
+            f"method.mask_ratio {ratio:g} of {patches} {what}: {left}; choose a ratio that hides "
+            f"some and leaves some, larger views (method.views.size) or smaller {what}."
         )
     return count
-
-
-def require_hiding(kind: str, backbone: Backbone) -> None:
-    """Raise ValueError if a backbone, given to a method, has no way to hide what it is to guess."""
-    if "fill" not in backbone.can:
-        raise ValueError(
-            f"{kind} hides patches, which {type(backbone).__name__} cannot; take a ViT, Swin, CvT "
-            f"or Vision Longformer."
-        )
 
 
 def require_whole(size: int, side: int, what: str) -> None:
