@@ -22,10 +22,10 @@ from tests.tiny import SWIN, build
 
 SEED = 5
 CLASSES = ("ants", "bees", "crows")
-KNN: Mapping[str, Any] = {"workers": 0, "device": "cpu", "k": (1, 3)}
+PLAIN: Mapping[str, Any] = {"workers": 0, "device": "cpu", "keep_features": False}
+KNN: Mapping[str, Any] = {**PLAIN, "k": (1, 3)}
 LINEAR: Mapping[str, Any] = {
-    "workers": 0,
-    "device": "cpu",
+    **PLAIN,
     "epochs": 5,
     "probe_batch": 8,
     "held_out": 0.25,

@@ -15,8 +15,8 @@ from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FEATURE_FILES,
-    ClassesConfig,
     EmbedConfig,
+    EvaluationConfig,
 )
 from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
@@ -238,9 +238,12 @@ def evaluate(arguments: list[str]) -> int:
     if found is None:
         return 0
     names, options = found
+    from leanvit.core.distributed import rank
     from leanvit.evaluation.evaluate import evaluate as run
 
     result = run(name, names.model, options=options)
+    if rank():
+        return 0  # the first process speaks for all
     print(json.dumps(result.to_dict(), indent=2) if names.json else result)
     return 0
 
@@ -415,7 +418,7 @@ def _named_config(names: Namespace) -> RunConfig:
 
 def _model_request(
     command: str,
-    config: EmbedConfig | ClassesConfig | ConvertConfig,
+    config: EmbedConfig | EvaluationConfig | ConvertConfig,
     arguments: list[str],
     usage: str = "--data SOURCE",
     out: str = "",

@@ -20,7 +20,7 @@ from leanvit.core.files import Replacing, spared, sweep, write_synced, writing
 from leanvit.data.sources import SAMPLE, Source, is_folder
 from leanvit.train.checkpoint import CHECKPOINTS
 from leanvit.train.start import Start
-from leanvit.weights.card import METRICS
+from leanvit.weights.card import METRICS, RESULTS
 from leanvit.weights.file import FILE, STUDENT
 
 SUMMARY = "summary.json"
@@ -33,7 +33,7 @@ RECONSTRUCTIONS = "reconstructions.png"
 PICTURES = (VIEWS, LOSSES, MATCHES, RECONSTRUCTIONS)
 WRITTEN = (
     *(RESOLVED, ASKED, METRICS, CURVES, CHECKPOINTS, UNREADABLE, EVENTS, DERAILED),
-    *(FILE, STUDENT, *PICTURES, SUMMARY),
+    *(FILE, STUDENT, *PICTURES, SUMMARY, RESULTS),
 )
 """All that a run writes, in this order, and all that --overwrite removes, in the other."""
 

@@ -219,7 +219,10 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
 }
 """Evaluation and option -> (another value, what else must be set for it to matter)."""
 
-ELSEWHERE = {"data", "batch", "workers", "device", "max_unreadable"}
+ELSEWHERE = {
+    *("data", "batch", "workers", "device", "max_unreadable"),
+    *("results", "keep_features"),
+}
 """Options that change no figure, or have tests of their own."""
 
 
@@ -384,6 +387,7 @@ def test_a_result_is_a_table_and_plain_values() -> None:
         "facts": {"data": "photos"},
         "rows": rows,
         "notes": ["A note."],
+        "config": {},
     }
 
 

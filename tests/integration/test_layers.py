@@ -121,7 +121,10 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "k": (2, NEAR),
 }
 """Option -> (another value, what else must be set for it to matter)."""
-ELSEWHERE = {"data", "batch", "workers", "device", "max_unreadable"}
+ELSEWHERE = {
+    *("data", "batch", "workers", "device", "max_unreadable"),
+    *("results", "keep_features"),
+}
 """Options that change no figure; `knn` and `linear` test them."""
 
 

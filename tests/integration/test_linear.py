@@ -15,7 +15,7 @@ from leanvit.config.evaluation import LinearConfig
 from leanvit.core import random
 from leanvit.data.decode import to_pixels
 from leanvit.data.sources import FolderSource, Source, hold_out
-from leanvit.evaluation.features import last_block_features
+from leanvit.evaluation.features import Description, last_block_features
 from leanvit.evaluation.inputs import Seen
 from leanvit.evaluation.probing import augmented_batches
 from leanvit.weights.file import STUDENT
@@ -168,14 +168,14 @@ def test_linear_gives_the_same_again(model: Path, data: Path) -> None:
 def test_augmented_epochs_show_every_image_anew(model: Path, data: Path) -> None:
     """Random crops and mirror images in [0, 1], no more: with their classes, each image once."""
     source, config = FolderSource(data), LinearConfig(epochs=2, batch=4, held_out=0.1)
-    seen = Seen(config, CPU, size=16, crop=1.0, workers=0, quiet=True)
+    seen = Seen(config, CPU, size=16, crop=1.0, workers=0, keeps=False, quiet=True)
     looked: list[Tensor] = []
 
     def look(images: Tensor) -> Tensor:
         looked.append(images)
         return images.flatten(1)
 
-    found = list(augmented_batches(config, seen, source, {"a": look}, 11))
+    found = list(augmented_batches(config, seen, source, {"a": Description(look)}, 11))
     assert len(found) == 2 * (45 // 11)
     assert max(len(images) for images in looked) == 4
     pixels = torch.cat(looked)

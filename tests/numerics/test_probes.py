@@ -15,6 +15,7 @@ from leanvit.evaluation.features import (
     COLOR_BINS,
     GREY_BINS,
     PIXELS,
+    Description,
     describe,
     describe_grid,
     describe_histogram,
@@ -197,7 +198,10 @@ def batches(*sizes: int) -> Iterator[ImageBatch]:
 
 
 def test_all_images_are_described_in_every_way() -> None:
-    ways = {"mean": lambda x: x.mean((2, 3)), "sum": lambda x: x.double().sum((1, 2, 3))[:, None]}
+    ways = {
+        "mean": Description(lambda x: x.mean((2, 3))),
+        "sum": Description(lambda x: x.double().sum((1, 2, 3))[:, None]),
+    }
     found = describe(batches(3, 1, 4), ways)
     assert found.index.tolist() == [0, 1, 4, 5, 6]
     assert found.target.tolist() == [0, 1, 1, 2, 0]
@@ -209,7 +213,7 @@ def test_all_images_are_described_in_every_way() -> None:
 
 def test_without_a_readable_image_nothing_is_described() -> None:
     with pytest.raises(ValueError, match="None of the 2 images could be read"):
-        describe(batches(1, 1), {"mean": lambda x: x.mean((2, 3))})
+        describe(batches(1, 1), {"mean": Description(lambda x: x.mean((2, 3)))})
 
 
 # The linear probe

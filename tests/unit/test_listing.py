@@ -57,7 +57,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "LEAST", 1)
     monkeypatch.setattr(cache, "SETTLED", -(10**12))
-    return tmp_path / "cache" / "leanvit"
+    return tmp_path / "cache" / "leanvit" / "index"
 
 
 @pytest.fixture

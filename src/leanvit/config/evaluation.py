@@ -52,7 +52,17 @@ class EmbedConfig(ImagesConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassesConfig(ImagesConfig):
+class EvaluationConfig(ImagesConfig):
+    """What all evaluations have in common."""
+
+    results: str = ""
+    """File that the result is added to, a line of JSON; results.jsonl in the folder of a run."""
+    keep_features: bool = True
+    """Keep frozen features in the user's cache, and use those that are there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassesConfig(EvaluationConfig):
     """What evaluations on classes have in common."""
 
     val: str = ""
@@ -222,7 +232,7 @@ class FinetuneConfig(ClassesConfig):
             raise ValueError("resume continues a training in a folder; name it: --out FOLDER.")
 
 
-EVALUATION_CONFIGS: Mapping[str, type[ClassesConfig]] = MappingProxyType(
+EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
     {"finetune": FinetuneConfig, "knn": KnnConfig, "layers": LayersConfig, "linear": LinearConfig}
 )
 """Every evaluation and its options."""

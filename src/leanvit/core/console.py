@@ -1,7 +1,7 @@
 """What a person sees while something runs: always on stderr, so that stdout holds results alone."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -17,7 +17,9 @@ def warn(text: str) -> None:
     say(f"leanvit: {text}")
 
 
-def track(items: Iterable[T], text: str, total: int, *, quiet: bool = False) -> Iterator[T]:
+def track(
+    items: Iterable[T], text: str, total: int, *, quiet: bool = False
+) -> Generator[T, None, None]:
     """Yield items under a progress bar, on a terminal; elsewhere, and if quiet, just yield them."""
     if quiet or not sys.stderr.isatty():
         yield from items

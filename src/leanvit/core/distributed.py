@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -50,8 +50,8 @@ def require_alone(what: str) -> None:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """Train together with the other processes that were started, if any were.
+def joined(device: str, *, patient: bool = False) -> Iterator[None]:
+    """Work together with the other processes that were started, if any were.
 
     Over NCCL on GPUs, of which each process takes its own, and over gloo on CPUs. Raises
     ValueError if the environment says too little, and GoneError in place of what torch raises if
@@ -67,7 +67,8 @@ def joined(device: str) -> Iterator[None]:
     lifeline = _hold(here, store)
     healthy = False
     try:
-        backend, limit = "nccl" if device == "cuda" else "gloo", _limit(START)
+        backend = "nccl" if device == "cuda" else "gloo"
+        limit = FOR_EVER if patient else _limit(START)
         dist.init_process_group(
             backend, store=store, rank=here.rank, world_size=here.world, timeout=limit
         )
@@ -355,6 +356,26 @@ def all_rows(tensor: Tensor) -> Tensor:
     rows = tensor.new_empty((world_size() * len(tensor), *tensor.shape[1:]))
     dist.all_gather_into_tensor(rows, tensor.detach().contiguous())
     return rows
+
+
+def all_rows_of_any_number(tensor: Tensor) -> Tensor:
+    """Return the rows of all processes, in their order, of which each may bring another number."""
+    if world_size() == 1:
+        return tensor
+    counts = all_rows(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    parts = all_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_lists(items: Sequence[T]) -> list[T]:
+    """Return the things of all processes, in their order; they travel as pickles."""
+    if world_size() == 1:
+        return [*items]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, [*items])
+    return [item for part in found for item in part]
 
 
 def all_sum_with_grad(tensor: Tensor) -> Tensor:

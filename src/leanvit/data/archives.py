@@ -16,7 +16,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from leanvit.data.cache import Arrays, remember
+from leanvit.core.kept import Arrays
+from leanvit.data.cache import remember
 from leanvit.data.members import Files, MemberSource, arrange, image_path
 from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
 from leanvit.data.sources import LARGEST, About, Source, is_file, is_folder, read_list

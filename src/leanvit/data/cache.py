@@ -4,7 +4,6 @@ Nothing depends on it: what cannot be written is not kept, and what is damaged, 
 files that have changed since, is found out anew.
 """
 
-import hashlib
 import os
 import struct
 import time
@@ -12,17 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanvit.core.kept import Arrays, load, place_of, write
 from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names
 
 T = TypeVar("T")
 R = TypeVar("R")
-Arrays = list[NDArray[Any]]
 
 LEAST = 10_000
 """Images from which on an index is kept; fewer are found as fast as it is read."""
@@ -33,9 +31,8 @@ THREADS = 32
 """Calls that wait for a file system at once; one on a network takes milliseconds to answer."""
 BATCH = 4096
 """Calls that are handed out at once, since each takes memory."""
-HEAD = b"leanvit index 1\n"
-"""How a kept index begins; the digest of the rest follows. Another layout, and another rule of what
-is found in what order, has another number."""
+VERSION = "1"
+"""Of the layout of an index, and of the rules of what is found in what order."""
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -67,7 +64,8 @@ def _stamp_now(path: str) -> bytes:
 
 def recall(key: Sequence[str]) -> Arrays | None:
     """Return the arrays that were kept under a key, if all that they come from is as it was."""
-    arrays = _load(key)
+    place = _place(key)
+    arrays = None if place is None else load(place)
     if arrays is None:
         return None
     text, ends, stamps, *found = arrays
@@ -93,11 +91,7 @@ def keep(
     place = _place(key)
     if place is None or images < LEAST or facts[:, 3:].max() > began - SETTLED:
         return
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write(place, [*paths.arrays(), facts, *arrays])
-    except OSError:  # no room, or no right to write there: the next time takes as long as this
-        return
+    write(place, [*paths.arrays(), facts, *arrays])
 
 
 def remember(
@@ -121,52 +115,5 @@ def remember(
 
 def _place(key: Sequence[str]) -> Path | None:
     """Return the file of a key in the user's folder for caches, if there is such a folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:
-            return None
     rules = sorted(IMAGE_SUFFIXES | OTHER_SUFFIXES)  # with others, other files are found
-    words = "\0".join([*rules, *key]).encode(errors="surrogateescape")
-    name = hashlib.sha256(words).hexdigest()
-    return base / "leanvit" / f"{name[:32]}.index"
-
-
-def _write(place: Path, arrays: Sequence[NDArray[Any]]) -> None:
-    """Write arrays beside a place, which they take when they are whole."""
-    with NamedTemporaryFile(dir=place.parent, delete=False) as stream:
-        beside = Path(stream.name)
-        try:
-            start = stream.write(HEAD + bytes(32))
-            for array in arrays:
-                np.save(stream, array, allow_pickle=False)
-            stream.seek(start)
-            digest = hashlib.file_digest(stream, "sha256").digest()
-            stream.seek(len(HEAD))
-            stream.write(digest)
-            stream.flush()
-            beside.replace(place)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
-def _load(key: Sequence[str]) -> Arrays | None:
-    """Return the arrays that are kept under a key, if there are any and they are whole."""
-    place = _place(key)
-    try:
-        if place is None or not place.is_file():
-            return None
-        with place.open("rb") as stream:
-            head, digest = stream.read(len(HEAD)), stream.read(32)
-            start = stream.tell()
-            if head != HEAD or hashlib.file_digest(stream, "sha256").digest() != digest:
-                return None
-            end = stream.seek(0, os.SEEK_END)
-            stream.seek(start)
-            arrays = []
-            while stream.tell() < end:
-                arrays.append(np.load(stream, allow_pickle=False))
-            return arrays
-    except OSError:
-        return None
+    return place_of("index", [VERSION, *rules, *key])

@@ -7,6 +7,7 @@ import struct
 import textwrap
 import warnings
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -16,7 +17,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from leanvit.data.batch import Unreadable
-from leanvit.data.sources import Source
+from leanvit.data.sources import Sample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """What may lie behind an image's name; Pillow knows others that are no photographs."""
@@ -130,7 +131,17 @@ def to_pixels(image: bytes | Pixels) -> Tensor:
     return torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)
 
 
-def read_image(source: Source, index: int) -> tuple[Tensor, int] | Unreadable:
+class Readable(Protocol):
+    """What an image is read from: a source, or what stands before one."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image. Raises OSError if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """Return what a person would call it."""
+
+
+def read_image(source: Readable, index: int) -> tuple[Tensor, int] | Unreadable:
     """Return the uint8 pixels [3, height, width] and the class of an image, or why there are none.
 
     The one place that may catch any exception, since files hold anything.

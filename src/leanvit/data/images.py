@@ -3,11 +3,14 @@
 Letters: B images, S side of the input in pixels.
 """
 
+import hashlib
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
@@ -16,7 +19,7 @@ from torchvision.transforms.v2 import functional as tv
 from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
-from leanvit.data.sources import Source
+from leanvit.data.sources import Sample, Source
 
 PAPER_CROP = 0.875
 """Share of the shorter side that the papers' evaluations show: 224 pixels of 256."""
@@ -35,10 +38,35 @@ class ImageBatch:
     target: Tensor
     """[B] class, -1 where the source has none."""
     unreadable: tuple[Unreadable, ...]
+    marks: bytes = b""
+    """Digests of what the images were decoded from, `mark` of each."""
 
 
-Middle = tuple[Tensor, int] | Unreadable
-"""Pixels and class of an image, or why there are none."""
+Middle = tuple[Tensor, int, bytes] | Unreadable
+"""Pixels, class and mark of an image, or why there are none."""
+
+
+def mark(image: bytes | NDArray[np.uint8]) -> bytes:
+    """Return a digest of an encoded image or of its pixels."""
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    shape = repr(image.shape).encode()
+    return hashlib.sha256(shape + image.tobytes()).digest()
+
+
+class _Marking:
+    """A source that remembers the mark of the image that was read last."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.mark = source, b""
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.source[index]
+        self.mark = mark(sample.image)
+        return sample
 
 
 def middle(pixels: Tensor, size: int, crop: float) -> Tensor:
@@ -67,11 +95,12 @@ class Images(Dataset[tuple[int, Middle]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, Middle]:
-        found = read_image(self.source, index)
+        source = _Marking(self.source)
+        found = read_image(source, index)
         if isinstance(found, Unreadable):
             return index, found
         pixels, target = found
-        return index, (middle(pixels, self.size, self.crop), target)
+        return index, (middle(pixels, self.size, self.crop), target, source.mark)
 
 
 def _collate(found: list[tuple[int, Middle]]) -> ImageBatch:
@@ -82,22 +111,37 @@ def _collate(found: list[tuple[int, Middle]]) -> ImageBatch:
         torch.tensor([index for index, _ in read], dtype=torch.long),
         torch.tensor([entry[1] for _, entry in read], dtype=torch.long),
         tuple(entry for _, entry in found if isinstance(entry, Unreadable)),
+        b"".join(entry[2] for _, entry in read),
     )
 
 
 def load_images(
-    source: Source, *, size: int, crop: float, batch: int, workers: int
+    source: Source,
+    *,
+    size: int,
+    crop: float,
+    batch: int | Sequence[range],
+    workers: int,
 ) -> Iterator[ImageBatch]:
-    """Yield all images of a source once, in order, in batches of at most `batch`, on the CPU."""
+    """Yield all images of a source once, in order, on the CPU.
+
+    batch: how many at a time, or, where not all are wanted, which ones each time.
+    """
+    batches = in_batches(range(len(source)), batch) if isinstance(batch, int) else batch
     loader = DataLoader(
         Images(source, size, crop),
-        batch_size=batch,
+        batch_sampler=[list(images) for images in batches],
         num_workers=workers,
         collate_fn=_collate,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
         worker_init_fn=serve_parent,
     )
     yield from loader
+
+
+def in_batches(images: range, batch: int) -> list[range]:
+    """Return a row of images cut into batches; the last one may be smaller."""
+    return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
 def usual_crop(source: Source, size: int, look_at: int = 32) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from leanvit.core.kept import Arrays
 from leanvit.data.archives import TarEntry, TarMembers, no_image, scan_tar
-from leanvit.data.cache import Arrays, remember
+from leanvit.data.cache import remember
 from leanvit.data.members import Files, image_path, split_files
 from leanvit.data.names import IMAGE_SUFFIXES, OTHER_SUFFIXES, Names, passed_over, suffix
 from leanvit.data.sources import About, Source, is_file, is_folder

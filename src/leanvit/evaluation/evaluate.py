@@ -1,12 +1,14 @@
 """`leanvit evaluate`: from a name to a table."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import look_up, replace_options
+from leanvit.config import look_up, replace_options, to_dict
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FinetuneConfig,
@@ -15,7 +17,8 @@ from leanvit.config.evaluation import (
     LinearConfig,
     ProbeConfig,
 )
-from leanvit.core.distributed import require_alone
+from leanvit.core.distributed import joined, rank, require_alone
+from leanvit.core.files import require_writable
 from leanvit.data.sources import Source
 from leanvit.evaluation.features import (
     Description,
@@ -24,10 +27,11 @@ from leanvit.evaluation.features import (
     describe_pixels,
 )
 from leanvit.evaluation.finetune import finetune
-from leanvit.evaluation.inputs import Seen, open_both, prepare, protocols_of
+from leanvit.evaluation.inputs import Seen, device_of, open_both, prepare, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.models import before_training
 from leanvit.evaluation.probing import layers, linear
+from leanvit.evaluation.record import place_of, record
 from leanvit.evaluation.result import Result
 
 
@@ -46,30 +50,34 @@ def evaluate(
     configuration, such as {"k": (20,)} of `KnnConfig`. Raises ValueError for a mistake in the
     request and NonFiniteError for a fine-tuning that diverged.
     """
-    require_alone("evaluate")
     kind = look_up("evaluation", name, EVALUATION_CONFIGS)
     config = replace_options(kind(data=data), options or {})
+    place = place_of(model, config.results)
+    if place is not None:
+        require_writable(place)
+    began = time.perf_counter()
+    with joined(device_of(config).type, patient=True):
+        result = RUNNERS[name](config, model, quiet or rank() > 0)
+        result = replace(
+            result,
+            facts={"model": str(model), "data": config.data, **result.facts},
+            config=to_dict(config),
+        )
+        if place is not None and rank() == 0:
+            record(result, model, place, time.perf_counter() - began)
+    return result
+
+
+def _finetune(config: FinetuneConfig, model: str | Path, quiet: bool) -> Result:
+    """Evaluate a backbone by training all of it."""
+    require_alone("evaluate finetune")
     learn, test, notes = open_both(config)
-    if isinstance(config, FinetuneConfig):
-        result = finetune(config, model, learn, test, quiet=quiet)
-    else:
-        assert isinstance(config, ProbeConfig)
-        result = _probe(config, model, learn, test, quiet)
-    facts = {
-        "model": str(model),
-        "data": config.data,
-        "classes": len(learn.classes),
-        "train_images": len(learn),
-        "val_images": len(test),
-        **result.facts,
-    }
-    return Result(name, facts, result.rows, [*notes, *result.notes])
+    return _about_classes(finetune(config, model, learn, test, quiet=quiet), learn, test, notes)
 
 
-def _probe(
-    config: ProbeConfig, model: str | Path, learn: Source, test: Source, quiet: bool
-) -> Result:
+def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
     """Evaluate what frozen networks say of images."""
+    learn, test, notes = open_both(config)
     seen, networks = prepare(config, model, learn, quiet)
     if isinstance(config, KnnConfig):
         result = _knn(config, seen, model, networks, learn, test)
@@ -78,7 +86,14 @@ def _probe(
     else:
         assert isinstance(config, LinearConfig)
         result = linear(config, seen, networks, learn, test)
-    return replace(result, facts={"image_size": seen.size, "crop": seen.crop, **result.facts})
+    result = replace(result, facts={"image_size": seen.size, "crop": seen.crop, **result.facts})
+    return _about_classes(result, learn, test, notes)
+
+
+def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[str]) -> Result:
+    """Return a result with what it was learned from and tested on."""
+    facts = {"classes": len(learn.classes), "train_images": len(learn), "val_images": len(test)}
+    return replace(result, facts={**facts, **result.facts}, notes=[*notes, *result.notes])
 
 
 def _knn(
@@ -116,3 +131,9 @@ def _knn(
         else [f"There are {len(bank.target)} images to learn from; a larger k means all of them."]
     )
     return Result("knn", {"temperature": config.temperature}, rows, few)
+
+
+RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
+    {"finetune": _finetune, "knn": _probe, "layers": _probe, "linear": _probe}
+)
+"""What does each evaluation of `EVALUATION_CONFIGS`: configuration, model, quiet -> result."""

@@ -7,7 +7,8 @@ neither color nor brightness gives its class away.
 Letters: B images, S side in pixels, D columns of a description.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,23 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as tv
 
 from leanvit.backbones.base import Ask, Backbone, Features, Tokens
+from leanvit.core.distributed import all_lists, all_max, all_rows_of_any_number, world_size
 from leanvit.data.batch import Unreadable
 from leanvit.data.images import ImageBatch
 
-Description = Callable[[Tensor], Tensor]
-"""Images [B, 3, S, S] in [0, 1] -> rows [B, D]."""
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What turns images [B, 3, S, S] in [0, 1] into rows [B, D]."""
+
+    see: Callable[[Tensor], Tensor]
+    key: Callable[[], str] = str
+    """Returns words and digests that are the same only where the rows are; none: unknown."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Describe images."""
+        return self.see(images)
+
 
 PIXELS = 32
 """Side that images are reduced to before their pixels are compared."""
@@ -54,7 +67,7 @@ def describe_pixels(protocol: str) -> Description:
             return standardize(small)[:, 0].flatten(1)
         return (small - small.mean((1, 2, 3), keepdim=True)).flatten(1)
 
-    return rows
+    return Description(rows, lambda: f"pixels {protocol}")
 
 
 def describe_histogram(protocol: str) -> Description:
@@ -69,7 +82,7 @@ def describe_histogram(protocol: str) -> Description:
         color = (red * COLOR_BINS + green) * COLOR_BINS + blue
         return _shares(color.flatten(1), COLOR_BINS**3)
 
-    return rows
+    return Description(rows, lambda: f"histogram {protocol}")
 
 
 def _shares(bins: Tensor, count: int) -> Tensor:
@@ -94,7 +107,7 @@ def describe_network(backbone: Backbone, protocol: str = "color", blocks: int = 
             return last_block_features(backbone, see(images), blocks)
         return backbone.features(see(images)).pooled
 
-    return rows
+    return Description(rows, lambda: f"{protocol} {blocks} {digest(backbone)}")
 
 
 def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
@@ -105,7 +118,7 @@ def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
     def rows(images: Tensor) -> Tensor:
         return backbone.features(see(images)).grid
 
-    return rows
+    return Description(rows)
 
 
 def describe_classes(backbone: Backbone, scores: Callable[[Features], Tensor]) -> Description:
@@ -116,10 +129,19 @@ def describe_classes(backbone: Backbone, scores: Callable[[Features], Tensor]) -
     def rows(images: Tensor) -> Tensor:
         return scores(backbone.features(see(images)))
 
-    return rows
+    return Description(rows)
 
 
-def _eye(backbone: Backbone, protocol: str) -> Description:
+def digest(backbone: Backbone) -> str:
+    """Return a digest of a network: its configuration, its weights, and how it sees colors."""
+    found = hashlib.sha256(repr((backbone.config, backbone.mean, backbone.std)).encode())
+    for name, value in sorted(backbone.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _eye(backbone: Backbone, protocol: str) -> Callable[[Tensor], Tensor]:
     """Return what turns images in [0, 1] into the network's input."""
     if protocol not in ("color", "grey"):
         raise ValueError(f"protocol is {protocol!r}; expected color or grey.")
@@ -166,37 +188,55 @@ class Described:
     target: Tensor
     """[N] class, -1 where the source has none."""
     unreadable: Sequence[Unreadable]
+    marks: bytes = b""
+    """Digests of what the images were decoded from."""
 
 
-def describe_batches(
-    images: Iterable[ImageBatch], descriptions: Mapping[str, Description]
-) -> Iterator[Described]:
-    """Describe images in every way, batch by batch; where none could be read there are no rows.
-
-    Raises ValueError, at the end, if no image at all could be read.
-    """
-    read = unread = 0
-    for batch in images:
-        found = descriptions if len(batch.index) else {}
-        rows = {name: way(batch.pixels).float().cpu() for name, way in found.items()}
-        yield Described(rows, batch.index, batch.target, batch.unreadable)
-        read, unread = read + len(batch.index), unread + len(batch.unreadable)
-    if not read:
-        raise ValueError(f"None of the {unread} images could be read.")
+def describe_batch(images: ImageBatch, descriptions: Mapping[str, Description]) -> Described:
+    """Describe a batch in every way; where no image could be read there are no rows."""
+    found = descriptions if len(images.index) else {}
+    rows = {name: way(images.pixels).float().cpu() for name, way in found.items()}
+    return Described(rows, images.index, images.target, images.unreadable, images.marks)
 
 
-def join(batches: Iterable[Described]) -> Described:
-    """Return what was found of all batches in one; some image must have been read."""
-    parts = list(batches)
+def join(parts: Iterable[Described]) -> Described:
+    """Return what was found of all parts in one; of no image that was read, there are no rows."""
+    parts = list(parts)
     full = [part for part in parts if len(part.index)]
+    names = full[0].rows if full else ()
+    none = torch.empty(0, dtype=torch.long)
     return Described(
-        {name: torch.cat([part.rows[name] for part in full]) for name in full[0].rows},
-        torch.cat([part.index for part in full]),
-        torch.cat([part.target for part in full]),
+        {name: torch.cat([part.rows[name] for part in full]) for name in names},
+        torch.cat([none, *(part.index for part in full)]),
+        torch.cat([none, *(part.target for part in full)]),
         [entry for part in parts for entry in part.unreadable],
+        b"".join(part.marks for part in parts),
+    )
+
+
+def shared(found: Described, names: Iterable[str]) -> Described:
+    """Return what all processes found, in their order.
+
+    names: of the rows, of which a process without images has none.
+    """
+    if world_size() == 1:
+        return found
+    columns = {}
+    for name in names:
+        rows = found.rows.get(name, torch.empty(0, 0))
+        width = int(all_max(torch.tensor(rows.shape[1])))
+        columns[name] = all_rows_of_any_number(rows if len(rows) else torch.empty(0, width))
+    return Described(
+        columns,
+        all_rows_of_any_number(found.index),
+        all_rows_of_any_number(found.target),
+        all_lists(found.unreadable),
     )
 
 
 def describe(images: Iterable[ImageBatch], descriptions: Mapping[str, Description]) -> Described:
     """Describe all images in every way, in one pass. Raises ValueError if none could be read."""
-    return join(describe_batches(images, descriptions))
+    found = join(describe_batch(batch, descriptions) for batch in images)
+    if not found.rows:
+        raise ValueError(f"None of the {len(found.unreadable)} images could be read.")
+    return found

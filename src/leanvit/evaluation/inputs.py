@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config.evaluation import ClassesConfig, ImagesConfig, ProbeConfig
+from leanvit.config.evaluation import ClassesConfig, EvaluationConfig, ImagesConfig, ProbeConfig
 from leanvit.core.console import track, warn
+from leanvit.core.distributed import all_lists, rank, world_size
 from leanvit.data.batch import Unreadable
-from leanvit.data.images import load_images, usual_crop
+from leanvit.data.images import in_batches, load_images, usual_crop
 from leanvit.data.sources import (
     SAMPLE,
     Source,
@@ -20,8 +22,12 @@ from leanvit.data.sources import (
     open_validation,
     require_classes,
 )
-from leanvit.evaluation.features import Described, Description, describe_batches, join
+from leanvit.evaluation.features import Described, Description, describe_batch, join, shared
+from leanvit.evaluation.kept import Kept
 from leanvit.evaluation.models import open_networks
+
+LARGE = 16
+"""Batches of a part of the images whose features are kept together, and found again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +39,99 @@ class Seen:
     size: int
     crop: float
     workers: int
+    keeps: bool
     quiet: bool
 
     def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
-        """Describe all images of a source. Raises ValueError if too many cannot be read."""
-        return join(self.batches(source, text, ways))
+        """Describe all images of a source; every process has the rows of all of them.
+
+        Raises ValueError if too many cannot be read, or if a row is not finite.
+        """
+        return shared(self.describe_share(source, text, ways), ways)
+
+    def describe_share(
+        self, source: Source, text: str, ways: Mapping[str, Description]
+    ) -> Described:
+        """Describe this process's share of the images of a source; each image is in one share.
+
+        Raises ValueError, in every process, if too many of all cannot be read, or if a row is not
+        finite. What is known from before is not computed again.
+        """
+        kept = Kept(self._reading(), ways) if self.keeps else None
+        found = join(self.batches(source, text, ways, kept))
+        if kept is not None:
+            kept.prune()
+        return found
 
     def batches(
-        self, source: Source, text: str, ways: Mapping[str, Description]
+        self,
+        source: Source,
+        text: str,
+        ways: Mapping[str, Description],
+        kept: Kept | None = None,
     ) -> Iterator[Described]:
-        """Describe the images of a source batch by batch, in order.
+        """Describe this process's share of the images of a source part by part, in order."""
+        batch = self.config.batch
+        parts = self._share(len(source), LARGE if kept else 1)
+        known = {part: kept.find(source, part) if kept else None for part in parts}
+        todo = [one for part in parts if known[part] is None for one in in_batches(part, batch)]
+        images = load_images(
+            source, size=self.size, crop=self.crop, workers=self.workers, batch=todo
+        )
+        bad: list[Unreadable] = []
+        with closing(track(images, text, len(todo), quiet=self.quiet or not todo)) as coming:
+            for part in parts:
+                found = known.pop(part)
+                if found is None:
+                    fresh = (next(coming) for _ in in_batches(part, batch))
+                    found = join(describe_batch(one, ways) for one in fresh)
+                    require_finite(found, source)
+                    if kept is not None:
+                        kept.keep(source, part, found)
+                bad += found.unreadable
+                yield found
+        require_readable(all_lists(bad), len(source), self.config.max_unreadable)
 
-        Raises ValueError, at the end, if too many could not be read.
+    def _share(self, images: int, most: int) -> list[range]:
+        """Return this process's part of so many images, cut into parts of whole batches.
+
+        most: batches of a part, where there are enough for all processes.
         """
         batch = self.config.batch
-        images = load_images(
-            source, size=self.size, crop=self.crop, batch=batch, workers=self.workers
-        )
-        total = -(-len(source) // batch)
-        bad: list[Unreadable] = []
-        for part in describe_batches(track(images, text, total, quiet=self.quiet), ways):
-            bad += part.unreadable
-            yield part
-        require_readable(bad, len(source), self.config.max_unreadable)
+        batches = min(most, max(images // (batch * world_size()), 1))
+        parts = in_batches(range(images), batch * batches)
+        first, last = (len(parts) * place // world_size() for place in (rank(), rank() + 1))
+        return parts[first:last]
+
+    def _reading(self) -> str:
+        """Return how images are read and where they are described, in words."""
+        return f"{self.size} {self.crop} {self.config.batch} {self.device.type}"
+
+
+def require_finite(found: Described, source: Source) -> None:
+    """Raise ValueError for features that hold a number that is none."""
+    for name, rows in found.rows.items():
+        bad = (~rows.flatten(1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            first = source.name(int(found.index[bad[0]]))
+            raise ValueError(
+                f"{name}: the features of {len(bad)} of {len(rows)} images hold numbers that are "
+                f"not finite, such as those of {first!r}: the weights are damaged, or the training "
+                f"diverged."
+            )
 
 
 def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> None:
     """Say that some images could not be read. Raises ValueError above `most` percent."""
     if not bad:
         return
+    if len(bad) == images:
+        raise ValueError(f"None of the {images} images could be read.")
     text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"
     if 100 * len(bad) / images > most:
         raise ValueError(f"{text}; at most {most:g} % may be (max_unreadable).")
-    warn(f"{text}; left out.")
+    if rank() == 0:
+        warn(f"{text}; left out.")
 
 
 def open_both(config: ClassesConfig) -> tuple[Source, Source, list[str]]:
@@ -109,7 +175,8 @@ def see(config: ImagesConfig, nominal: int, source: Source, quiet: bool) -> Seen
     crop = usual_crop(source, size) if config.crop == "auto" else config.crop
     cores = len(os.sched_getaffinity(0))
     workers = min(cores - 1, 16) if config.workers == "auto" else config.workers
-    return Seen(config, device, size, crop, workers, quiet)
+    keeps = isinstance(config, EvaluationConfig) and config.keep_features
+    return Seen(config, device, size, crop, workers, keeps, quiet)
 
 
 def protocols_of(config: ProbeConfig) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ class Result:
     """The table: every row has the same keys."""
     notes: Sequence[str] = field(default=())
     """Sentences that a reader of the table should know."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Every option, as it was asked."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON has them."""
