@@ -38,7 +38,7 @@ from leanvit.data.sources import Source
 from leanvit.evaluation.adapting import fit_to_tune, keep_first
 from leanvit.evaluation.features import describe_classes
 from leanvit.evaluation.inputs import Seen, require_readable, see
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.tuned import Folder
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.supervised import Supervised
@@ -127,7 +127,8 @@ def finetune(
         "steps": int(run.train.duration.amount),
         "curve": curve,
     }
-    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)])
+    top1 = headline(rows, "fine-tuned", "top1", of="network")
+    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)], headline=top1)
 
 
 def settle(config: FinetuneConfig, images: int) -> FinetuneConfig:
