@@ -87,6 +87,8 @@ class KnnConfig(ProbeConfig):
     """A neighbour's vote is exp(cosine similarity / temperature)."""
     baselines: bool = True
     """Also raw pixels, a color histogram and the network before training."""
+    leave_one_out: bool = False
+    """Test every image of `data` on all the others, instead of on images set aside."""
 
     def __post_init__(self) -> None:
         ProbeConfig.__post_init__(self)
@@ -94,6 +96,11 @@ class KnnConfig(ProbeConfig):
         require(self, POSITIVE, "temperature")
         if not self.k:
             raise ValueError("k is (); expected at least one number of neighbours.")
+        if self.leave_one_out and self.val:
+            raise ValueError(
+                "leave_one_out tests the images of data on each other, so val has no part in it; "
+                "leave one of the two out."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
