@@ -34,6 +34,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
+  leanvit evaluate lowshot MODEL --data FOLDER  classes by few images of each
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
@@ -225,7 +226,7 @@ def replay(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`leanvit evaluate finetune | knn | layers | linear`."""
+    """`leanvit evaluate finetune | knn | layers | linear | lowshot`."""
     if not arguments or arguments[0].startswith("-"):
         if not arguments:
             raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")

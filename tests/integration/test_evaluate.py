@@ -243,7 +243,7 @@ def test_classes_without_images_are_named(model: Path, tmp_path: Path) -> None:
 
 # Options
 
-LINEAR_BASE: Mapping[str, Any] = {"rates": (0.3, 3.0), "blocks": 2}
+LINEAR_BASE: Mapping[str, Any] = {"rates": (0.3, 3.0), "blocks": (2,)}
 CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "knn image_size": (24, {}),
     "knn crop": (0.5, {}),
@@ -257,7 +257,9 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "linear crop": (0.5, {}),
     "linear val": ("train", {}),
     "linear protocol": ("grey", {}),
-    "linear blocks": (3, {}),
+    "linear solver": ("lbfgs", {}),
+    "linear blocks": ((3,), {}),
+    "linear pooling": (("both",), {}),
     "linear rates": ((0.01,), {}),
     "linear epochs": (2, {}),
     "linear probe_batch": (3, {}),
@@ -333,8 +335,12 @@ def test_batches_and_workers_change_nothing(model: Path, data: Path) -> None:
         ("linear", {"rates": (0.1, -1.0)}, r"rates is \(0\.1, -1\.0\); expected above 0"),
         ("linear", {"held_out": 1.0}, r"held_out is a share below 1, not 1\.0"),
         ("linear", {"held_out": 0.0}, r"held_out is 0\.0; expected above 0"),
+        ("linear", {"blocks": ()}, r"blocks is \(\); expected at least one"),
+        ("linear", {"pooling": ()}, r"pooling is \(\); expected at least one"),
+        ("linear", {"pooling": ("max",)}, "pooling.*'max'.*view"),
+        ("linear", {"solver": "lbfgs", "augment": True}, "solver lbfgs needs all features at once"),
         ("linear", {"epochs": 0}, "epochs is 0; expected at least 1"),
-        ("linear", {"blocks": 5}, "has 4 blocks, fewer than the last 5"),
+        ("linear", {"blocks": (1, 5)}, "has 4 blocks, fewer than the last 5"),
         ("liner", {}, "Unknown evaluation 'liner'; did you mean 'linear'"),
     ],
 )

@@ -16,6 +16,7 @@ from leanvit.core import random
 from leanvit.data.decode import to_pixels
 from leanvit.data.sources import FolderSource, Source, hold_out
 from leanvit.evaluation.features import Description, last_block_features
+from leanvit.evaluation.grid import Choice, Grid
 from leanvit.evaluation.inputs import Seen
 from leanvit.evaluation.probing import augmented_batches
 from leanvit.weights.file import STUDENT
@@ -39,10 +40,10 @@ def test_linear_has_a_row_for_each_network(data: Path, tmp_path: Path) -> None:
         for protocol in ("color", "grey")
         for features in ("trained (teacher)", "trained (student)")
     ]
-    keys = ["protocol", "features", "top1", "top5", "rate", "held-out top1"]
+    keys = ["protocol", "features", "top1", "top5", "blocks", "pooling", "rate", "held-out top1"]
     assert all(list(line) == keys for line in result.rows)
     assert all(line["top5"] == 100.0 for line in result.rows), "there are three classes"
-    assert {"blocks": 4, "epochs": 5, "augment": False}.items() <= result.facts.items()
+    assert {"solver": "sgd", "epochs": 5, "augment": False}.items() <= result.facts.items()
     assert result.facts["train_images"] == 45
     student = linear(tmp_path / "run" / STUDENT, data).rows[0]
     assert student == {**result.rows[1], "features": "trained"}
@@ -99,7 +100,7 @@ def test_linear_is_its_definition(model: Path, data: Path) -> None:
         share(layer(describe(backbone, held)[0]), describe(backbone, held)[1]) for layer in trained
     ]
     best = int(np.argmax(scores))
-    (found,) = linear(model, data, rates=rates, epochs=4, blocks=2).rows
+    (found,) = linear(model, data, rates=rates, epochs=4, blocks=(2,)).rows
     assert found["held-out top1"] == pytest.approx(scores[best])
     assert found["rate"] == f"{rates[best]:g}"
     rows, target = describe(backbone, test)
@@ -175,13 +176,14 @@ def test_augmented_epochs_show_every_image_anew(model: Path, data: Path) -> None
         looked.append(images)
         return images.flatten(1)
 
-    found = list(augmented_batches(config, seen, source, {"a": Description(look)}, 11))
+    grid = Grid([Choice(1, "view")], {"a": Description(look)}, {"a": [3 * 16 * 16]})
+    found = list(augmented_batches(config, seen, source, grid, 11))
     assert len(found) == 2 * (45 // 11)
     assert max(len(images) for images in looked) == 4
     pixels = torch.cat(looked)
     assert pixels.shape == (88, 3, 16, 16)
     assert pixels.min() >= 0 and pixels.max() <= 1
-    assert torch.equal(torch.cat([rows["a"] for rows, _ in found]), pixels.flatten(1))
+    assert torch.equal(torch.cat([rows["a, last 1 view"] for rows, _ in found]), pixels.flatten(1))
     assert len(pixels.unique(dim=0)) == 88
     targets = torch.cat([target for _, target in found])
     for epoch in targets.split(44):

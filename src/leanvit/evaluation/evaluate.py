@@ -14,6 +14,7 @@ from leanvit.config.evaluation import (
     KnnConfig,
     LayersConfig,
     LinearConfig,
+    LowshotConfig,
     ProbeConfig,
 )
 from leanvit.core.distributed import joined, rank, require_alone
@@ -27,6 +28,7 @@ from leanvit.evaluation.inputs import (
     open_both,
     prepare,
 )
+from leanvit.evaluation.lowshot import lowshot
 from leanvit.evaluation.neighbors import knn
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
@@ -73,6 +75,12 @@ def _finetune(config: FinetuneConfig, model: str | Path, quiet: bool) -> Result:
     return _about_classes(finetune(config, model, learn, test, quiet=quiet), learn, test, notes)
 
 
+def _lowshot(config: LowshotConfig, model: str | Path, quiet: bool) -> Result:
+    """Evaluate what a backbone makes of few images."""
+    learn, test, notes = open_both(config)
+    return _about_classes(lowshot(config, model, learn, test, quiet=quiet), learn, test, notes)
+
+
 def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
     """Evaluate what frozen networks say of images."""
     alone = isinstance(config, KnnConfig) and config.leave_one_out
@@ -97,6 +105,6 @@ def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[
 
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
-    {"finetune": _finetune, "knn": _probe, "layers": _probe, "linear": _probe}
+    {"finetune": _finetune, "knn": _probe, "layers": _probe, "linear": _probe, "lowshot": _lowshot}
 )
 """What does each evaluation of `EVALUATION_CONFIGS`: configuration, model, quiet -> result."""
