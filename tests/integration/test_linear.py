@@ -1,5 +1,6 @@
 """Linear probes of tiny networks: what trains, what chooses, what is reported."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -198,3 +200,51 @@ def test_linear_leaves_unreadable_images_out_too(model: Path, broken: Path) -> N
     for augment in (False, True):
         (found,) = linear(model, broken, max_unreadable=20, augment=augment, epochs=1).rows
         assert 0 <= found["top1"] <= found["top5"] <= 100
+
+
+def test_of_several_features_the_best_on_what_is_held_out_is_reported(
+    model: Path, data: Path
+) -> None:
+    """Trained in one pass, each is what it would be alone."""
+    alone = {
+        (blocks, pooling): linear(model, data, blocks=(blocks,), pooling=(pooling,)).rows[0]
+        for blocks in (4, 1)
+        for pooling in ("view", "both")
+    }
+    (found,) = linear(model, data, blocks=(4, 1), pooling=("view", "both")).rows
+    best = max(alone, key=lambda choice: float(alone[choice]["held-out top1"]))
+    assert found == alone[best] and (found["blocks"], found["pooling"]) == best
+    assert len({str(sorted(row.items())) for row in alone.values()}) == 4
+    (streamed,) = linear(model, data, blocks=(4, 1), pooling=("view", "both"), augment=True).rows
+    assert 0 <= streamed["top1"] <= 100
+
+
+def test_regression_is_chosen_on_what_is_held_out_and_fitted_to_all(
+    model: Path, data: Path
+) -> None:
+    """As scikit-learn does it, by the strength that was found."""
+    result = linear(model, data, solver="lbfgs", blocks=(2,))
+    (found,) = result.rows
+    assert list(found)[-2:] == ["strength", "held-out top1"] and result.facts["solver"] == "lbfgs"
+    source, backbone = FolderSource(data), load_backbone(model)
+    kept, held = hold_out(source, 0.25)
+    test = source.validation()
+    assert test is not None
+
+    def score(learn: Source, seen: Source, strength: float) -> float:
+        (x, y), (rows, target) = describe(backbone, learn), describe(backbone, seen)
+        other = LogisticRegression(C=strength, max_iter=1000)
+        other.fit(x.double().numpy(), y.numpy())
+        return 100 * float(other.score(rows.double().numpy(), target.numpy()))
+
+    strength = 10 ** (round(8 * math.log10(float(found["strength"]))) / 8)
+    assert found["held-out top1"] == pytest.approx(score(kept, held, strength))
+    assert found["held-out top1"] >= max(score(kept, held, 10.0**p) for p in (-6, -2, 0, 2))
+    assert found["top1"] == pytest.approx(score(source, test, strength))
+
+
+def test_a_strength_at_the_edge_is_noted(model: Path, colored: Path) -> None:
+    result = linear(model, colored, solver="lbfgs")
+    assert result.rows[0]["top1"] == 100.0
+    words = "color, trained: the best strength 1e-06 is at the edge of what is tried."
+    assert (words in result.notes) == (result.rows[0]["strength"] == "1e-06")

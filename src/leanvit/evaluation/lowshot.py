@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from leanvit.config.duration import Duration
 from leanvit.config.evaluation import ClassesConfig, FinetuneConfig, LowshotConfig
@@ -27,6 +26,7 @@ from leanvit.evaluation.features import Described, describe_network
 from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import Seen, prepare, protocols_of
 from leanvit.evaluation.knn import Bank, accuracy_of, knn_accuracy
+from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.logistic import fit_logistic, sweep_logistic
 from leanvit.evaluation.probing import probe_batch, stored_batches, train_probes
 from leanvit.evaluation.result import Result, headline
@@ -34,7 +34,6 @@ from leanvit.evaluation.scores import top1
 
 STRENGTH = 1.0
 """Of a regression where there are too few images to choose one."""
-Labelled = tuple[Tensor, Tensor]
 Found = dict[str, Any]
 """What one draw gave one network: shots, repeat, protocol, features, images, top1, chosen."""
 
@@ -188,7 +187,7 @@ def _by_sgd(
     fit, choose, whole = parts
     rate = config.rates[len(config.rates) // 2]
 
-    def trained(images: Described, rates: Sequence[float]) -> Tensor | Any:
+    def trained(images: Described, rates: Sequence[float]) -> LinearProbe:
         own = replace(images, rows={way: images.rows[way]})
         asked, count = replace(config, rates=tuple(rates)), len(images.target)
         batches = stored_batches(asked, own, count, probe_batch(asked, count))
@@ -224,11 +223,16 @@ def _tuned(
 ) -> tuple[list[Found], dict[str, Any]]:
     """Return what all weights make of each draw, and facts."""
     common = {field.name: getattr(config, field.name) for field in fields(ClassesConfig)}
-    options = {"recipe": config.recipe, "duration": config.duration, "every": Duration(100, "%")}
     found: list[Found] = []
     facts: Mapping[str, Any] = {}
     for one in draws:
-        tuning = FinetuneConfig(**common, **options, seeds=(config.seed + one.repeat,))
+        tuning = FinetuneConfig(
+            **common,
+            recipe=config.recipe,
+            duration=config.duration,
+            every=Duration(100, "%"),
+            seeds=(config.seed + one.repeat,),
+        )
         result = finetune(tuning, model, Subset(learn, one.images.tolist()), test, quiet=quiet)
         facts = result.facts
         found += [
