@@ -120,12 +120,12 @@ def write(lines: list[str]) -> None:
     TABLE.write_text(
         f"# Evaluations of frozen features on CIFAR-10: top-1 accuracy in percent\n\n"
         f"`benchmarks/evaluation_cifar10.py`, {date}, revision {commit()}, torch "
-        f"{torch.__version__}, scikit-learn {sklearn.__version__}, one thread of {cores} cores. A ViT of 1.2 M "
-        f"parameters, patches of 4 pixels, before and after 700 steps of MAE (64 images each, of "
-        f"all 50,000 without their classes). Every evaluation learns from {10 * LEARN:,} images "
-        f"and is tested on {10 * TEST:,} others, but for leave-one-out. Low-shot: mean and "
-        f"standard deviation of five draws. *Chosen* is for the trained network; seconds are for "
-        f"both, with other programs running.\n\n"
+        f"{torch.__version__}, scikit-learn {sklearn.__version__}, one thread of {cores} cores. A "
+        f"ViT of 1.2 M parameters, patches of 4 pixels, before and after 700 steps of MAE (64 "
+        f"images each, of all 50,000 without their classes). Every evaluation learns from "
+        f"{10 * LEARN:,} images and is tested on {10 * TEST:,} others, but for leave-one-out. "
+        f"Low-shot: mean and standard deviation of five draws. *Chosen* is for the trained "
+        f"network; seconds are for both, with other programs running.\n\n"
         f"| evaluation | untrained | trained | chosen | seconds |\n|---|---|---|---|---|\n"
         + "\n".join(lines)
         + "\n"
