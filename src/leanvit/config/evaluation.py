@@ -232,7 +232,43 @@ class FinetuneConfig(ClassesConfig):
             raise ValueError("resume continues a training in a folder; name it: --out FOLDER.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig(EvaluationConfig):
+    """Transfer to 24 data sets, each by its own metric, beside the figures of EsViT's paper."""
+
+    sets: tuple[str, ...] = ()
+    """Data sets by name (docs/transfer.md); none for all that lie below the folder `data`."""
+    probe: Literal["logistic", "elevater", "finetune"] = "logistic"
+    """CLIP's logistic regression, ELEVATER's linear layer, or training of all weights."""
+    rates: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    """Learning rates that elevater tries, each with its own search for the weight decay."""
+    trial_epochs: int = 10
+    """Passes of elevater over the images to learn from, for each choice that is tried."""
+    epochs: int = 50
+    """Passes of elevater over all images to learn from, with what was chosen."""
+    duration: Duration | Auto = "auto"
+    """Length of a fine-tuning; auto: the recipe's."""
+    lr: tuple[float, ...] = ()
+    """Learning rates that finetune chooses from, for 256 images in a step; none: the recipe's."""
+    seed: int = 0
+    """Seed of the order, of a new layer's weights and of fine-tuning's crops."""
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "trial_epochs", "epochs")
+        require(self, POSITIVE, "rates", "lr")
+        require(self, NOT_NEGATIVE, "seed")
+        if not self.rates:
+            raise ValueError("rates is (); expected at least one learning rate.")
+
+
 EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
-    {"finetune": FinetuneConfig, "knn": KnnConfig, "layers": LayersConfig, "linear": LinearConfig}
+    {
+        "finetune": FinetuneConfig,
+        "knn": KnnConfig,
+        "layers": LayersConfig,
+        "linear": LinearConfig,
+        "transfer": TransferConfig,
+    }
 )
 """Every evaluation and its options."""
