@@ -34,6 +34,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
+  leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures

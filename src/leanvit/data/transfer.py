@@ -332,7 +332,7 @@ def _require_every_class(entry: TransferSet, parts: Parts) -> None:
     learn = [labels_of(part) for part in (parts.train, parts.val) if part is not None]
     if not all(map(len, (*learn, labels_of(parts.test)))):
         raise ValueError(f"A part of {entry.name} holds no image.")
-    images = sum(_images_of_each(part, len(classes)) for part in learn)
+    images = np.sum([_images_of_each(part, len(classes)) for part in learn], axis=0)
     for name, count in zip(classes, images, strict=True):
         if not count:
             raise ValueError(f"Class {name!r} of {entry.name} has no image to learn from.")

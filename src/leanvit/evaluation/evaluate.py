@@ -33,6 +33,7 @@ from leanvit.evaluation.models import before_training
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
 from leanvit.evaluation.result import Result
+from leanvit.evaluation.transfer import transfer_result
 
 
 def evaluate(
@@ -134,6 +135,12 @@ def _knn(
 
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
-    {"finetune": _finetune, "knn": _probe, "layers": _probe, "linear": _probe}
+    {
+        "finetune": _finetune,
+        "knn": _probe,
+        "layers": _probe,
+        "linear": _probe,
+        "transfer": transfer_result,
+    }
 )
 """What does each evaluation of `EVALUATION_CONFIGS`: configuration, model, quiet -> result."""

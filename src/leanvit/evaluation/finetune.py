@@ -36,7 +36,7 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source
 from leanvit.evaluation.adapting import fit_to_tune, keep_first
-from leanvit.evaluation.features import describe_classes
+from leanvit.evaluation.features import Described, describe_classes
 from leanvit.evaluation.inputs import Seen, require_readable, see
 from leanvit.evaluation.result import Result
 from leanvit.evaluation.tuned import Folder
@@ -223,6 +223,8 @@ class Training:
         self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)
         self.curve: list[dict[str, float]] = []
         self.minutes = 0.0
+        self.told: Described | None = None
+        """The scores [N, C] of the images to test on, when they were last looked at."""
 
     def run(self) -> None:
         """Train to the end, from the newest checkpoint where the folder has one to continue."""
@@ -249,6 +251,7 @@ class Training:
         }
         with evaluating(self.method):
             found = self.seen.describe(self.test, "images to test on", ways)
+        self.told = found
         accuracies = {
             f"{top}{name and f'/{name}'}": accuracy
             for name, logits in found.rows.items()

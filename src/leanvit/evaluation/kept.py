@@ -30,7 +30,7 @@ class Kept:
 
     def __init__(self, reading: str, ways: Mapping[str, Description]) -> None:
         """reading: how images are read and what computes, in words."""
-        facts = (_code(), *(f"{name} {version(name)}" for name in LIBRARIES), reading)
+        facts = (code_digest(), *(f"{name} {version(name)}" for name in LIBRARIES), reading)
         keys = {name: way.key() for name, way in ways.items()}
         self._words = {name: (*facts, key) for name, key in keys.items()}
         self.whole = all(keys.values())
@@ -82,7 +82,7 @@ def _marks(source: Source, part: range) -> bytes:
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Return a digest of leanvit itself: other code may compute other features."""
     found = hashlib.sha256()
     root = Path(__file__).parents[1]
