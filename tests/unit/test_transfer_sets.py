@@ -154,7 +154,9 @@ def test_what_is_said_of_torchvision_can_be_called() -> None:
 def test_any_set_of_single_classes_may_lie_in_folders(tmp_path: Path) -> None:
     entry = TRANSFER_SETS["CIFAR10"]
     write_classes(tmp_path / "cifar10" / "train", cat=3, dog=2)
-    with pytest.raises(ValueError, match=r"CIFAR10 is there in part: .* no cifar10/test; the whole"):
+    with pytest.raises(
+        ValueError, match=r"CIFAR10 is there in part: .* no cifar10/test; the whole"
+    ):
         open_set(entry, tmp_path)
     write_classes(tmp_path / "cifar10" / "test", dog=2)
     parts = open_set(entry, tmp_path)

@@ -214,6 +214,8 @@ class Training:
     learn: Source
     test: Source
     folder: Folder
+    once: bool = False
+    """Whether the images to test on are looked at when all is done and not before."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -244,6 +246,8 @@ class Training:
 
     def look(self) -> dict[str, float]:
         """Return the accuracy on the images to test on, as the curve goes on."""
+        if self.once and self.state.step < self.state.run:
+            return {}
         classifiers = self.method.classifiers()
         ways = {
             name: describe_classes(backbone, head.scores)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
-from leanvit.config import Duration, to_dict
+from leanvit.config import to_dict
 from leanvit.config.evaluation import FinetuneConfig, TransferConfig
 from leanvit.core import kept, random
 from leanvit.core.distributed import rank
@@ -226,14 +226,14 @@ def _tune(task: Task, rate: float | None, learn: Source, test: Source) -> tuple[
         device=asked.device,
         lr="auto" if rate is None else rate,
         seeds=(asked.seed,),
-        every=Duration(100, "%"),  # the images to test on are looked at when all is done
     )
     config = settle(config, len(learn))
     assert config.drop_path != "auto"
     weights = fit_to_tune(open_weights(task.model), drop_path=config.drop_path)
     run = run_config(config, task.seen, weights, learn, asked.seed)
     folder = Folder("", False, run, str(task.model), "auto", learn)
-    training = Training(task.seen, run, start(run, weights.state), learn, test, folder)
+    method = start(run, weights.state)
+    training = Training(task.seen, run, method, learn, test, folder, once=True)
     training.run()
     assert training.told is not None
     return training.told.rows[""], training.told.target

@@ -81,7 +81,9 @@ def transfer_result(config: TransferConfig, model: str | Path, quiet: bool) -> R
             say(f"{entry.name}: {entry.metric} {outcome.score:.1f} ({outcome.chosen}).")
     if not rows:
         raise ValueError("No data set has a figure. " + " ".join(notes))
-    return Result("transfer", {"probe": config.probe}, [*rows, *totals(rows)], notes)
+    return Result(
+        "transfer", {"probe": config.probe, "sets": len(rows)}, [*rows, *totals(rows)], notes
+    )
 
 
 def _opened(entry: TransferSet, root: Path) -> Parts | None:
