@@ -199,7 +199,7 @@ def gtsrb(root: Path, greys: Greys) -> Held:
 def hateful_memes(root: Path, greys: Greys) -> Held:
     folder, held = root / "hateful_memes", Held()
     for number, (file, part) in enumerate({"train": "train", "dev": "test"}.items()):
-        lines = []
+        lines = list[str]()
         held[part] = []
         for label in (0, 1, 1, 0):
             each = f"{number}{len(lines):04}"
@@ -396,7 +396,7 @@ def inaturalist(root: Path, greys: Greys) -> Held:
     for first, (file, part) in zip(
         (10, 90), {"train": "train", "val": "test"}.items(), strict=True
     ):
-        images, annotations = [], []
+        images, annotations = list[dict[str, object]](), list[dict[str, object]]()
         held[part] = []
         for number, target in enumerate((2, 0, 1, 2)):
             path = f"train_val2018/Plantae/{target}/{first + number}.jpg"

@@ -432,7 +432,7 @@ def test_what_was_interrupted_goes_on_where_it_was(
         transfer(model, suite, **options)
     result = transfer(model, suite, **options)
     assert judged == ["CIFAR10", "HatefulMemes", "HatefulMemes"]
-    assert result.rows == transfer(model, suite, **FAST | {"sets": options["sets"]}).rows
+    assert result.rows == transfer(model, suite, sets=options["sets"]).rows
 
 
 # Several processes
