@@ -203,6 +203,12 @@ def test_a_set_that_fails_is_named_and_the_others_go_on(
     assert list(ours(allowed)) == ["CIFAR10", "DTD"]
 
 
+def test_a_damaged_network_says_nothing_of_any_set(suite: Path, tmp_path: Path) -> None:
+    model = write_network(tmp_path / "model.safetensors", norm=2e38)
+    with pytest.raises(ValueError, match=r"CIFAR10 failed: features: the features of .* finite"):
+        transfer(model, suite, sets=("CIFAR10",))
+
+
 def test_a_fine_tuning_that_diverges_fails_by_itself(
     model: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,7 +263,7 @@ def _marks(task: Task) -> bytes:
     for source in task.sources.values():
         try:
             marks = hashlib.sha256(b"".join(mark(source[i].image) for i in range(len(source))))
-        except OSError:
+        except (OSError, ValueError, SyntaxError):  # what Pillow raises, too
             return b""
         found += marks.digest() + source.fingerprint().encode() + source.targets.tobytes()
     return found
