@@ -73,10 +73,10 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
     ):
         assert line in said
     odd = replace(report.unreadable[0], name="line\nbreak\udcff", error="OSError: gone")
-    assert str(replace(report, unreadable=[odd])).splitlines()[9] == (
+    assert str(replace(report, unreadable=[odd])).splitlines()[10] == (
         "unreadable   'line\\nbreak\\udcff': OSError: gone"
     )
-    heads = "images source short classes memory speed epoch whole views unreadable problem"
+    heads = "images source short classes memory speed epoch whole rate views unreadable problem"
     assert " ".join(line.split()[0] for line in said) == heads
     assert "for 200 steps" in said[7]
 

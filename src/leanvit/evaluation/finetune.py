@@ -178,7 +178,18 @@ def run_config(
     run = compose(run, optimizer=config.optimizer, options=options)
     if config.optimizer == "sgd":
         run = compose(run, options={"optim.nesterov": True})
-    return resolve(run, gather_facts(learn)).config
+    try:
+        return resolve(run, gather_facts(learn)).config
+    except ValueError as error:
+        raise ValueError(_in_own_words(str(error))) from error
+
+
+def _in_own_words(text: str) -> str:
+    """Return what is said of a run's options with the names that fine-tuning has for them."""
+    for name, places in OPTIONS.items():
+        for place in places:
+            text = text.replace(place, name)
+    return text
 
 
 def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:
