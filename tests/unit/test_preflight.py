@@ -43,6 +43,14 @@ def checked(data: Path | str, out: Path, recipe: RunConfig | None = None, **opti
     return leanvit.check(recipe or config(), out=out, data=str(data), options=named, quiet=True)
 
 
+def test_a_report_says_where_the_learning_rate_comes_from(images: Path, tmp_path: Path) -> None:
+    given = {"optim__lr__peak": 0.256, "optim__lr__end": 0.0}
+    report = checked(images, tmp_path / "check", **given, optim__lr_rule="linear")
+    assert report.learning_rate == "0.004 (0.256 at 256 images, linear rule, batch 4)"
+    plain = checked(images, tmp_path / "plain", **given, optim__lr_rule="none")
+    assert plain.learning_rate == "0.256"
+
+
 def test_a_report_counts_what_is_there(images: Path, tmp_path: Path) -> None:
     Image.new("RGB", (300, 90)).save(images / "dogs" / "wide.png")
     out = tmp_path / "check"
