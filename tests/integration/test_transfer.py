@@ -146,6 +146,8 @@ def test_the_last_rows_are_of_the_same_sets_in_every_column(model: Path, suite: 
     assert average["ours"] == pytest.approx((first["ours"] + second["ours"]) / 2)
     assert average["supervised Swin-T"] == pytest.approx((94.0 + 51.2) / 2)
     assert wins["ours"] == sum(row["ours"] > row["supervised Swin-T"] for row in (first, second))
+    title = "transfer by logistic, mean of 2 sets"
+    assert result.headline == {title: pytest.approx(average["ours"])}
     assert wins["supervised Swin-T"] is None and wins["EsViT Swin-S"] == 2
     assert all(row.keys() == first.keys() for row in result.rows)
     assert "-" in result.lines()[-1].split()

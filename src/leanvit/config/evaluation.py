@@ -262,6 +262,22 @@ class TransferConfig(EvaluationConfig):
             raise ValueError("rates is (); expected at least one learning rate.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """What was found of several backbones, side by side, with their size and their speed."""
+
+    batch: int = 16
+    """Images at a time while the speed is measured."""
+    rounds: int = 5
+    """How often every backbone is timed, in turns; 0 for no speed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the speed is measured."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batch")
+        require(self, NOT_NEGATIVE, "rounds")
+
+
 EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
     {
         "finetune": FinetuneConfig,

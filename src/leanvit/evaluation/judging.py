@@ -274,7 +274,7 @@ def _kept(place: Path | None) -> Outcome | None:
     arrays = None if place is None else kept.load(place)
     if place is None or arrays is None:
         return None
-    place.touch()
+    kept.touch(place)
     facts = json.loads(arrays[0].tobytes())
     return Outcome(facts["score"], facts["chosen"], tuple(facts["notes"]))
 
