@@ -451,8 +451,9 @@ def test_two_processes_find_what_one_does(
     probe: str, model: Path, suite: Path, tmp_path: Path
 ) -> None:
     words = ["evaluate", "transfer", str(model), "--data", str(suite), "--json", "--probe", probe]
-    words += "--device cpu --workers 0 --batch 4 --rates 0.1 --epochs 1 --trial-epochs 1".split()
-    words += ["--keep-features", "false", "--sets", *FOUR[2:]]
+    words += ["--device", "cpu", "--workers", "0", "--batch", "4", "--rates", "0.1"]
+    words += ["--epochs", "1", "--trial-epochs", "1", "--keep-features", "false"]
+    words += ["--sets", *FOUR[2:]]
     first, second = by_hand(tmp_path / "two", words, numbered(2))
     assert first.code == second.code == 0, first.error + second.error
     (one,) = by_hand(tmp_path / "one", words, [{}])

@@ -81,9 +81,10 @@ def transfer_result(config: TransferConfig, model: str | Path, quiet: bool) -> R
             say(f"{entry.name}: {entry.metric} {outcome.score:.1f} ({outcome.chosen}).")
     if not rows:
         raise ValueError("No data set has a figure. " + " ".join(notes))
-    return Result(
-        "transfer", {"probe": config.probe, "sets": len(rows)}, [*rows, *totals(rows)], notes
-    )
+    what = rows[0]["set"] if len(rows) == 1 else f"mean of {len(rows)} sets"
+    average = {f"transfer by {config.probe}, {what}": mean(row["ours"] for row in rows)}
+    facts = {"probe": config.probe, "sets": len(rows)}
+    return Result("transfer", facts, [*rows, *totals(rows)], notes, headline=average)
 
 
 def _opened(entry: TransferSet, root: Path) -> Parts | None:
