@@ -151,7 +151,7 @@ def test_other_code_describes_anew(
 ) -> None:
     evaluate(model, own)
     looked.clear()
-    monkeypatch.setattr("leanvit.evaluation.kept._code", lambda: "another")
+    monkeypatch.setattr("leanvit.evaluation.kept.code_digest", lambda: "another")
     evaluate(model, own)
     assert sum(looked) == 45 + 18
 

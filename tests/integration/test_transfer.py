@@ -414,6 +414,10 @@ def test_another_image_or_network_is_another_figure(
     transfer(model, tmp_path, **options)
     refuse(monkeypatch)
     transfer(model, tmp_path, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "code_digest", lambda: "other code")
+        with pytest.raises(AssertionError, match="nothing is to be trained"):
+            transfer(model, tmp_path, **options)
     other = write_network(tmp_path / "other.safetensors", norm=2.0)
     with pytest.raises(AssertionError, match="nothing is to be trained"):
         transfer(other, tmp_path, **options)
