@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from leanvit.config.evaluation import ClassesConfig, EvaluationConfig, ImagesCon
 from leanvit.core.console import track, warn
 from leanvit.core.distributed import all_lists, rank, world_size
 from leanvit.data.batch import Unreadable
-from leanvit.data.images import in_batches, load_images, usual_crop
+from leanvit.data.images import Change, in_batches, load_images, usual_crop
 from leanvit.data.sources import (
     SAMPLE,
     Source,
@@ -41,6 +41,12 @@ class Seen:
     workers: int
     keeps: bool
     quiet: bool
+    change: Change | None = None
+    """What is made of each image before it is described."""
+
+    def changing(self, change: Change) -> "Seen":
+        """Return the same way of seeing what a change makes of the images."""
+        return replace(self, change=change)
 
     def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
         """Describe all images of a source; every process has the rows of all of them.
@@ -76,7 +82,12 @@ class Seen:
         known = {part: kept.find(source, part) if kept else None for part in parts}
         todo = [one for part in parts if known[part] is None for one in in_batches(part, batch)]
         images = load_images(
-            source, size=self.size, crop=self.crop, workers=self.workers, batch=todo
+            source,
+            size=self.size,
+            crop=self.crop,
+            workers=self.workers,
+            batch=todo,
+            change=self.change,
         )
         bad: list[Unreadable] = []
         with closing(track(images, text, len(todo), quiet=self.quiet or not todo)) as coming:
@@ -105,7 +116,8 @@ class Seen:
 
     def _reading(self) -> str:
         """Return how images are read and where they are described, in words."""
-        return f"{self.size} {self.crop} {self.config.batch} {self.device.type}"
+        change = self.change.key if self.change else ""
+        return f"{self.size} {self.crop} {self.config.batch} {self.device.type} {change}"
 
 
 def require_finite(found: Described, source: Source) -> None:
