@@ -29,9 +29,7 @@ OWN_SEEDS = ("impulse_noise", "glass_blur")
 def require_corruptions() -> None:
     """Raise ValueError unless the package of the corruptions can be used."""
     if why := missing("imagecorruptions"):
-        raise ValueError(
-            f"evaluate robust needs corruptions: {why}: pip install 'leanvit[robust]'."
-        )
+        raise ValueError(f"evaluate robust corrupts images: {why}: pip install 'leanvit[robust]'.")
 
 
 @dataclass(frozen=True, slots=True)

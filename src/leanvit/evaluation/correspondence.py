@@ -58,7 +58,7 @@ def correspondence_result(config: CorrespondenceConfig, model: str | Path, quiet
     for name, values in found.rows.items():
         means = values.double().mean(0).tolist()
         rows.append({"network": name, **dict(zip(COLUMNS, means, strict=True))})
-    few = f"A view has {h * w} regions, fewer than {config.pairs} pairs (pairs), so all of them count."
+    few = f"A view has {h * w} regions, fewer than {config.pairs} (pairs), so all of them count."
     facts = {
         "images": len(found.index),
         "image_size": seen.size,
