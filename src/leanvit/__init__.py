@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from leanvit.analysis.comparison import compare
     from leanvit.backbones.catalogue import list_backbones
     from leanvit.backbones.sizes import describe_backbones
     from leanvit.evaluation.embedding import embed
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "check": "leanvit.preflight",
+    "compare": "leanvit.analysis.comparison",
     "convert": "leanvit.weights.converting",
     "describe_backbones": "leanvit.backbones.sizes",
     "embed": "leanvit.evaluation.embedding",
@@ -33,6 +35,7 @@ _PUBLIC = {
 
 __all__ = [
     "check",
+    "compare",
     "convert",
     "describe_backbones",
     "embed",

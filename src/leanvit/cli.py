@@ -15,6 +15,7 @@ from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FEATURE_FILES,
+    CompareConfig,
     EmbedConfig,
     EvaluationConfig,
 )
@@ -34,6 +35,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
+  leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
@@ -230,9 +232,12 @@ def evaluate(arguments: list[str]) -> int:
         print("usage: leanvit evaluate NAME MODEL --data SOURCE [options]\n\nNAME is one of:")
         for name, kind in EVALUATION_CONFIGS.items():
             print(f"  {name:8} {kind.__doc__}")
+        print(f"  compare  {CompareConfig.__doc__}")
         print("\n`leanvit evaluate NAME --help` lists the options.")
         return 0
     name = arguments[0]
+    if name == "compare":
+        return compare(arguments[1:])
     config = look_up("evaluation", name, EVALUATION_CONFIGS)()
     found = _model_request(f"evaluate {name}", config, arguments[1:])
     if found is None:
@@ -245,6 +250,36 @@ def evaluate(arguments: list[str]) -> int:
     if rank():
         return 0  # the first process speaks for all
     print(json.dumps(result.to_dict(), indent=2) if names.json else result)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """`leanvit evaluate compare`: one table of several backbones, and a picture."""
+    config = CompareConfig()
+    parser = Parser(
+        prog="leanvit evaluate compare",
+        usage="leanvit evaluate compare MODEL [MODEL ...] [--out FOLDER] [options]",
+        description=f"{config.__doc__} MODEL is the folder of a run that was evaluated, or any "
+        "other whose results are in the file --results.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--out", default="", help="folder for the picture efficiency.png")
+    parser.add_argument("--results", default="", help="file of results of models without a folder")
+    _add_common(parser)
+    names, rest = parser.parse_known_args(arguments)
+    if names.help:
+        add_options(parser, config)
+        print(parser.format_help())
+        return 0
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if not count:
+        raise ValueError("Name the models to compare first: folders of runs.")
+    options = parse_options(config, rest[count:], ("out", "results", "json"))
+    from leanvit.analysis.comparison import compare as run
+
+    found = run(rest[:count], out=names.out, results=names.results, options=options)
+    print(json.dumps(found.to_dict(), indent=2) if names.json else found)
     return 0
 
 

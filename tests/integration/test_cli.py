@@ -96,8 +96,8 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "__version__ check convert describe_backbones embed evaluate list_backbones load_backbone "
-        "pretrain replay"
+        "__version__ check compare convert describe_backbones embed evaluate list_backbones "
+        "load_backbone pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 

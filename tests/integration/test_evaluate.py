@@ -388,6 +388,7 @@ def test_a_result_is_a_table_and_plain_values() -> None:
         "rows": rows,
         "notes": ["A note."],
         "config": {},
+        "headline": {},
     }
 
 

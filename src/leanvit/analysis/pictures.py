@@ -87,7 +87,7 @@ def loss_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         axes = _panel(figure.add_subplot(grid[row + bool(losses), column]), title, steps)
         _draw(axes, {"": curve}, from_zero=True)  # to see how far a collapse is, which is at 0
     figure.supxlabel("step", fontsize=9, color=FAINT)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Curve]:
@@ -377,7 +377,7 @@ def matched_regions(
         _lines_by_truth(axes, lines, correct.bool().cpu().numpy())
     else:
         _lines_by_similarity(axes, lines, similarity)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _check_matches(
@@ -469,7 +469,7 @@ def _lines(
         axes.plot(x, y, "o", color=color, markersize=6, markeredgecolor="white", zorder=above + 1)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure, no more than there is of it, and without the name of its maker."""
     with Replacing(path) as beside:
         figure.savefig(

@@ -295,6 +295,22 @@ class RobustConfig(LinearProbeConfig):
             raise ValueError(f"severities is {self.severities}; expected some of 1, 2, 3, 4, 5.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """What was found of several backbones, side by side, with their size and their speed."""
+
+    batch: int = 16
+    """Images at a time while the speed is measured."""
+    rounds: int = 5
+    """How often every backbone is timed, in turns; 0 for no speed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the speed is measured."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batch")
+        require(self, NOT_NEGATIVE, "rounds")
+
+
 EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
     {
         "correspondence": CorrespondenceConfig,

@@ -24,7 +24,7 @@ from leanvit.data.views import UNITS, View, plan
 from leanvit.evaluation.features import Description, describe_grid, digest
 from leanvit.evaluation.inputs import prepare
 from leanvit.evaluation.models import with_untrained
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.stereo import centers, stereo_result
 from leanvit.kernels.color import recolor
 
@@ -66,7 +66,9 @@ def correspondence_result(config: CorrespondenceConfig, model: str | Path, quiet
         "grid": [h, w],
         "pairs": min(config.pairs, h * w),
     }
-    return Result("correspondence", facts, rows, [few] if h * w < config.pairs else [])
+    notes = [few] if h * w < config.pairs else []
+    title = headline(rows, "correspondence", "accuracy", of="network")
+    return Result("correspondence", facts, rows, notes, headline=title)
 
 
 def grid_of(backbone: Backbone, size: int) -> tuple[int, int]:

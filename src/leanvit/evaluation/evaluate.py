@@ -33,7 +33,7 @@ from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.robust import robust_result
 
 
@@ -129,7 +129,9 @@ def _knn(
         if max(config.k) <= len(bank.target)
         else [f"There are {len(bank.target)} images to learn from; a larger k means all of them."]
     )
-    return Result("knn", {"temperature": config.temperature}, rows, few)
+    k = 20 if 20 in config.k else config.k[0]
+    title = headline(rows, f"k-NN, k={k}", f"k={k}")
+    return Result("knn", {"temperature": config.temperature}, rows, few, headline=title)
 
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(

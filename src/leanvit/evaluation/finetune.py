@@ -38,7 +38,7 @@ from leanvit.data.sources import Source
 from leanvit.evaluation.adapting import fit_to_tune, keep_first
 from leanvit.evaluation.features import describe_classes
 from leanvit.evaluation.inputs import Seen, require_readable, see
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.tuned import Folder
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.supervised import Supervised
@@ -127,7 +127,8 @@ def finetune(
         "steps": int(run.train.duration.amount),
         "curve": curve,
     }
-    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)])
+    top1 = headline(rows, "fine-tuned", "top1", of="network")
+    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)], headline=top1)
 
 
 def settle(config: FinetuneConfig, images: int) -> FinetuneConfig:
@@ -177,7 +178,18 @@ def run_config(
     run = compose(run, optimizer=config.optimizer, options=options)
     if config.optimizer == "sgd":
         run = compose(run, options={"optim.nesterov": True})
-    return resolve(run, gather_facts(learn)).config
+    try:
+        return resolve(run, gather_facts(learn)).config
+    except ValueError as error:
+        raise ValueError(_in_own_words(str(error))) from error
+
+
+def _in_own_words(text: str) -> str:
+    """Return what is said of a run's options with the names that fine-tuning has for them."""
+    for name, places in OPTIONS.items():
+        for place in places:
+            text = text.replace(place, name)
+    return text
 
 
 def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:

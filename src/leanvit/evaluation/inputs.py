@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 
 from leanvit.backbones.base import Backbone
-from leanvit.config.evaluation import ClassesConfig, EvaluationConfig, ImagesConfig, ProbeConfig
+from leanvit.config.evaluation import (
+    ClassesConfig,
+    CompareConfig,
+    EvaluationConfig,
+    ImagesConfig,
+    ProbeConfig,
+)
 from leanvit.core.console import track, warn
 from leanvit.core.distributed import all_lists, rank, world_size
 from leanvit.data.batch import Unreadable
@@ -172,7 +178,7 @@ def prepare(
     return see(config, first.config.image_size, source, quiet), networks
 
 
-def device_of(config: ImagesConfig) -> torch.device:
+def device_of(config: ImagesConfig | CompareConfig) -> torch.device:
     """Return where the networks run. Raises ValueError for a device that is not there."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:

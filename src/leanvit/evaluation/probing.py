@@ -22,7 +22,7 @@ from leanvit.evaluation.features import Described, Description, describe_network
 from leanvit.evaluation.inputs import Seen, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 
 PROBE_CROP = (0.08, 1.0)
 """Share of the image that the papers' linear probe trains on."""
@@ -59,7 +59,7 @@ def linear(
     probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
     table, notes = choose(config, probes, choosing, testing)
     facts = {"blocks": config.blocks, "epochs": config.epochs, "augment": config.augment}
-    return Result("linear", facts, table, notes)
+    return Result("linear", facts, table, notes, headline=headline(table, "linear", "top1"))
 
 
 def layers(

@@ -26,7 +26,7 @@ def record(result: Result, model: str | Path, place: Path, seconds: float) -> No
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
         "versions": {name: version(name) for name in ("leanvit", "torch")},
-        "step": _step(model),
+        "step": step_of(model),
     }
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def read_results(place: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def _step(model: str | Path) -> int | None:
+def step_of(model: str | Path) -> int | None:
     """Return how many steps a run had been trained for; None if the model is no run."""
     path = Path(model) / FILE
     try:

@@ -19,6 +19,8 @@ class Result:
     """Sentences that a reader of the table should know."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Every option, as it was asked."""
+    headline: Mapping[str, float] = field(default_factory=dict)
+    """The figures that backbones are compared by, in percent, by name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON has them."""
@@ -29,7 +31,7 @@ class Result:
         heads = list(self.rows[0])
         cells = [heads, *([_cell(row[head]) for head in heads] for row in self.rows)]
         widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
-        numeric = [not isinstance(self.rows[0][head], str) for head in heads]
+        numeric = [not all(isinstance(row[head], str) for row in self.rows) for head in heads]
         return [
             "  ".join(
                 cell.rjust(width) if right else cell.ljust(width)
@@ -40,6 +42,21 @@ class Result:
 
     def __str__(self) -> str:
         return "\n".join([*self.lines(), *self.notes])
+
+
+def headline(
+    rows: Sequence[Mapping[str, Any]], title: str, column: str, of: str = "features"
+) -> dict[str, float]:
+    """Return what a table says of the network itself in a column, for each protocol, by name.
+
+    of: the column that names the networks; of several the first counts, which is the teacher.
+    """
+    found: dict[str, float] = {}
+    own = [row for row in rows if row[of].startswith("trained")]
+    for row in own or [row for row in rows if row[of].startswith("untrained")]:
+        grey = ", grey" if row.get("protocol") == "grey" else ""
+        found.setdefault(f"{title}{grey}", float(row[column]))
+    return found
 
 
 def _cell(value: Any) -> str:

@@ -22,14 +22,16 @@ from leanvit.evaluation.inputs import Seen, open_both, prepare, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.probing import probe_batch, stored_batches, train_probes
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.scores import top1
 from leanvit.methods.class_head import load_head
 from leanvit.weights.file import HEAD_FILE
 
 Told = Callable[[str, Tensor, Tensor], float]
 """Name of a description, rows [N, D] and classes [N] -> accuracy in percent."""
-HEAD = "its own head"
+MEAN = "mean"
+"""The row of all corruptions together."""
+HEAD = "trained, own head"
 """What the row of a fine-tuned network is called that tells classes by itself."""
 
 
@@ -65,7 +67,9 @@ def robust_result(config: RobustConfig, model: str | Path, quiet: bool) -> Resul
     }
     if config.probe == "knn" and config.k > len(learn):
         notes = [*notes, f"There are {len(learn)} images to learn from; a larger k means all."]
-    return Result("robust", facts, rows, notes)
+    means = [row for row in rows if row["corruption"] == MEAN]
+    title = headline(means, "corrupted", "accuracy", of="network")
+    return Result("robust", facts, rows, notes, headline=title)
 
 
 def corrupted(
@@ -87,7 +91,7 @@ def corrupted(
         whole = judge.accuracy(clean.rows[name], clean.target)
         table: dict[str, Sequence[float | None]] = {
             "clean": [whole, *(None for _ in config.severities)],
-            "mean": [float(levels.mean()), *levels.mean(0).tolist()],
+            MEAN: [float(levels.mean()), *levels.mean(0).tolist()],
         }
         table |= {each: [sum(of) / len(of), *of] for each, of in found[name].items()}
         heads = ("accuracy", *(f"severity {level}" for level in config.severities))

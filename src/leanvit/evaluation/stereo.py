@@ -22,7 +22,7 @@ from leanvit.data.sample import stereo_pair
 from leanvit.evaluation.features import describe_grid
 from leanvit.evaluation.inputs import device_of
 from leanvit.evaluation.models import open_networks, with_untrained
-from leanvit.evaluation.result import Result
+from leanvit.evaluation.result import Result, headline
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ def stereo_result(config: CorrespondenceConfig, model: str | Path, quiet: bool) 
         "cell": [round(float(side), 2) for side in left.cell],
         "pairs": config.pairs,
     }
-    return Result("correspondence", facts, rows)
+    title = headline(rows, "stereo", "within a cell", of="network")
+    return Result("correspondence", facts, rows, headline=title)
 
 
 def centers(h: int, w: int, size: float) -> Tensor:

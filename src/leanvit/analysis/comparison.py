@@ -1,0 +1,185 @@
+"""`leanvit evaluate compare`: one table of several backbones, and accuracy against speed and size.
+
+The figure is that of EsViT (arXiv 2106.09785, figure 1): a mark for each backbone, accuracy against
+images a second and against parameters.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from leanvit.analysis.pictures import BLUE, EDGE, FAINT, INK, RULE, save_figure
+from leanvit.backbones.base import Backbone
+from leanvit.backbones.sizes import backbone_size
+from leanvit.config import replace_options
+from leanvit.config.evaluation import CompareConfig
+from leanvit.core.console import track
+from leanvit.core.distributed import require_alone
+from leanvit.core.files import require_writable, writing
+from leanvit.evaluation.inputs import device_of
+from leanvit.evaluation.models import open_networks
+from leanvit.evaluation.record import place_of, read_results, step_of
+from leanvit.evaluation.result import Result
+from leanvit.weights.card import last_part
+
+PICTURE = "efficiency.png"
+NONE = "-"
+"""What stands where nothing was found."""
+Figures = Mapping[tuple[str, str], float]
+"""By what was found and on which data."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A backbone and what is known of it."""
+
+    name: str
+    parameters: float
+    """Millions."""
+    figures: Figures
+    network: Backbone
+
+
+def compare(
+    models: Sequence[str | Path],
+    *,
+    out: str | Path = "",
+    results: str | Path = "",
+    options: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Put what was found of several backbones side by side; return the table.
+
+    models: folders of runs, or what else `evaluate` takes; out: folder for the picture, none for
+    no picture; results: the file that results of models without a folder were written to; options:
+    fields of `CompareConfig`. Of each evaluation and data set the newest result counts; speed is
+    measured here and now, in turns, without a head, by the median. Raises ValueError if nothing
+    was found of a model.
+    """
+    require_alone("evaluate compare")
+    config = replace_options(CompareConfig(), options or {})
+    if len({str(model) for model in models}) < max(len(models), 1):
+        raise ValueError("Name one model or more, each once.")
+    if out:
+        require_writable(Path(out) / PICTURE)
+    notes: list[str] = []
+    entries = [_entry(model, str(results), config, notes, quiet) for model in models]
+    speed = _speeds(entries, config, quiet) if config.rounds else {}
+    columns = list(dict.fromkeys(key for entry in entries for key in entry.figures))
+    titles = _titles(columns)
+    rows = [
+        {"backbone": entry.name, "M parameters": entry.parameters}
+        | ({"images/s": speed[entry.name]} if speed else {})
+        | {titles[key]: entry.figures.get(key, NONE) for key in columns}
+        for entry in entries
+    ]
+    facts: dict[str, Any] = {"models": [str(model) for model in models]}
+    if speed:
+        facts |= {"batch": config.batch, "device": device_of(config).type}
+    if out:
+        with writing(Path(out)):
+            Path(out).mkdir(parents=True, exist_ok=True)
+            draw_efficiency(rows, Path(out) / PICTURE)
+        facts["picture"] = str(Path(out) / PICTURE)
+    return Result("compare", facts, rows, notes, asdict(config))
+
+
+def _entry(
+    model: str | Path, results: str, config: CompareConfig, notes: list[str], quiet: bool
+) -> _Entry:
+    """Return a backbone with the newest figures of each evaluation and data set."""
+    place = place_of(model, "") or (Path(results) if results else None)
+    if place is None or not place.is_file():
+        where = f"{str(place)!r} is not there" if place else "it is no run: name --results FILE"
+        raise ValueError(
+            f"Nothing was found of {str(model)!r} yet ({where}): evaluate it first, such as by "
+            f"leanvit evaluate knn."
+        )
+    own = [entry for entry in read_results(place) if entry["facts"].get("model") == str(model)]
+    if place_of(model, ""):  # whatever the folder was called then
+        own = list(read_results(place))
+    step, figures = step_of(model), dict[tuple[str, str], float]()
+    for entry in own:
+        if entry.get("step") != step:
+            notes.append(
+                f"{model}: {entry['name']} was measured at step {entry.get('step')}, and the "
+                f"backbone is that of step {step} now; left out."
+            )
+            continue
+        data = last_part(str(entry["facts"].get("data", "")))
+        figures |= {(title, data): value for title, value in entry.get("headline", {}).items()}
+    if not figures:
+        raise ValueError(f"{str(place)!r} holds no figure of {str(model)!r}: evaluate it first.")
+    network = next(iter(open_networks(model, device_of(config), quiet).values()))
+    return _Entry(str(model), backbone_size(network.config).parameters / 1e6, figures, network)
+
+
+def _titles(columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Return the head of each column: with the data where there are several of a kind."""
+    kinds = [kind for kind, _ in columns]
+    return {
+        (kind, data): f"{kind} ({data})" if kinds.count(kind) > 1 else kind
+        for kind, data in columns
+    }
+
+
+@torch.inference_mode()
+def _speeds(entries: Sequence[_Entry], config: CompareConfig, quiet: bool) -> dict[str, float]:
+    """Return images a second of each backbone, timed in turns after a first time."""
+    device = device_of(config)
+    times: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    images: dict[int, Tensor] = {}
+    for entry in entries:
+        side = entry.network.config.image_size
+        images[side] = torch.zeros(config.batch, 3, side, side, device=device)
+    turns = [entry for _ in range(config.rounds + 1) for entry in entries]
+    for entry in track(turns, "images a second", len(turns), quiet=quiet):
+        began = time.perf_counter()
+        entry.network.features(images[entry.network.config.image_size])
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times[entry.name].append(time.perf_counter() - began)
+    return {name: config.batch / statistics.median(found[1:]) for name, found in times.items()}
+
+
+def draw_efficiency(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw accuracy against images a second, if they were measured, and against parameters.
+
+    A row of panels for each kind of accuracy that two backbones or more have, or the first.
+    """
+    across = [name for name in ("images/s", "M parameters") if name in rows[0]]
+    kinds = [name for name in rows[0] if name not in ("backbone", *across)]
+    shared = [kind for kind in kinds if sum(row[kind] != NONE for row in rows) > 1]
+    shown = shared or kinds[:1]
+    figure = Figure(figsize=(4.6 * len(across), 3.4 * len(shown)), dpi=150, layout="constrained")
+    panels = figure.subplots(len(shown), len(across), squeeze=False)
+    for kind, line in zip(shown, panels, strict=True):
+        for name, axes in zip(across, line, strict=True):
+            there = [row for row in rows if row[kind] != NONE]
+            axes.scatter([row[name] for row in there], [row[kind] for row in there], color=BLUE)
+            for row in there:
+                axes.annotate(
+                    last_part(row["backbone"]),
+                    (row[name], row[kind]),
+                    xytext=(5, 4),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=INK,
+                )
+            axes.set_xscale("log")
+            axes.margins(0.25)
+            axes.set_xlabel(name, color=FAINT)
+            axes.set_ylabel(f"{kind} (%)", color=FAINT)
+            axes.grid(color=RULE, which="both")
+            axes.set_axisbelow(True)
+            axes.tick_params(colors=FAINT, which="both", labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color(EDGE)
+    save_figure(figure, path)
