@@ -55,7 +55,7 @@ def robust_result(config: RobustConfig, model: str | Path, quiet: bool) -> Resul
             f"{seen.size}; ask for more (image_size)."
         )
     shown = with_untrained(networks, model) if config.baselines else networks
-    judges = {**_own_head(model, networks, learn), **_probes(config, seen, shown, learn)}
+    judges = {**_probes(config, seen, shown, learn), **_own_head(model, networks, learn)}
     rows = corrupted(config, seen, judges, test)
     facts = {
         "classes": len(learn.classes),
@@ -68,7 +68,7 @@ def robust_result(config: RobustConfig, model: str | Path, quiet: bool) -> Resul
     if config.probe == "knn" and config.k > len(learn):
         notes = [*notes, f"There are {len(learn)} images to learn from; a larger k means all."]
     means = [row for row in rows if row["corruption"] == MEAN]
-    title = headline(means, "corrupted", "accuracy", of="network")
+    title = headline(means, f"corrupted, {config.probe}", "accuracy", of="network")
     return Result("robust", facts, rows, notes, headline=title)
 
 
@@ -148,9 +148,13 @@ def _linear(
     batches = stored_batches(config, stored, len(kept), probe_batch(config, len(kept)))
     probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
 
+    chosen = {
+        name: int(probe.accuracy(choosing.rows[name], choosing.target)[:, 0].argmax())
+        for name, probe in probes.items()
+    }
+
     def told(name: str, rows: Tensor, target: Tensor) -> float:
-        chosen = probes[name].accuracy(choosing.rows[name], choosing.target)[:, 0].argmax()
-        return float(probes[name].accuracy(rows, target)[chosen, 0])
+        return float(probes[name].accuracy(rows, target)[chosen[name], 0])
 
     return told
 
