@@ -54,15 +54,15 @@ def plain_row(model: Path, data: Path, *, trained: bool, seed: int = 0) -> list[
 def test_the_table_is_the_mean_over_images(model: Path, data: Path) -> None:
     result = found(model, data)
     h, w = result.facts["grid"]
-    expected = {
-        "chance": chance(h, w, 32).values(),
+    expected: dict[str, list[Any]] = {
+        "chance": [*chance(h, w, 32).values()],
         "untrained": plain_row(model, data, trained=False),
         "trained": plain_row(model, data, trained=True),
     }
     assert [row["network"] for row in result.rows] == list(expected)
     for row in result.rows:
         assert list(row) == ["network", "accuracy", "distance", "similarity"]
-        assert list(row.values())[1:-1] == pytest.approx([*expected[row["network"]]][:-1], rel=1e-5)
+        assert list(row.values())[1:-1] == pytest.approx(expected[row["network"]][:-1], rel=1e-5)
     assert [row["similarity"] for row in result.rows] == [
         None,
         *(pytest.approx(expected[name][-1], rel=1e-5) for name in ("untrained", "trained")),
@@ -154,7 +154,7 @@ def _in_a_process(model: Path, data: Path) -> tuple[Any, int, Any]:
         shares.append(len(share.index))
         return share
 
-    Seen.describe_share = noted  # type: ignore[method-assign]
+    Seen.describe_share = noted  # type: ignore[method-assign, assignment]
     rows = found(model, data, batch=4).rows
     return rows, sum(shares), corrupted(model, data, batch=4)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import leanvit
 from leanvit.config.evaluation import RobustConfig
@@ -225,17 +226,15 @@ def test_an_option_changes_what_is_found(
     looked: list[Any] = []
     rows_of = robust.corrupted
 
+    def noting(judge: robust.Judge) -> robust.Judge:
+        def accuracy(rows: Tensor, target: Tensor) -> float:
+            looked.append(rows.sum().item())
+            return judge.accuracy(rows, target)
+
+        return robust.Judge(judge.way, accuracy)
+
     def noted(config: Any, seen: Any, judges: Mapping[str, robust.Judge], test: Any) -> Any:
-        told = {
-            name: robust.Judge(
-                judge.way,
-                lambda rows, target, judge=judge: (
-                    looked.append(rows.sum().item()) or judge.accuracy(rows, target)
-                ),
-            )
-            for name, judge in judges.items()
-        }
-        return rows_of(config, seen, told, test)
+        return rows_of(config, seen, {name: noting(judges[name]) for name in judges}, test)
 
     monkeypatch.setattr(robust, "corrupted", noted)
 
