@@ -44,9 +44,9 @@ def checked(data: Path | str, out: Path, recipe: RunConfig | None = None, **opti
 
 
 def test_a_report_says_where_the_learning_rate_comes_from(images: Path, tmp_path: Path) -> None:
-    given = {"optim__lr__peak": 0.256, "optim__lr__end": 0.0}
+    given: dict[str, Any] = {"optim__lr__peak": 0.256, "optim__lr__end": 0.0}
     report = checked(images, tmp_path / "check", **given, optim__lr_rule="linear")
-    assert report.learning_rate == "0.004 (0.256 at 256 images, linear rule, batch 4)"
+    assert report.learning_rate == "0.004 (recipe; 0.256 at 256 images, linear rule, batch 4)"
     plain = checked(images, tmp_path / "plain", **given, optim__lr_rule="none")
     assert plain.learning_rate == "0.256"
 

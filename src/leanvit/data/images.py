@@ -47,6 +47,10 @@ Middle = tuple[Tensor, int, bytes] | Unreadable
 """Pixels, class and mark of an image, or why there are none."""
 
 
+MARK = 32
+"""Bytes of a mark."""
+
+
 def mark(image: bytes | NDArray[np.uint8]) -> bytes:
     """Return a digest of an encoded image or of its pixels."""
     if isinstance(image, bytes):
