@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: BaseException) -> None:
     """Say what went wrong: once, where several processes were started and all would say it."""
+    from leanvit.core.console import warn
     from leanvit.core.launch import launch
 
     text = str(error) or "interrupted"
@@ -106,14 +107,14 @@ def _complain(error: BaseException) -> None:
     except ValueError:  # this may be the error
         here = None
     if here is None or here.world == 1:
-        print(f"leanvit: {text}", file=sys.stderr)
+        warn(text)
         return
     from leanvit.core.distributed import speaking
 
     with speaking(text, of_another=isinstance(error, GoneError)) as mine:
         if mine:
             who = f"rank {here.rank}: " if here.rank else ""
-            print(f"leanvit: {who}{text}", file=sys.stderr, flush=True)
+            warn(f"{who}{text}")
 
 
 def pretrain(arguments: list[str]) -> int:
