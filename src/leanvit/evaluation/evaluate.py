@@ -20,6 +20,7 @@ from leanvit.config.evaluation import (
 from leanvit.core.distributed import joined, rank, require_alone
 from leanvit.core.files import require_writable
 from leanvit.data.sources import Source
+from leanvit.evaluation.correspondence import correspondence_result
 from leanvit.evaluation.features import (
     Description,
     describe_histogram,
@@ -29,10 +30,11 @@ from leanvit.evaluation.features import (
 from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import Seen, device_of, open_both, prepare, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
-from leanvit.evaluation.models import before_training
+from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
 from leanvit.evaluation.result import Result, headline
+from leanvit.evaluation.robust import robust_result
 from leanvit.evaluation.transfer import transfer_result
 
 
@@ -106,10 +108,7 @@ def _knn(
     test: Source,
 ) -> Result:
     protocols = protocols_of(config)
-    shown = dict(networks)
-    if config.baselines and "untrained" not in networks:
-        first = next(iter(networks.values()))
-        shown = {"untrained": before_training(model, first), **networks}
+    shown = with_untrained(networks, model) if config.baselines else networks
     ways: dict[str, Description] = {}
     for protocol in protocols:
         if config.baselines:
@@ -138,10 +137,12 @@ def _knn(
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
     {
+        "correspondence": correspondence_result,
         "finetune": _finetune,
         "knn": _probe,
         "layers": _probe,
         "linear": _probe,
+        "robust": robust_result,
         "transfer": transfer_result,
     }
 )

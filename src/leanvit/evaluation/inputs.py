@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from leanvit.core.console import track, warn
 from leanvit.core.distributed import all_lists, rank, world_size
 from leanvit.core.kept import prune
 from leanvit.data.batch import Unreadable
-from leanvit.data.images import ImageBatch, in_batches, load_images, usual_crop
+from leanvit.data.images import Change, ImageBatch, in_batches, load_images, usual_crop
 from leanvit.data.sources import (
     SAMPLE,
     Source,
@@ -49,6 +49,12 @@ class Seen:
     workers: int
     keeps: bool
     quiet: bool
+    change: Change | None = None
+    """What is made of each image before it is described."""
+
+    def changing(self, change: Change) -> "Seen":
+        """Return the same way of seeing what a change makes of the images."""
+        return replace(self, change=change)
 
     def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
         """Describe all images of a source; every process has the rows of all of them.
@@ -85,7 +91,12 @@ class Seen:
         ready = {part for part in parts if kept and self._is_known(kept, part, known[part], ways)}
         todo = [one for part in parts if part not in ready for one in in_batches(part, batch)]
         images = load_images(
-            source, size=self.size, crop=self.crop, workers=self.workers, batch=todo
+            source,
+            size=self.size,
+            crop=self.crop,
+            workers=self.workers,
+            batch=todo,
+            change=self.change,
         )
         bad: list[Unreadable] = []
         with closing(track(images, text, len(todo), quiet=self.quiet or not todo)) as coming:
@@ -125,7 +136,8 @@ class Seen:
 
     def _reading(self) -> str:
         """Return how images are read and where they are described, in words."""
-        return f"{self.size} {self.crop} {self.config.batch} {self.device.type}"
+        change = self.change.key if self.change else ""
+        return f"{self.size} {self.crop} {self.config.batch} {self.device.type} {change}"
 
 
 def _as_known(source: Source, part: range, stored: Mapping[str, Stored]) -> Described:
