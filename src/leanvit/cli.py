@@ -34,6 +34,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
   leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
+  leanvit evaluate lowshot MODEL --data FOLDER  classes by few images of each
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
   leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view

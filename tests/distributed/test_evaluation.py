@@ -14,11 +14,16 @@ from leanvit.evaluation.features import describe_pixels, shared
 from leanvit.evaluation.inputs import see
 from tests.distributed.launch import in_processes
 from tests.distributed.test_command import together
-from tests.tables import KNN, LINEAR, break_images, write_network, write_split
+from tests.tables import KNN, LINEAR, PLAIN, break_images, write_network, write_split
 
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "knn": {**KNN, "batch": 7, "max_unreadable": 20.0},
+    "knn leave": {**KNN, "batch": 7, "max_unreadable": 20.0, "leave_one_out": True, "k": (3, 99)},
     "linear": {**LINEAR, "batch": 7, "max_unreadable": 20.0},
+    "lowshot": {
+        **PLAIN,
+        **{"batch": 7, "max_unreadable": 20.0, "probe": "lbfgs", "shots": ("30%",), "repeats": 2},
+    },
     "layers": {**LINEAR, "batch": 7, "max_unreadable": 20.0},
 }
 
@@ -37,7 +42,8 @@ def tables(place: Path) -> dict[str, Any]:
     found = {}
     for name, options in EVALUATIONS.items():
         model, data = place / "some.safetensors", str(place / "data")
-        result = leanvit.evaluate(name, model, data=data, options=options, quiet=True)
+        kind = name.split()[0]
+        result = leanvit.evaluate(kind, model, data=data, options=options, quiet=True)
         found[name] = result.rows
     return found
 

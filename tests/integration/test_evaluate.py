@@ -7,16 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.nn import functional
 
 import leanvit
 from leanvit.backbones.base import Backbone
 from leanvit.config import compose
 from leanvit.config.evaluation import KnnConfig, LinearConfig
 from leanvit.data.images import PAPER_CROP
-from leanvit.data.sources import FolderSource
+from leanvit.data.sources import FolderSource, Source, Subset
+from leanvit.evaluation.inputs import empty_classes
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.models import before_training
@@ -30,7 +35,7 @@ from tests.tables import (
     linear,
     seen_by,
 )
-from tests.tiny import draw_nothing, run_config, write_images
+from tests.tiny import draw_nothing, run_config, write_classes, write_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,6 +56,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         draw_nothing(patch)
         leanvit.pretrain(config, out=out, quiet=True)
     return out
+
+
+@torch.no_grad()
+def described(backbone: Backbone, source: Source) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return view features and targets."""
+    return backbone.eval().features(seen_by(backbone, source)).pooled, source.targets
 
 
 @torch.no_grad()
@@ -194,9 +205,45 @@ def test_the_embedded_images_are_seen_twice(model: Path, monkeypatch: pytest.Mon
     assert len(knn(model, Path("sample"), image_size=16, protocol="grey").rows) == 4
 
 
+def test_images_may_be_tested_on_each_other(model: Path, data: Path) -> None:
+    """Each on all the others: what scikit-learn finds, image after image."""
+    result = knn(model, data, leave_one_out=True, k=(1, 100), baselines=False)
+    rows, target = described(load_backbone(model), FolderSource(data))
+    unit = functional.normalize(rows, dim=1).numpy()
+    hits = [
+        KNeighborsClassifier(1).fit(np.delete(unit, i, 0), np.delete(target, i)).predict([unit[i]])
+        == target[i]
+        for i in range(45)
+    ]
+    assert row(result, "trained")["k=1"] == pytest.approx(100 * np.mean(hits))
+    assert result.facts["train_images"] == result.facts["val_images"] == 45
+    assert list(result.notes) == [
+        "Every image was tested on all the others (leave-one-out).",
+        "There are 44 other images to learn from; a larger k means all of them.",
+    ]
+
+
+def test_classes_without_images_are_named(model: Path, tmp_path: Path) -> None:
+    write_classes(tmp_path / "learn", cats=2, dogs=2, eels=2)
+    write_classes(tmp_path / "test", cats=2, dogs=3)
+    result = knn(model, tmp_path / "learn", val=str(tmp_path / "test"), baselines=False)
+    assert "Class 'eels' has no image to test on." in result.notes
+    learn, test = FolderSource(tmp_path / "learn"), FolderSource(tmp_path / "test")
+    few = Subset(learn, [0, 1, 4, 5])
+    told = empty_classes(few, Subset(learn, [0, 2, 3]))
+    assert told[0] == (
+        "Class 'dogs' has no image to learn from; its 2 images to test on count as wrong."
+    )
+    assert told[1] == "Class 'eels' has no image to test on."
+    assert empty_classes(few, Subset(learn, [0]))[0] == "Class 'dogs' has no image to learn from."
+    many = FolderSource(write_classes(tmp_path / "many", **{f"c{n}": 1 for n in range(9)}))
+    assert empty_classes(many, Subset(many, [0, 1]))[5:] == ["So it is with 2 more classes."]
+    assert len(test) == 5
+
+
 # Options
 
-LINEAR_BASE: Mapping[str, Any] = {"rates": (0.3, 3.0), "blocks": 2}
+LINEAR_BASE: Mapping[str, Any] = {"rates": (0.3, 3.0), "blocks": (2,)}
 CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "knn image_size": (24, {}),
     "knn crop": (0.5, {}),
@@ -205,11 +252,14 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "knn k": ((2,), {}),
     "knn temperature": (5.0, {"k": (45,)}),
     "knn baselines": (False, {}),
+    "knn leave_one_out": (True, {}),
     "linear image_size": (24, {}),
     "linear crop": (0.5, {}),
     "linear val": ("train", {}),
     "linear protocol": ("grey", {}),
-    "linear blocks": (3, {}),
+    "linear solver": ("lbfgs", {}),
+    "linear blocks": ((3,), {}),
+    "linear pooling": (("both",), {}),
     "linear rates": ((0.01,), {}),
     "linear epochs": (2, {}),
     "linear probe_batch": (3, {}),
@@ -272,6 +322,7 @@ def test_batches_and_workers_change_nothing(model: Path, data: Path) -> None:
     [
         ("knn", {"k": ()}, r"k is \(\); expected at least one"),
         ("knn", {"k": (3, 0)}, r"k is \(3, 0\); expected at least 1"),
+        ("knn", {"leave_one_out": True, "val": "sample"}, "so val has no part in it"),
         ("knn", {"temperature": 0.0}, r"temperature is 0\.0; expected above 0"),
         ("knn", {"crop": 1.5}, r"crop is a share of the image, at most 1, not 1\.5"),
         ("knn", {"crop": 0.0}, r"crop is 0\.0; expected above 0"),
@@ -284,8 +335,12 @@ def test_batches_and_workers_change_nothing(model: Path, data: Path) -> None:
         ("linear", {"rates": (0.1, -1.0)}, r"rates is \(0\.1, -1\.0\); expected above 0"),
         ("linear", {"held_out": 1.0}, r"held_out is a share below 1, not 1\.0"),
         ("linear", {"held_out": 0.0}, r"held_out is 0\.0; expected above 0"),
+        ("linear", {"blocks": ()}, r"blocks is \(\); expected at least one"),
+        ("linear", {"pooling": ()}, r"pooling is \(\); expected at least one"),
+        ("linear", {"pooling": ("max",)}, "pooling.*'max'.*view"),
+        ("linear", {"solver": "lbfgs", "augment": True}, "solver lbfgs needs all features at once"),
         ("linear", {"epochs": 0}, "epochs is 0; expected at least 1"),
-        ("linear", {"blocks": 5}, "has 4 blocks, fewer than the last 5"),
+        ("linear", {"blocks": (1, 5)}, "has 4 blocks, fewer than the last 5"),
         ("liner", {}, "Unknown evaluation 'liner'; did you mean 'linear'"),
     ],
 )

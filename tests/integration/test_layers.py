@@ -17,9 +17,9 @@ from leanvit.config.evaluation import LayersConfig
 from leanvit.core.files import save_tensors
 from leanvit.data.sources import FolderSource, Source
 from leanvit.evaluation.features import Described, Description
+from leanvit.evaluation.grid import block_dims
 from leanvit.evaluation.inputs import Seen
 from leanvit.evaluation.knn import knn_accuracy
-from leanvit.evaluation.probing import block_dims
 from leanvit.evaluation.result import Result
 from leanvit.weights.file import header
 from leanvit.weights.loading import load_backbone
@@ -54,9 +54,9 @@ def test_every_block_has_a_row(data: Path, tmp_path: Path) -> None:
 
 def test_the_last_block_is_the_probe_of_one_block(model: Path, data: Path) -> None:
     """And not that of another."""
-    (last,) = linear(model, data, blocks=1).rows
+    (last,) = linear(model, data, blocks=(1,)).rows
     rows = [dict(row) for row in layers(model, data).rows]
-    assert {**rows[-1], "block": 0} == {**last, "block": 0}
+    assert {**rows[-1], "blocks": 1, "pooling": "view"} == {**last, "block": 3}
     assert any(row["held-out top1"] != last["held-out top1"] for row in rows[:-1])
 
 

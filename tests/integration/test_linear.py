@@ -1,5 +1,6 @@
 """Linear probes of tiny networks: what trains, what chooses, what is reported."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +18,7 @@ from leanvit.core import random
 from leanvit.data.decode import to_pixels
 from leanvit.data.sources import FolderSource, Source, hold_out
 from leanvit.evaluation.features import Description, last_block_features
+from leanvit.evaluation.grid import Choice, Grid
 from leanvit.evaluation.inputs import Seen
 from leanvit.evaluation.probing import augmented_batches
 from leanvit.weights.file import STUDENT
@@ -39,10 +42,10 @@ def test_linear_has_a_row_for_each_network(data: Path, tmp_path: Path) -> None:
         for protocol in ("color", "grey")
         for features in ("trained (teacher)", "trained (student)")
     ]
-    keys = ["protocol", "features", "top1", "top5", "rate", "held-out top1"]
+    keys = ["protocol", "features", "top1", "top5", "blocks", "pooling", "rate", "held-out top1"]
     assert all(list(line) == keys for line in result.rows)
     assert all(line["top5"] == 100.0 for line in result.rows), "there are three classes"
-    assert {"blocks": 4, "epochs": 5, "augment": False}.items() <= result.facts.items()
+    assert {"solver": "sgd", "epochs": 5, "augment": False}.items() <= result.facts.items()
     assert result.facts["train_images"] == 45
     student = linear(tmp_path / "run" / STUDENT, data).rows[0]
     assert student == {**result.rows[1], "features": "trained"}
@@ -99,7 +102,7 @@ def test_linear_is_its_definition(model: Path, data: Path) -> None:
         share(layer(describe(backbone, held)[0]), describe(backbone, held)[1]) for layer in trained
     ]
     best = int(np.argmax(scores))
-    (found,) = linear(model, data, rates=rates, epochs=4, blocks=2).rows
+    (found,) = linear(model, data, rates=rates, epochs=4, blocks=(2,)).rows
     assert found["held-out top1"] == pytest.approx(scores[best])
     assert found["rate"] == f"{rates[best]:g}"
     rows, target = describe(backbone, test)
@@ -175,13 +178,14 @@ def test_augmented_epochs_show_every_image_anew(model: Path, data: Path) -> None
         looked.append(images)
         return images.flatten(1)
 
-    found = list(augmented_batches(config, seen, source, {"a": Description(look)}, 11))
+    grid = Grid([Choice(1, "view")], {"a": Description(look)}, {"a": [3 * 16 * 16]})
+    found = list(augmented_batches(config, seen, source, grid, 11))
     assert len(found) == 2 * (45 // 11)
     assert max(len(images) for images in looked) == 4
     pixels = torch.cat(looked)
     assert pixels.shape == (88, 3, 16, 16)
     assert pixels.min() >= 0 and pixels.max() <= 1
-    assert torch.equal(torch.cat([rows["a"] for rows, _ in found]), pixels.flatten(1))
+    assert torch.equal(torch.cat([rows["a, last 1 view"] for rows, _ in found]), pixels.flatten(1))
     assert len(pixels.unique(dim=0)) == 88
     targets = torch.cat([target for _, target in found])
     for epoch in targets.split(44):
@@ -196,3 +200,51 @@ def test_linear_leaves_unreadable_images_out_too(model: Path, broken: Path) -> N
     for augment in (False, True):
         (found,) = linear(model, broken, max_unreadable=20, augment=augment, epochs=1).rows
         assert 0 <= found["top1"] <= found["top5"] <= 100
+
+
+def test_of_several_features_the_best_on_what_is_held_out_is_reported(
+    model: Path, data: Path
+) -> None:
+    """Trained in one pass, each is what it would be alone."""
+    alone = {
+        (blocks, pooling): linear(model, data, blocks=(blocks,), pooling=(pooling,)).rows[0]
+        for blocks in (4, 1)
+        for pooling in ("view", "both")
+    }
+    (found,) = linear(model, data, blocks=(4, 1), pooling=("view", "both")).rows
+    best = max(alone, key=lambda choice: float(alone[choice]["held-out top1"]))
+    assert found == alone[best] and (found["blocks"], found["pooling"]) == best
+    assert len({str(sorted(row.items())) for row in alone.values()}) == 4
+    (streamed,) = linear(model, data, blocks=(4, 1), pooling=("view", "both"), augment=True).rows
+    assert 0 <= streamed["top1"] <= 100
+
+
+def test_regression_is_chosen_on_what_is_held_out_and_fitted_to_all(
+    model: Path, data: Path
+) -> None:
+    """As scikit-learn does it, by the strength that was found."""
+    result = linear(model, data, solver="lbfgs", blocks=(2,))
+    (found,) = result.rows
+    assert list(found)[-2:] == ["strength", "held-out top1"] and result.facts["solver"] == "lbfgs"
+    source, backbone = FolderSource(data), load_backbone(model)
+    kept, held = hold_out(source, 0.25)
+    test = source.validation()
+    assert test is not None
+
+    def score(learn: Source, seen: Source, strength: float) -> float:
+        (x, y), (rows, target) = describe(backbone, learn), describe(backbone, seen)
+        other = LogisticRegression(C=strength, max_iter=1000)
+        other.fit(x.double().numpy(), y.numpy())
+        return 100 * float(other.score(rows.double().numpy(), target.numpy()))
+
+    strength = 10 ** (round(8 * math.log10(float(found["strength"]))) / 8)
+    assert found["held-out top1"] == pytest.approx(score(kept, held, strength))
+    assert found["held-out top1"] >= max(score(kept, held, 10.0**p) for p in (-6, -2, 0, 2))
+    assert found["top1"] == pytest.approx(score(source, test, strength))
+
+
+def test_a_strength_at_the_edge_is_noted(model: Path, colored: Path) -> None:
+    result = linear(model, colored, solver="lbfgs")
+    assert result.rows[0]["top1"] == 100.0
+    words = "color, trained: the best strength 1e-06 is at the edge of what is tried."
+    assert (words in result.notes) == (result.rows[0]["strength"] == "1e-06")

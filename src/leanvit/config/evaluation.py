@@ -1,5 +1,6 @@
 """The options of everything that is done with a finished backbone (torch-free)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -88,6 +89,8 @@ class KnnConfig(ProbeConfig):
     """A neighbour's vote is exp(cosine similarity / temperature)."""
     baselines: bool = True
     """Also raw pixels, a color histogram and the network before training."""
+    leave_one_out: bool = False
+    """Test every image of `data` on all the others, instead of on images set aside."""
 
     def __post_init__(self) -> None:
         ProbeConfig.__post_init__(self)
@@ -95,6 +98,11 @@ class KnnConfig(ProbeConfig):
         require(self, POSITIVE, "temperature")
         if not self.k:
             raise ValueError("k is (); expected at least one number of neighbours.")
+        if self.leave_one_out and self.val:
+            raise ValueError(
+                "leave_one_out tests the images of data on each other, so val has no part in it; "
+                "leave one of the two out."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +116,7 @@ class LinearProbeConfig(ProbeConfig):
     probe_batch: int = 1024
     """Images in a step of the probe, at most a quarter of them all."""
     held_out: float = 0.1
-    """Share of the training images that chooses the learning rate and trains nothing."""
+    """Share of the training images that chooses, such as the learning rate."""
     seed: int = 0
     """Seed of the probe's weights, of the order and of the crops."""
 
@@ -127,14 +135,26 @@ class LinearProbeConfig(ProbeConfig):
 class LinearConfig(LinearProbeConfig):
     """Linear probe of frozen features."""
 
-    blocks: int = 4
-    """How many of the last blocks give their view features."""
+    solver: Literal["sgd", "lbfgs"] = "sgd"
+    """SGD at all learning rates, or regularised logistic regression (L-BFGS), as for CLIP."""
+    blocks: tuple[int, ...] = (4,)
+    """How many of the last blocks give features side by side; of several numbers, the best."""
+    pooling: tuple[Literal["view", "mean", "both"], ...] = ("view",)
+    """A block's view feature, the mean of its regions, or both; of several, the best."""
     augment: bool = False
     """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
 
     def __post_init__(self) -> None:
         LinearProbeConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "blocks")
+        if not self.blocks or not self.pooling:
+            empty = "pooling" if self.blocks else "blocks"
+            raise ValueError(f"{empty} is (); expected at least one.")
+        if self.augment and self.solver == "lbfgs":
+            raise ValueError(
+                "solver lbfgs needs all features at once, and augment makes others in every epoch; "
+                "leave one of the two out."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +169,50 @@ class LayersConfig(LinearProbeConfig):
     def __post_init__(self) -> None:
         LinearProbeConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "k")
+
+
+SHOTS = re.compile(r"[1-9]\d*|(\d+(\.\d+)?|\.\d+)%")
+"""Images of each class, such as 5, or a share of them, such as 1%."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowshotConfig(LinearProbeConfig):
+    """Classification that learns from few images: several draws, mean and deviation."""
+
+    shots: tuple[str, ...] = ("1%", "10%")
+    """How many images of each class are learned from: a share, such as 1%, or a number."""
+    repeats: int = 5
+    """Draws of such images; each is a result of its own."""
+    probe: Literal["knn", "linear", "lbfgs", "finetune"] = "lbfgs"
+    """What learns: neighbours, SGD, regularised logistic regression, or all weights."""
+    blocks: int = 1
+    """How many of the last blocks give their view features side by side."""
+    held_out: float = 0.2
+    """Share of the drawn images that chooses rate or strength; all are learned from after that."""
+    k: tuple[int, ...] = (1, 5, 20, 100)
+    """Numbers of neighbours, of which leave-one-out chooses."""
+    temperature: float = 0.07
+    """A neighbour's vote is exp(cosine similarity / temperature)."""
+    recipe: str = "improved"
+    """Settings of fine-tuning (docs/finetune.md)."""
+    duration: Duration | Auto = "auto"
+    """Length of a fine-tuning; auto: the recipe's."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "repeats", "blocks", "k")
+        require(self, POSITIVE, "temperature")
+        if not self.k:
+            raise ValueError("k is (); expected at least one number of neighbours.")
+        if not self.shots:
+            raise ValueError("shots is (); expected at least one, such as 5 or 1%.")
+        for word in self.shots:
+            share = float(word[:-1]) if SHOTS.fullmatch(word) and word[-1] == "%" else 1
+            if not SHOTS.fullmatch(word) or not 0 < share <= 100:
+                raise ValueError(
+                    f"shots {word!r}: write the images of each class, such as 5, or a share of "
+                    f"them above 0 and up to 100, such as 1%."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,6 +412,7 @@ EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
         "knn": KnnConfig,
         "layers": LayersConfig,
         "linear": LinearConfig,
+        "lowshot": LowshotConfig,
         "robust": RobustConfig,
         "transfer": TransferConfig,
     }

@@ -133,7 +133,7 @@ def _metavar(plain: Any) -> str:
     if get_origin(plain) is Literal:
         return "|".join(map(str, get_args(plain)))
     if get_origin(plain) is tuple:
-        return METAVARS[get_args(plain)[0]]
+        return _metavar(get_args(plain)[0])
     return METAVARS[plain]
 
 

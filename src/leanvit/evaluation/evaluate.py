@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from leanvit.backbones.base import Backbone
 from leanvit.config import look_up, replace_options, to_dict
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
@@ -15,25 +14,26 @@ from leanvit.config.evaluation import (
     KnnConfig,
     LayersConfig,
     LinearConfig,
+    LowshotConfig,
     ProbeConfig,
 )
 from leanvit.core.distributed import joined, rank, require_alone
 from leanvit.core.files import require_writable
 from leanvit.data.sources import Source
 from leanvit.evaluation.correspondence import correspondence_result
-from leanvit.evaluation.features import (
-    Description,
-    describe_histogram,
-    describe_network,
-    describe_pixels,
-)
 from leanvit.evaluation.finetune import finetune
-from leanvit.evaluation.inputs import Seen, device_of, open_both, prepare, protocols_of
-from leanvit.evaluation.knn import knn_accuracy
-from leanvit.evaluation.models import with_untrained
+from leanvit.evaluation.inputs import (
+    device_of,
+    empty_classes,
+    open_alone,
+    open_both,
+    prepare,
+)
+from leanvit.evaluation.lowshot import lowshot
+from leanvit.evaluation.neighbors import knn
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
-from leanvit.evaluation.result import Result, headline
+from leanvit.evaluation.result import Result
 from leanvit.evaluation.robust import robust_result
 from leanvit.evaluation.transfer import transfer_result
 
@@ -78,12 +78,19 @@ def _finetune(config: FinetuneConfig, model: str | Path, quiet: bool) -> Result:
     return _about_classes(finetune(config, model, learn, test, quiet=quiet), learn, test, notes)
 
 
+def _lowshot(config: LowshotConfig, model: str | Path, quiet: bool) -> Result:
+    """Evaluate what a backbone makes of few images."""
+    learn, test, notes = open_both(config)
+    return _about_classes(lowshot(config, model, learn, test, quiet=quiet), learn, test, notes)
+
+
 def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
     """Evaluate what frozen networks say of images."""
-    learn, test, notes = open_both(config)
+    alone = isinstance(config, KnnConfig) and config.leave_one_out
+    learn, test, notes = open_alone(config) if alone else open_both(config)
     seen, networks = prepare(config, model, learn, quiet)
     if isinstance(config, KnnConfig):
-        result = _knn(config, seen, model, networks, learn, test)
+        result = knn(config, seen, model, networks, learn, test)
     elif isinstance(config, LayersConfig):
         result = layers(config, seen, networks, learn, test)
     else:
@@ -94,45 +101,10 @@ def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
 
 
 def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[str]) -> Result:
-    """Return a result with what it was learned from and tested on."""
+    """Return a result with what it was learned from and tested on, and which classes are empty."""
+    notes = [*notes, *empty_classes(learn, test)]
     facts = {"classes": len(learn.classes), "train_images": len(learn), "val_images": len(test)}
     return replace(result, facts={**facts, **result.facts}, notes=[*notes, *result.notes])
-
-
-def _knn(
-    config: KnnConfig,
-    seen: Seen,
-    model: str | Path,
-    networks: Mapping[str, Backbone],
-    learn: Source,
-    test: Source,
-) -> Result:
-    protocols = protocols_of(config)
-    shown = with_untrained(networks, model) if config.baselines else networks
-    ways: dict[str, Description] = {}
-    for protocol in protocols:
-        if config.baselines:
-            ways[f"{protocol}/raw pixels"] = describe_pixels(protocol)
-            ways[f"{protocol}/histogram"] = describe_histogram(protocol)
-        for name, network in shown.items():
-            ways[f"{protocol}/{name}"] = describe_network(network, protocol)
-    bank = seen.describe(learn, "images to learn from", ways)
-    queries = seen.describe(test, "images to test on", ways)
-    rows = []
-    for way in ways:
-        protocol, _, name = way.partition("/")
-        both = (bank.rows[way], bank.target, queries.rows[way], queries.target)
-        found = knn_accuracy(*both, ks=config.k, temperature=config.temperature)
-        top1 = {f"k={k}": accuracy[0] for k, accuracy in found.items()}
-        rows.append({"protocol": protocol, "features": name, **top1})
-    few = (
-        []
-        if max(config.k) <= len(bank.target)
-        else [f"There are {len(bank.target)} images to learn from; a larger k means all of them."]
-    )
-    k = 20 if 20 in config.k else config.k[0]
-    title = headline(rows, f"k-NN, k={k}", f"k={k}")
-    return Result("knn", {"temperature": config.temperature}, rows, few, headline=title)
 
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
@@ -142,6 +114,7 @@ RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyT
         "knn": _probe,
         "layers": _probe,
         "linear": _probe,
+        "lowshot": _lowshot,
         "robust": robust_result,
         "transfer": transfer_result,
     }

@@ -94,10 +94,12 @@ def _shares(bins: Tensor, count: int) -> Tensor:
     return shares.scatter_add_(1, bins, ones) / bins.shape[1]
 
 
-def describe_network(backbone: Backbone, protocol: str = "color", blocks: int = 0) -> Description:
-    """Return the view features of a network, or those of its last `blocks` side by side.
+def describe_network(
+    backbone: Backbone, protocol: str = "color", blocks: int = 0, pooling: str = "view"
+) -> Description:
+    """Return the view features of a network, or what its last `blocks` say, side by side.
 
-    Raises ValueError if the network has fewer blocks.
+    pooling: of blocks, as in `last_block_features`. Raises ValueError if the network has fewer.
     """
     if blocks > backbone.depth:
         raise ValueError(f"The network has {backbone.depth} blocks, fewer than the last {blocks}.")
@@ -106,10 +108,10 @@ def describe_network(backbone: Backbone, protocol: str = "color", blocks: int = 
     @torch.no_grad()
     def rows(images: Tensor) -> Tensor:
         if blocks:
-            return last_block_features(backbone, see(images), blocks)
+            return last_block_features(backbone, see(images), blocks, pooling)
         return backbone.features(see(images)).pooled
 
-    return Description(rows, lambda: f"{protocol} {blocks} {digest(backbone)}")
+    return Description(rows, lambda: f"{protocol} {blocks} {pooling} {digest(backbone)}")
 
 
 def describe_grid(backbone: Backbone, protocol: str = "color") -> Description:
@@ -159,24 +161,30 @@ def _eye(backbone: Backbone, protocol: str) -> Callable[[Tensor], Tensor]:
     return see
 
 
-def last_block_features(backbone: Backbone, images: Tensor, blocks: int = 4) -> Tensor:
-    """Return the view features of the last blocks side by side [B, sum of D] (DINO, EsViT probe).
+def last_block_features(
+    backbone: Backbone, images: Tensor, blocks: int = 4, pooling: str = "view"
+) -> Tensor:
+    """Return what the last blocks say side by side [B, sum of D] (DINO, EsViT probe).
 
-    Outputs of the last stage pass through the final norm; those of earlier stages, which it does
-    not fit, are taken as they are.
+    pooling: view, their view features; mean, the means of their regions; both, first all of the
+    former, then all of the latter. Outputs of the last stage pass through the final norm; those of
+    earlier stages, which it does not fit, are taken as they are.
     """
     (features,) = backbone([images], Ask(hidden=tuple(range(-blocks, 0))))
     ends = backbone.stage_ends
     last_stage = backbone.depth - (ends[-2] + 1 if len(ends) > 1 else 0)
-    parts = []
+    views, means = [], []
     for place, tokens in zip(range(-blocks, 0), features.hidden, strict=True):
         if place >= -last_stage:
             tokens = Tokens(
                 backbone.norm(tokens.grid),
                 None if tokens.prefix is None else backbone.norm(tokens.prefix),
             )
-        parts.append(backbone.pool(tokens))
-    return torch.cat(parts, 1)
+        if pooling != "mean":
+            views.append(backbone.pool(tokens))
+        if pooling != "view":
+            means.append(tokens.grid.mean((1, 2)))
+    return torch.cat([*views, *means], 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +200,10 @@ class Described:
     unreadable: Sequence[Unreadable]
     marks: bytes = b""
     """Digests of what the images were decoded from."""
+
+    def labelled(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the rows [N, D] of a description, with the classes [N]."""
+        return self.rows[name], self.target
 
 
 def describe_batch(

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,8 @@ from leanvit.evaluation.features import Described, Description, describe_batch, 
 from leanvit.evaluation.kept import KIND, MOST, Kept, Stored
 from leanvit.evaluation.models import open_networks
 
+SHOWN = 5
+"""Classes without images that are named."""
 LARGE = 16
 """Batches of a part of the images whose features are kept together, and found again."""
 
@@ -197,6 +200,30 @@ def open_both(config: ClassesConfig) -> tuple[Source, Source, list[str]]:
         f"not their classes."
     )
     return learn, test, [note]
+
+
+def open_alone(config: ClassesConfig) -> tuple[Source, Source, list[str]]:
+    """Return images that are tested on each other, twice, and what a reader should know of it."""
+    source = open_source(config.data)
+    require_classes(source)
+    return source, source, ["Every image was tested on all the others (leave-one-out)."]
+
+
+def empty_classes(learn: Source, test: Source) -> list[str]:
+    """Return which classes have no image to learn from, or none to test on, in words."""
+    notes = []
+    learned, tested = (
+        np.bincount(source.targets, minlength=len(learn.classes)) for source in (learn, test)
+    )
+    for name, here, there in zip(learn.classes, learned.tolist(), tested.tolist(), strict=True):
+        if not here:
+            wrong = f"; its {there} images to test on count as wrong" if there else ""
+            notes.append(f"Class {name!r} has no image to learn from{wrong}.")
+        elif not there:
+            notes.append(f"Class {name!r} has no image to test on.")
+    if len(notes) > SHOWN:
+        notes[SHOWN:] = [f"So it is with {len(notes) - SHOWN} more classes."]
+    return notes
 
 
 def prepare(

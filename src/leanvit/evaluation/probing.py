@@ -19,6 +19,8 @@ from leanvit.data.sampler import Order
 from leanvit.data.sources import Source, hold_out
 from leanvit.data.views import single_crop
 from leanvit.evaluation.features import Described, Description, describe_network
+from leanvit.evaluation.grid import Grid, block_dims, grid_of
+from leanvit.evaluation.heads import Head, best_rate, best_strength
 from leanvit.evaluation.inputs import Seen, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
@@ -41,25 +43,47 @@ def linear(
     learn: Source,
     test: Source,
 ) -> Result:
-    """Probe the last blocks of networks, side by side."""
-    ways = {
-        f"{protocol}/{name}": describe_network(network, protocol, config.blocks)
-        for protocol in protocols_of(config)
-        for name, network in networks.items()
-    }
+    """Probe the last blocks of networks, side by side; of several choices of features, the best."""
+    grid = grid_of(networks, protocols_of(config), config.blocks, config.pooling)
     kept, held = hold_out(learn, config.held_out)
-    choosing = seen.describe(held, "images that choose the rate", ways)
-    testing = seen.describe(test, "images to test on", ways)
-    batch = probe_batch(config, len(kept))
-    if config.augment:
-        batches = augmented_batches(config, seen, kept, ways, batch)
-    else:
-        stored = seen.describe(kept, "images to learn from", ways)
-        batches = stored_batches(config, stored, len(kept), batch)
-    probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
-    table, notes = choose(config, probes, choosing, testing)
-    facts = {"blocks": config.blocks, "epochs": config.epochs, "augment": config.augment}
+    choosing = grid.cut_all(seen.describe(held, "images that choose", grid.ways))
+    testing = grid.cut_all(seen.describe(test, "images to test on", grid.ways))
+    heads = _heads(config, seen, grid, kept, choosing)
+    table, notes = [], []
+    for way in grid.ways:
+        choice = max(grid.choices, key=lambda choice: heads[grid.name(way, choice)].held_out)
+        read = {"blocks": choice.blocks, "pooling": choice.pooling}
+        best = grid.name(way, choice)
+        row, said = report(way, heads[best], testing.rows[best], testing.target, read)
+        table.append(row)
+        notes += said
+    facts: dict[str, Any] = {"solver": config.solver}
+    if config.solver == "sgd":
+        facts |= {"epochs": config.epochs, "augment": config.augment}
     return Result("linear", facts, table, notes, headline=headline(table, "linear", "top1"))
+
+
+def _heads(
+    config: LinearConfig, seen: Seen, grid: Grid, kept: Source, choosing: Described
+) -> dict[str, Head]:
+    """Return the best classifier of every choice of features, by its name in the grid."""
+    classes, batch = len(kept.classes), probe_batch(config, len(kept))
+    if config.augment:
+        batches = augmented_batches(config, seen, kept, grid, batch)
+    else:
+        stored = grid.cut_all(seen.describe(kept, "images to learn from", grid.ways))
+        if config.solver == "lbfgs":
+            names = track(list(stored.rows), "regression", len(stored.rows), quiet=seen.quiet)
+            return {
+                name: best_strength(stored.labelled(name), choosing.labelled(name), classes)
+                for name in names
+            }
+        batches = stored_batches(config, stored, len(kept), batch)
+    probes = train_probes(config, seen, batches, choosing, classes, len(kept))
+    return {
+        name: best_rate(probe, config.rates, choosing.labelled(name))
+        for name, probe in probes.items()
+    }
 
 
 def layers(
@@ -107,16 +131,13 @@ def _blocks(
     choosing = describe(held, "images that choose the rate")
     batches = stored_batches(config, stored, len(kept), probe_batch(config, len(kept)))
     probes = train_probes(config, seen, batches, choosing, len(learn.classes), len(kept))
-    return choose(config, probes, choosing, testing)
-
-
-def block_dims(backbone: Backbone) -> list[int]:
-    """Return the channels of each block [L]."""
-    starts = (-1, *backbone.stage_ends)
-    counts = (end - before for before, end in zip(starts, backbone.stage_ends, strict=False))
-    return [
-        dim for dim, count in zip(backbone.stage_dims, counts, strict=True) for _ in range(count)
-    ]
+    rows, notes = [], []
+    for block, probe in probes.items():
+        head = best_rate(probe, config.rates, choosing.labelled(block))
+        row, said = report(block, head, testing.rows[block], testing.target, {})
+        rows.append(row)
+        notes += said
+    return rows, notes
 
 
 def by_block(found: Described, widths: Sequence[int]) -> Described:
@@ -174,35 +195,18 @@ def train_probes(
     return probes
 
 
-def choose(
-    config: LinearProbeConfig,
-    probes: Mapping[str, LinearProbe],
-    choosing: Described,
-    testing: Described,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return each description's best rate on `choosing`, with its accuracy on `testing`; notes."""
-    table, notes = [], []
-    for way, probe in probes.items():
-        protocol, _, name = way.partition("/")
-        held_out = probe.accuracy(choosing.rows[way], choosing.target)[:, 0]
-        best = int(held_out.argmax())
-        top1, top5 = probe.accuracy(testing.rows[way], testing.target)[best].tolist()
-        table.append(
-            {
-                "protocol": protocol,
-                "features": name,
-                "top1": top1,
-                "top5": top5,
-                "rate": f"{config.rates[best]:g}",
-                "held-out top1": float(held_out[best]),
-            }
-        )
-        if len(config.rates) > 1 and best in (0, len(config.rates) - 1):
-            notes.append(
-                f"{protocol}, {name}: the best rate {config.rates[best]:g} is the "
-                f"{'lowest' if best == 0 else 'highest'} that was tried; try more with --rates."
-            )
-    return table, notes
+def report(
+    way: str, head: Head, rows: Tensor, target: Tensor, read: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the row of a classifier, measured on images that chose nothing, and notes.
+
+    read: further columns.
+    """
+    protocol, _, name = way.partition("/")
+    top1, top5 = head.accuracy(rows, target)
+    row = {"protocol": protocol, "features": name, "top1": top1, "top5": top5, **read}
+    row |= {**head.chosen, "held-out top1": head.held_out}
+    return row, [f"{protocol}, {name}: {head.doubt}"] if head.doubt else []
 
 
 def stored_batches(
@@ -219,7 +223,7 @@ def stored_batches(
 
 
 def augmented_batches(
-    config: LinearConfig, seen: Seen, source: Source, ways: Mapping[str, Description], batch: int
+    config: LinearConfig, seen: Seen, source: Source, grid: Grid, batch: int
 ) -> Batches:
     """Yield every epoch's batches of features of random crops and flips."""
     crop = single_crop(CropConfig(size=seen.size, scale=PROBE_CROP))
@@ -230,5 +234,6 @@ def augmented_batches(
     cpu = torch.device("cpu")
     for found in load_views(views, order, 0, steps, workers=seen.workers, device=cpu):
         parts = found.groups[0][0].split(config.batch)
-        rows = {way: torch.cat([see(p).float().cpu() for p in parts]) for way, see in ways.items()}
-        yield rows, found.target
+        seen_by = grid.ways.items()
+        rows = {way: torch.cat([see(p).float().cpu() for p in parts]) for way, see in seen_by}
+        yield grid.cut(rows), found.target

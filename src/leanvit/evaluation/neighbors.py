@@ -1,0 +1,78 @@
+"""k-NN of what networks, and descriptions that need none, say of images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from leanvit.backbones.base import Backbone
+from leanvit.config.evaluation import KnnConfig
+from leanvit.core.distributed import all_rows_of_any_number, rank
+from leanvit.data.sources import Source
+from leanvit.evaluation.features import (
+    Description,
+    describe_histogram,
+    describe_network,
+    describe_pixels,
+    shared,
+)
+from leanvit.evaluation.inputs import Seen, protocols_of
+from leanvit.evaluation.knn import Bank, accuracy_of
+from leanvit.evaluation.models import with_untrained
+from leanvit.evaluation.result import Result, headline
+
+
+def knn(
+    config: KnnConfig,
+    seen: Seen,
+    model: str | Path,
+    networks: Mapping[str, Backbone],
+    learn: Source,
+    test: Source,
+) -> Result:
+    """Compare descriptions by their neighbours: those to learn from lie in shares."""
+    ways = _ways(config, model, networks)
+    share = seen.describe_share(learn, "images to learn from", ways)
+    if config.leave_one_out:
+        queries = shared(share, ways)
+    else:
+        queries = seen.describe(test, "images to test on", ways)
+    counts = all_rows_of_any_number(torch.tensor([len(share.index)]))
+    first = int(counts[: rank()].sum()) if len(counts) > 1 else None
+    target = all_rows_of_any_number(share.target)
+    rows = []
+    for way in ways:
+        protocol, _, name = way.partition("/")
+        asked = queries.rows[way]
+        bank = Bank(share.rows.get(way, asked[:0]), target, first, config.leave_one_out)
+        found = accuracy_of(
+            bank, asked, queries.target, ks=config.k, temperature=config.temperature
+        )
+        top1 = {f"k={k}": accuracy[0] for k, accuracy in found.items()}
+        rows.append({"protocol": protocol, "features": name, **top1})
+    k = 20 if 20 in config.k else config.k[0]
+    title = headline(rows, f"k-NN, k={k}", f"k={k}")
+    few = _few(max(config.k), bank.voters, "other images" if config.leave_one_out else "images")
+    return Result("knn", {"temperature": config.temperature}, rows, few, headline=title)
+
+
+def _ways(
+    config: KnnConfig, model: str | Path, networks: Mapping[str, Backbone]
+) -> dict[str, Description]:
+    """Return what is compared, by protocol and name."""
+    shown = with_untrained(networks, model) if config.baselines else networks
+    ways: dict[str, Description] = {}
+    for protocol in protocols_of(config):
+        if config.baselines:
+            ways[f"{protocol}/raw pixels"] = describe_pixels(protocol)
+            ways[f"{protocol}/histogram"] = describe_histogram(protocol)
+        for name, network in shown.items():
+            ways[f"{protocol}/{name}"] = describe_network(network, protocol)
+    return ways
+
+
+def _few(k: int, voters: int, what: str) -> list[str]:
+    """Say that there are fewer images than neighbours asked for, if so."""
+    if k <= voters:
+        return []
+    return [f"There are {voters} {what} to learn from; a larger k means all of them."]
