@@ -36,6 +36,9 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
   leanvit evaluate lowshot MODEL --data FOLDER  classes by few images of each
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
+  leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
+  leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view
+  leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur, weather and compression
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
@@ -97,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: BaseException) -> None:
     """Say what went wrong: once, where several processes were started and all would say it."""
+    from leanvit.core.console import warn
     from leanvit.core.launch import launch
 
     text = str(error) or "interrupted"
@@ -105,14 +109,14 @@ def _complain(error: BaseException) -> None:
     except ValueError:  # this may be the error
         here = None
     if here is None or here.world == 1:
-        print(f"leanvit: {text}", file=sys.stderr)
+        warn(text)
         return
     from leanvit.core.distributed import speaking
 
     with speaking(text, of_another=isinstance(error, GoneError)) as mine:
         if mine:
             who = f"rank {here.rank}: " if here.rank else ""
-            print(f"leanvit: {who}{text}", file=sys.stderr, flush=True)
+            warn(f"{who}{text}")
 
 
 def pretrain(arguments: list[str]) -> int:
@@ -226,14 +230,14 @@ def replay(arguments: list[str]) -> int:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """`leanvit evaluate finetune | knn | layers | linear | lowshot`."""
+    """`leanvit evaluate NAME`, of those of `EVALUATION_CONFIGS`, or compare."""
     if not arguments or arguments[0].startswith("-"):
         if not arguments:
             raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
         print("usage: leanvit evaluate NAME MODEL --data SOURCE [options]\n\nNAME is one of:")
         for name, kind in EVALUATION_CONFIGS.items():
-            print(f"  {name:8} {kind.__doc__}")
-        print(f"  compare  {CompareConfig.__doc__}")
+            print(f"  {name:14} {kind.__doc__}")
+        print(f"  {'compare':14} {CompareConfig.__doc__}")
         print("\n`leanvit evaluate NAME --help` lists the options.")
         return 0
     name = arguments[0]

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve
+from leanvit.config import DinoConfig, Resolved, RunConfig, ViTConfig, resolve
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
@@ -61,6 +61,8 @@ class Report:
     """Steps of the whole run."""
     device: str
     """Where it was measured."""
+    learning_rate: str
+    """Its highest value, and what that follows from."""
     start: str
     """What the first weights are; empty where all are fresh."""
     would_stop: bool
@@ -91,6 +93,7 @@ class Report:
             f"speed        {self.images_per_s:.1f} images/s, {self.seconds_a_step:.2f} s a step",
             f"epoch        {spoken(self.seconds_an_epoch)}",
             f"whole run    {spoken(self.seconds_in_all)} for {self.steps} steps",
+            f"rate         {self.learning_rate}",
             f"views        {', '.join(self.pictures)}",
         ]
         lines += [f"weights      {text}" for text in self.start.splitlines()]
@@ -129,7 +132,6 @@ def check(
     if not sides:
         raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
     seconds, memory = _measure(run, folder)
-    steps, epoch = run.state.run, run.order.epoch_steps
     report = Report(
         source=_spoken_source(source),
         images=len(source),
@@ -139,10 +141,11 @@ def check(
         memory_gib=memory,
         seconds_a_step=seconds,
         images_per_s=resolved.config.train.batch / seconds,
-        seconds_an_epoch=seconds * epoch,
-        seconds_in_all=seconds * steps,
-        steps=steps,
+        seconds_an_epoch=seconds * run.order.epoch_steps,
+        seconds_in_all=seconds * run.state.run,
+        steps=run.state.run,
         device=resolved.config.train.device,
+        learning_rate=_spoken_rate(resolved),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
         problems=[*source.about().notes, *_problems(run, sides, unreadable)],
@@ -161,6 +164,12 @@ def _write(report: Report, folder: Path) -> None:
 def _spoken_source(source: Source) -> str:
     about = source.about()
     return f"{about.what}; classes from {about.labels}" if about.labels else about.what
+
+
+def _spoken_rate(resolved: Resolved) -> str:
+    peak = f"{resolved.config.optim.lr.peak:g}"
+    why = resolved.origins["optim.lr.peak"]
+    return f"{peak} ({why})" if "rule" in why else peak
 
 
 def _counted(source: Source) -> dict[str, int]:

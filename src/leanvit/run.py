@@ -390,12 +390,10 @@ class Run:
             return []
         step = self.state.step
         after = step if step else -1
-        files: list[Observer] = [
-            JsonLines(self.out / METRICS, after=after),
-            TensorBoard(self.out / CURVES, after=after),
-        ]
+        rows = JsonLines(self.out / METRICS, after=after)
+        self.store.ahead = rows.sync
         shown = [] if self.quiet else [Terminal(self.state.run, step)]
-        return [*files, *shown, self.alarm]
+        return [rows, TensorBoard(self.out / CURVES, after=after), *shown, self.alarm]
 
     def _finish(self, steps: int, seconds: float) -> None:
         """Draw what the run did and learned, and sum it up."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Store:
         """networks: the backbones that lie beside the checkpoints, by the names of their files."""
         self.out, self.config, self.networks = out, config, networks
         self.first = rank() == 0
+        self.ahead: Callable[[], None] = _nobody_waits
+        """Puts on disk what no state may be without: the rows up to it."""
         self._saver = Saver(self._write, warn)
 
     @property
@@ -86,6 +88,7 @@ class Store:
 
     def _write(self, step: int, parts: Parts) -> None:
         """Write the backbones of a step, then its checkpoint: none without its backbone."""
+        self.ahead()
         config = self.config
         facts = {**facts_of_run(config, step), "version": leanvit.__version__}
         for name, network in self.networks.items():
@@ -98,6 +101,10 @@ class Store:
             config.train.keep,
             int(config.train.keep_every.amount),
         )
+
+
+def _nobody_waits() -> None:
+    """Put nothing on disk."""
 
 
 def _nothing(_: str) -> None:

@@ -157,9 +157,13 @@ class Case:
         self.images = Path(shutil.copytree(self.bench.images, self.place / "images"))
         return self.images
 
-    def stopped(self, checkpoints: int = 1) -> None:
-        """Be a run that was killed at one of a few steps, with so many checkpoints or more."""
-        step = self.draw.choice([step for step in STOPPED if len(saved(step)) >= checkpoints])
+    def stopped(self, checkpoints: int = 1, *, after_save: bool = False) -> None:
+        """Be a run that was killed at one of a few steps, with so many checkpoints or more.
+
+        after_save: not at a step that was saved.
+        """
+        steps_ = [step for step in STOPPED if len(saved(step)) >= checkpoints]
+        step = self.draw.choice([s for s in steps_ if not after_save or s not in saved(s)])
         self.place.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.bench.stopped(step), self.out)
 

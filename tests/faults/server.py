@@ -4,6 +4,7 @@ Python's fork server imports torch and leanvit and runs nothing: no thread, no k
 is a fork of it, so that it starts like a fresh one, which takes seconds to import the same.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context, set_start_method
 from pathlib import Path
 
@@ -28,7 +30,7 @@ def _command(place: Path, words: Sequence[str], env: Mapping[str, str], plant: P
     """Be `leanvit WORDS`: a session of its own, what it says in files, its own temporary folder."""
     os.setsid()
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.dup2(os.open(place / name, os.O_WRONLY), number)
     os.environ.update(env, TMPDIR=str(place / "tmp"), OMP_NUM_THREADS="1")
     tempfile.tempdir = str(place / "tmp")
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 (the names alone)
@@ -60,13 +62,15 @@ class Command:
     """A running `leanvit`: its signals, its words, its end."""
 
     place: Path
-    """Folder for what it says (`err`, `out`) and for its temporary files (`tmp`)."""
+    """Folder for the pipes that it speaks into, `err` and `out`, and for its temporary files."""
     words: Sequence[str]
     plant: Plant = nothing
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.place / "tmp").mkdir(parents=True)
+        self._pipes = {name: _pipe(self.place / name) for name in ("err", "out")}
+        self._said = ""
         self._known: set[int] = set()
         self.struck: set[int] = set()
         self._process = FORKS.Process(
@@ -102,7 +106,9 @@ class Command:
 
     def said(self) -> str:
         """Return what it said on stderr."""
-        return (self.place / "err").read_text() if (self.place / "err").exists() else ""
+        if "err" in self._pipes:
+            self._said += "".join(iter(partial(_heard, self._pipes["err"]), ""))
+        return self._said
 
     def family(self) -> set[int]:
         """Return the processes of its session that live, itself among them."""
@@ -143,9 +149,27 @@ class Command:
             except ProcessLookupError:
                 continue
         self._process.join()
+        self.said()
+        while self._pipes:
+            os.close(self._pipes.popitem()[1])
         for path in self._shared({*self._known, self.pid}):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.place / "tmp", ignore_errors=True)
+
+
+def _pipe(place: Path) -> int:
+    """Make a pipe that holds all that a command says: no limit on files holds there."""
+    os.mkfifo(place)
+    reader = os.open(place, os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)
+    return reader
+
+
+def _heard(pipe: int) -> str:
+    try:
+        return os.read(pipe, 2**20).decode()
+    except BlockingIOError:
+        return ""
 
 
 def _stat(entry: Path) -> tuple[str, int, int, int]:

@@ -96,8 +96,8 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "__version__ check convert describe_backbones embed evaluate list_backbones load_backbone "
-        "pretrain replay"
+        "__version__ check compare convert describe_backbones embed evaluate list_backbones "
+        "load_backbone pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
@@ -305,8 +305,8 @@ MISTAKES = [
     ("pretrain esvit --method.region-weight 1", "region_weight lies between 0 and 1"),
     ("pretrain esvit --json=yes", "--json: ignored explicit argument 'yes'."),
     ("check esvit --resume", "Unknown option 'resume'"),
-    ("evaluate", "Name an evaluation: finetune, knn, layers, linear, lowshot."),
-    ("evaluate kn model", "Unknown evaluation 'kn'; did you mean 'knn'? Known: finetune, knn, "),
+    ("evaluate", "Name an evaluation: correspondence, finetune, knn, layers, linear, robust, "),
+    ("evaluate kn model", "Unknown evaluation 'kn'; did you mean 'knn'? Known: correspondence, "),
     ("evaluate finetune model --mixup much", "mixup is 'much'; expected a number, or 'auto'."),
     ("evaluate finetune model --duration 9", "'9' is not a duration; write 10ep (epochs), "),
     ("evaluate knn", "Name a model first: the folder of a run, a file of weights or a backbone's"),

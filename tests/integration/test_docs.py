@@ -61,7 +61,7 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             continue
         assert program == "leanvit", command
         small = SMALL if arguments[0] in ("pretrain", "check") else []
-        small = SHORT if {"mae_laptop", "dmae_laptop"} & set(arguments) else small
+        small = SHORT if {"mae_laptop", "dmae_laptop", "d2mae_laptop"} & set(arguments) else small
         small = BRIEF if arguments[0] == "bench" else small
         small = LONGER if "--allow" in arguments else small
         assert main([*arguments, *small]) == 0, command

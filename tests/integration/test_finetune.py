@@ -302,7 +302,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"recipe": "improve"}, "recipe.*'improve'.*improved"),
         ({"recipe": "mae_vit_tiny_in1k"}, "recipe 'mae_vit_tiny_in1k'.*mae_vit_tiny_in1k_300ep"),
-        ({"repeats": 3}, "a step has 4 images, too few for two different ones: .* to 6"),
+        (
+            {"repeats": 3},
+            "^repeats is 3, .* too few for two different ones: raise train_batch to 6",
+        ),
         ({"repeats": 0}, "repeats is 0; expected at least 1"),
         ({"lr": 0.0}, r"lr is 0\.0; expected above 0"),
         ({"layer_decay": 1.5}, r"layer_decay is 1\.5; expected within \[0, 1\]"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import leanvit
 from leanvit.backbones.base import Backbone
@@ -41,13 +42,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each batch held that was described."""
+    """How many images each batch held that a network saw."""
     seen: list[int] = []
-    describe = describe_batch
 
-    def noted(images: ImageBatch, ways: Mapping[str, Description]) -> Described:
-        seen.append(len(images.index))
-        return describe(images, ways)
+    def noted(
+        images: ImageBatch, ways: Mapping[str, Description], known: Mapping[str, Tensor]
+    ) -> Described:
+        if {name for name, way in ways.items() if way.key()} - known.keys():
+            seen.append(len(images.index))
+        return describe_batch(images, ways, known)
 
     monkeypatch.setattr(inputs, "describe_batch", noted)
     return seen
@@ -68,31 +71,36 @@ def files(cache: Path) -> list[Path]:
     return sorted(cache.iterdir()) if cache.exists() else []
 
 
-def test_nothing_is_described_twice(model: Path, own: Path, cache: Path, looked: list[int]) -> None:
+def test_nothing_is_described_twice(
+    model: Path, own: Path, cache: Path, looked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = evaluate(model, own)
-    assert sum(looked) == 45 + 18 and len(files(cache)) == 4 * PARTS
+    assert sum(looked) == 45 + 18 and len(files(cache)) == 2 * PARTS, "of networks alone"
     looked.clear()
     assert evaluate(model, own).rows == first.rows
     assert evaluate(model, own, k=(2, 5), temperature=0.1).rows != first.rows
-    assert evaluate(model, own, baselines=False).rows == first.rows[-1:]
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "describe_batch", None)  # then no image is even decoded
+        assert evaluate(model, own, baselines=False).rows == first.rows[-1:]
     assert looked == []
     assert evaluate(model, own, keep_features=False).rows == first.rows
     assert sum(looked) == 45 + 18
 
 
+@pytest.mark.parametrize("baselines", [True, False])
 def test_an_image_that_changed_is_seen(
-    model: Path, own: Path, cache: Path, looked: list[int]
+    baselines: bool, model: Path, own: Path, cache: Path, looked: list[int]
 ) -> None:
-    """Also where name, size and times are as before: only its part is described again."""
-    evaluate(model, own)
+    """Only its batch is described again, whether or not the others are read for baselines."""
+    evaluate(model, own, baselines=baselines)
     path = next(own.rglob("train/*/003.png"))
     with Image.open(path) as image:
         image.rotate(180).save(path)
     looked.clear()
-    found = evaluate(model, own)
+    found = evaluate(model, own, baselines=baselines)
     assert looked == [BATCH]
     shutil.rmtree(cache)
-    assert evaluate(model, own).rows == found.rows
+    assert evaluate(model, own, baselines=baselines).rows == found.rows
 
 
 def changed_weights(model: Path, folder: Path) -> Path:
@@ -143,7 +151,7 @@ def test_other_code_describes_anew(
 ) -> None:
     evaluate(model, own)
     looked.clear()
-    monkeypatch.setattr("leanvit.evaluation.kept._code", lambda: "another")
+    monkeypatch.setattr("leanvit.evaluation.kept.code_digest", lambda: "another")
     evaluate(model, own)
     assert sum(looked) == 45 + 18
 
@@ -171,11 +179,11 @@ def test_an_interrupted_evaluation_goes_on(
 ) -> None:
     done: list[int] = []
 
-    def interrupted(images: ImageBatch, ways: Mapping[str, Description]) -> Described:
+    def interrupted(*arguments: Any) -> Described:
         if len(done) == 7:
             raise KeyboardInterrupt
-        done.append(len(images.index))
-        return describe_batch(images, ways)
+        done.append(1)
+        return describe_batch(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "describe_batch", interrupted)
@@ -203,7 +211,7 @@ def test_the_cache_has_an_end(
 ) -> None:
     evaluate(model, own)
     whole = sum(path.stat().st_size for path in files(cache))
-    monkeypatch.setattr("leanvit.evaluation.kept.MOST", whole // 2)
+    monkeypatch.setattr(inputs, "MOST", whole // 2)
     evaluate(model, own)
     left = sum(path.stat().st_size for path in files(cache))
     assert whole // 4 < left <= whole // 2

@@ -33,6 +33,24 @@ def test_rows_wait_for_room(tmp_path: Path, capsys: Says) -> None:
     assert steps(path) == [0, 1, 2, 3, 4]
 
 
+def test_rows_are_on_disk_or_there_is_an_error(tmp_path: Path, capsys: Says) -> None:
+    """What a save asks for first: a checkpoint has all the rows up to it."""
+    path = tmp_path / "metrics.jsonl"
+    rows = JsonLines(path)
+    with room(20):
+        for step in (1, 2, 3):
+            rows.on_row({"step": step})
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+                rows.sync()
+    rows.sync()
+    assert steps(path) == [1, 2, 3]
+    path.unlink()
+    rows.on_row({"step": 4})
+    assert steps(path) == [4], "it is made again where somebody removed it"
+    assert capsys.readouterr().err.count("Its rows wait for room.") == 1
+
+
 def test_half_a_row_and_rows_to_come_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st\xff')

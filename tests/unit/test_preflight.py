@@ -43,6 +43,14 @@ def checked(data: Path | str, out: Path, recipe: RunConfig | None = None, **opti
     return leanvit.check(recipe or config(), out=out, data=str(data), options=named, quiet=True)
 
 
+def test_a_report_says_where_the_learning_rate_comes_from(images: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"optim__lr__peak": 0.256, "optim__lr__end": 0.0}
+    report = checked(images, tmp_path / "check", **given, optim__lr_rule="linear")
+    assert report.learning_rate == "0.004 (recipe; 0.256 at 256 images, linear rule, batch 4)"
+    plain = checked(images, tmp_path / "plain", **given, optim__lr_rule="none")
+    assert plain.learning_rate == "0.256"
+
+
 def test_a_report_counts_what_is_there(images: Path, tmp_path: Path) -> None:
     Image.new("RGB", (300, 90)).save(images / "dogs" / "wide.png")
     out = tmp_path / "check"
@@ -73,10 +81,10 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
     ):
         assert line in said
     odd = replace(report.unreadable[0], name="line\nbreak\udcff", error="OSError: gone")
-    assert str(replace(report, unreadable=[odd])).splitlines()[9] == (
+    assert str(replace(report, unreadable=[odd])).splitlines()[10] == (
         "unreadable   'line\\nbreak\\udcff': OSError: gone"
     )
-    heads = "images source short classes memory speed epoch whole views unreadable problem"
+    heads = "images source short classes memory speed epoch whole rate views unreadable problem"
     assert " ".join(line.split()[0] for line in said) == heads
     assert "for 200 steps" in said[7]
 

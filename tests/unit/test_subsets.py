@@ -9,7 +9,7 @@ import pytest
 import leanvit
 from leanvit.config import DataConfig
 from leanvit.data.sources import FolderSource, Source, hold_out
-from leanvit.data.subsets import draw_subset
+from leanvit.data.subsets import Joined, draw_subset
 from tests.tiny import draw_nothing, write_classes, write_images
 
 
@@ -121,3 +121,28 @@ def test_a_run_says_it_aloud_and_resumes_on_the_same_images(
         )
     report = leanvit.check("mae_laptop", data=data, out=tmp_path / "check", options=options)
     assert report.images == 6 and "6 of the 20 images" in report.source
+
+
+# Several sources in one
+
+
+def test_joined_sources_are_one_after_the_other(tmp_path: Path) -> None:
+    first = FolderSource(write_classes(tmp_path / "first", a=2, b=1))
+    second = FolderSource(write_classes(tmp_path / "second", b=2), first.classes)
+    both = Joined([first, second])
+    assert len(both) == 5 and both.targets.tolist() == [0, 0, 1, 1, 1]
+    assert both.name(2) == "b/000.png" and both.name(4) == "b/001.png"
+    assert [both[i].index for i in (*range(5), -1)] == [0, 1, 2, 3, 4, 4]
+    assert [both[i].image for i in range(5)] == [
+        *(first[i].image for i in range(3)),
+        *(second[i].image for i in range(2)),
+    ]
+    assert both[3].target == 1
+    assert both.fingerprint() != Joined([second, first]).fingerprint()
+    assert both.validation() is None
+    assert "first" in both.about().what and "second" in both.about().what
+    with pytest.raises(IndexError):
+        both[5]
+    other = FolderSource(tmp_path / "second")
+    with pytest.raises(ValueError, match="classes differ"):
+        Joined([first, other])

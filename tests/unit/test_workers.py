@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from leanvit.core.errors import RunError
-from leanvit.core.workers import calmly, losses_named
+from leanvit.core.workers import _complain, calmly, losses_named
 from tests.unit.test_house import nodes
 
 PARENT = """
 import multiprocessing, signal, sys, time
 import torch
+from torch.utils.data._utils import signal_handling
 from torch.utils.data import DataLoader, Dataset
 from leanvit.core.workers import serve_parent
 
@@ -124,6 +126,16 @@ def test_every_loader_has_such_workers_and_draws_nothing(option: str) -> None:
         assert option in words, f"{file}:{call.lineno}"
 
 
+class Numbers(Dataset[int]):
+    """0, 1 and 2."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+
 class Killed(Dataset[int]):
     """Ends the worker that reads it."""
 
@@ -148,12 +160,24 @@ def test_a_lost_worker_is_a_sentence() -> None:
 
 
 def test_a_loss_is_raised_where_a_batch_is_waited_for() -> None:
-    """Torch puts its handler in place as the first batch is on its way; it is taken away again."""
+    """Not in a signal handler: torch puts none in place; loaders of others still have theirs."""
+    loader = DataLoader(Numbers(), num_workers=1, generator=torch.Generator())
+    before = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
+    signal_handling._SIGCHLD_handler_set = False
+    try:
+        assert sum(1 for _ in calmly(loader)) == 3
+        assert signal.getsignal(signal.SIGCHLD) == before[0]
+        assert not signal_handling._SIGCHLD_handler_set
+        assert sum(1 for _ in loader) == 3
+        assert signal.getsignal(signal.SIGCHLD) != before[0], "torch has its handler no more"
+    finally:
+        signal.signal(signal.SIGCHLD, before[0])
+        signal_handling._SIGCHLD_handler_set = before[1]
 
-    def batches() -> Iterator[int]:
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        yield from range(3)
 
-    before = signal.getsignal(signal.SIGCHLD)
-    handlers = [signal.getsignal(signal.SIGCHLD) for _ in calmly(batches())]
-    assert handlers == 3 * [before]
+def test_workers_leave_threads_without_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (EOFError(), ConnectionResetError()):
+        _complain(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    _complain(KeyError, KeyError("a"), None)
+    assert "KeyError" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
 from leanvit.config.duration import Duration
+from leanvit.config.names import unknown_name
 from leanvit.config.run import Auto
 
 
@@ -296,6 +297,98 @@ class FinetuneConfig(ClassesConfig):
             raise ValueError("resume continues a training in a folder; name it: --out FOLDER.")
 
 
+STEREO = "stereo"
+"""The name of the two pictures with a disparity map that come with the extra `sample`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorrespondenceConfig(EvaluationConfig):
+    """Regions of an image found again in another view of it (EsViT), or in a stereo pair."""
+
+    pairs: int = 10
+    """How many of the most similar pairs count."""
+    baselines: bool = True
+    """Also what chance finds and the network before training."""
+    seed: int = 0
+    """Seed of the second view's colors."""
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "pairs")
+        require(self, NOT_NEGATIVE, "seed")
+
+
+COMMON_CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+"""What the mean corruption accuracy is a mean over: noise, blur, weather, digital."""
+CORRUPTIONS = (*COMMON_CORRUPTIONS, "speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""Those, and the four that the authors set aside to choose hyper-parameters on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RobustConfig(LinearProbeConfig):
+    """Accuracy under the common corruptions of what learned from clean images (ImageNet-C)."""
+
+    probe: Literal["knn", "linear"] = "knn"
+    """Nearest neighbours, or a linear layer on the view feature."""
+    k: int = 20
+    """Number of neighbours."""
+    corruptions: tuple[str, ...] = COMMON_CORRUPTIONS
+    """What is done to the images to test on: the common fifteen, or others by name."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """How badly, from 1 to 5."""
+    corruption_seed: int = 0
+    """Seed of the corruptions' noise."""
+    baselines: bool = True
+    """Also the network before training."""
+
+    def __post_init__(self) -> None:
+        LinearProbeConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "k")
+        require(self, NOT_NEGATIVE, "corruption_seed")
+        for name in self.corruptions:
+            if name not in CORRUPTIONS:
+                raise unknown_name("corruption", name, CORRUPTIONS)
+        if not self.corruptions or len({*self.corruptions}) < len(self.corruptions):
+            raise ValueError("corruptions names at least one corruption, and each once.")
+        if not self.severities or not {*self.severities} <= {1, 2, 3, 4, 5}:
+            raise ValueError(f"severities is {self.severities}; expected some of 1, 2, 3, 4, 5.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferConfig(EvaluationConfig):
+    """Transfer to 24 data sets, each by its own metric, beside the figures of EsViT's paper."""
+
+    sets: tuple[str, ...] = ()
+    """Data sets by name (docs/transfer.md); none for all that lie below the folder `data`."""
+    probe: Literal["logistic", "elevater", "finetune"] = "logistic"
+    """CLIP's logistic regression, ELEVATER's linear layer, or training of all weights."""
+    rates: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    """Learning rates that elevater tries, each with its own search for the weight decay."""
+    trial_epochs: int = 10
+    """Passes of elevater over the images to learn from, for each choice that is tried."""
+    epochs: int = 50
+    """Passes of elevater over all images to learn from, with what was chosen."""
+    duration: Duration | Auto = "auto"
+    """Length of a fine-tuning; auto: the recipe's."""
+    lr: tuple[float, ...] = ()
+    """Learning rates that finetune chooses from, for 256 images in a step; none: the recipe's."""
+    seed: int = 0
+    """Seed of the order, of a new layer's weights and of fine-tuning's crops."""
+
+    def __post_init__(self) -> None:
+        EvaluationConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "trial_epochs", "epochs")
+        require(self, POSITIVE, "rates", "lr")
+        require(self, NOT_NEGATIVE, "seed")
+        if not self.rates:
+            raise ValueError("rates is (); expected at least one learning rate.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
     """What was found of several backbones, side by side, with their size and their speed."""
@@ -314,11 +407,14 @@ class CompareConfig:
 
 EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
     {
+        "correspondence": CorrespondenceConfig,
         "finetune": FinetuneConfig,
         "knn": KnnConfig,
         "layers": LayersConfig,
         "linear": LinearConfig,
         "lowshot": LowshotConfig,
+        "robust": RobustConfig,
+        "transfer": TransferConfig,
     }
 )
 """Every evaluation and its options."""

@@ -8,8 +8,11 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Print a line of text on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line of text on stderr; where that is a file on a full disk, do without."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        return
 
 
 def warn(text: str) -> None:

@@ -78,6 +78,14 @@ def load(place: Path) -> Arrays | None:
         return None
 
 
+def touch(place: Path) -> None:
+    """Note that a file was used, where that may be noted."""
+    try:
+        place.touch()
+    except OSError:
+        return
+
+
 def prune(kind: str, most: int) -> None:
     """Remove what was not used for longest, until a kind takes at most so many bytes."""
     folder = folder_of(kind)

@@ -79,3 +79,19 @@ def seeded(seed: int, purpose: str) -> Iterator[None]:
         # the CPU's generator alone: torch.manual_seed would move every device's
         torch.default_generator.manual_seed(int(_stream(seed, purpose).random_raw()) >> 1)
         yield
+
+
+@contextmanager
+def numpy_seeded(seed: int, purpose: str, *key: int) -> Iterator[int]:
+    """Run library code that draws from numpy's global generator, such as a corruption of an image.
+
+    Inside, that generator is seeded by this key; afterwards it is as it was before. Yields a
+    number of 32 bits, by the same key, for what takes a seed of its own.
+    """
+    before = np.random.get_state()
+    first, second = (int(word) >> 32 for word in _stream(seed, purpose, *key).random_raw(2))
+    np.random.seed(first)
+    try:
+        yield second
+    finally:
+        np.random.set_state(before)

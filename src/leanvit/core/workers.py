@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+from torch.utils.data._utils import signal_handling
+
 from leanvit.core.errors import RunError
 
 T = TypeVar("T")
@@ -26,14 +28,17 @@ PATIENCE = 5.0
 def calmly(batches: Iterable[T]) -> Iterator[T]:
     """Yield the batches of a loader, the loss of whose workers is raised while one is waited for.
 
-    Torch also raises it in a signal handler, so wherever Python is: in a thread that starts, in
-    what ends the other workers. It looks every five seconds too, which is soon enough.
+    Torch would also raise it in a signal handler, so wherever Python is: in a thread that starts,
+    in what ends the other workers. It looks every five seconds too, which is soon enough, so it is
+    told that its handler is in place.
     """
-    before = signal.getsignal(signal.SIGCHLD)
-    for number, batch in enumerate(batches):
-        if not number and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
-        yield batch
+    installed = signal_handling._SIGCHLD_handler_set
+    signal_handling._SIGCHLD_handler_set = True
+    try:
+        iterator = iter(batches)
+    finally:
+        signal_handling._SIGCHLD_handler_set = installed
+    yield from iterator
 
 
 @contextmanager
@@ -75,7 +80,7 @@ def serve_parent(_: int) -> None:
 
 def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show an error, unless it is that of a thread whose parent left in the middle of a batch."""
-    if not isinstance(error, ConnectionError):
+    if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 

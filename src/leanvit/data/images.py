@@ -7,6 +7,7 @@ import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class ImageBatch:
     """B images that could be read, and those between them that could not."""
 
     pixels: Tensor
-    """[B, 3, S, S] in [0, 1], not normalised."""
+    """[B, 3, S, S] in [0, 1], not normalised; or what a change made of each."""
     index: Tensor
     """[B] number in the source."""
     target: Tensor
@@ -44,6 +45,10 @@ class ImageBatch:
 
 Middle = tuple[Tensor, int, bytes] | Unreadable
 """Pixels, class and mark of an image, or why there are none."""
+
+
+MARK = 32
+"""Bytes of a mark."""
 
 
 def mark(image: bytes | NDArray[np.uint8]) -> bytes:
@@ -85,11 +90,24 @@ def middle(pixels: Tensor, size: int, crop: float) -> Tensor:
     return tv.center_crop(values, [size, size])
 
 
-class Images(Dataset[tuple[int, Middle]]):
-    """The middle of every image of a source."""
+class Change(Protocol):
+    """What is made of an image's middle where it is read, before a network sees it."""
 
-    def __init__(self, source: Source, size: int, crop: float) -> None:
-        self.source, self.size, self.crop = source, size, crop
+    @property
+    def key(self) -> str:
+        """Words that are the same only where the same is made of the same image."""
+
+    def __call__(self, pixels: Tensor, index: int) -> Tensor:
+        """Return what becomes of [3, S, S] in [0, 1], of the image of this number."""
+
+
+class Images(Dataset[tuple[int, Middle]]):
+    """The middle of every image of a source, or what a change makes of it."""
+
+    def __init__(
+        self, source: Source, size: int, crop: float, change: Change | None = None
+    ) -> None:
+        self.source, self.size, self.crop, self.change = source, size, crop, change
 
     def __len__(self) -> int:
         return len(self.source)
@@ -100,7 +118,8 @@ class Images(Dataset[tuple[int, Middle]]):
         if isinstance(found, Unreadable):
             return index, found
         pixels, target = found
-        return index, (middle(pixels, self.size, self.crop), target, source.mark)
+        seen = middle(pixels, self.size, self.crop)
+        return index, (self.change(seen, index) if self.change else seen, target, source.mark)
 
 
 def _collate(found: list[tuple[int, Middle]]) -> ImageBatch:
@@ -122,14 +141,16 @@ def load_images(
     crop: float,
     batch: int | Sequence[range],
     workers: int,
+    change: Change | None = None,
 ) -> Iterator[ImageBatch]:
     """Yield all images of a source once, in order, on the CPU.
 
-    batch: how many at a time, or, where not all are wanted, which ones each time.
+    batch: how many at a time, or, where not all are wanted, which ones each time; change: what is
+    made of each.
     """
     batches = in_batches(range(len(source)), batch) if isinstance(batch, int) else batch
     loader = DataLoader(
-        Images(source, size, crop),
+        Images(source, size, crop, change),
         batch_sampler=[list(images) for images in batches],
         num_workers=workers,
         collate_fn=_collate,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pickle import PickleError
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from leanvit.config import look_up
 from leanvit.data.sources import TORCHVISION, About, Sample, Source, number_classes
 
 Options = Mapping[str, Any]
+Part = Literal["train", "test", "val", "rest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,16 @@ class _Kind:
     train: Options
     test: Options | None
     targets: str
-    """Attribute that holds the class of every image."""
+    """Attribute that holds the class of every image, pairs of both, or the names of HDF5 files."""
+    val: Options | None = None
+    """The part that hyper-parameters are chosen on."""
+    rest: Options | None = None
+    """What is left of `train` where `val` is a part of it."""
 
 
 _FLAG = ({"train": True}, {"train": False}, "targets")
 _SPLIT = ({"split": "train"}, {"split": "test"})
+_VAL = {"split": "val"}
 KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
         "CIFAR10": _Kind(*_FLAG),
@@ -39,15 +45,21 @@ KINDS: Mapping[str, _Kind] = MappingProxyType(
         "SVHN": _Kind(*_SPLIT, "labels"),
         "STL10": _Kind(*_SPLIT, "labels"),
         "Food101": _Kind(*_SPLIT, "_labels"),
-        "Flowers102": _Kind(*_SPLIT, "_labels"),
-        "DTD": _Kind(*_SPLIT, "_labels"),
-        "FGVCAircraft": _Kind({"split": "trainval"}, {"split": "test"}, "_labels"),
+        "Flowers102": _Kind(*_SPLIT, "_labels", _VAL),
+        "DTD": _Kind(*_SPLIT, "_labels", _VAL),
+        "FGVCAircraft": _Kind(
+            {"split": "trainval"}, {"split": "test"}, "_labels", _VAL, {"split": "train"}
+        ),
         "OxfordIIITPet": _Kind({"split": "trainval"}, {"split": "test"}, "_labels"),
-        "Country211": _Kind({"split": "train"}, {"split": "valid"}, "targets"),
+        "Country211": _Kind(*_SPLIT, "targets", {"split": "valid"}),
         "ImageNet": _Kind({"split": "train"}, {"split": "val"}, "targets"),
         "EuroSAT": _Kind({}, None, "targets"),
         "SUN397": _Kind({}, None, "_labels"),
         "Caltech101": _Kind({}, None, "y"),
+        "GTSRB": _Kind(*_SPLIT, "_samples"),
+        "StanfordCars": _Kind(*_SPLIT, "_samples"),
+        "RenderedSST2": _Kind(*_SPLIT, "_samples", _VAL),
+        "PCAM": _Kind(*_SPLIT, "_FILES", _VAL),
     }
 )
 """Name in torchvision.datasets -> its parts. Others may be written out as a folder of images."""
@@ -57,21 +69,22 @@ BROKEN = (
     *(OSError, RuntimeError, ValueError, LookupError, EOFError, AssertionError),
     *(ImportError, PickleError),
 )
-"""What torchvision raises for files that are missing or hold anything, and for missing scipy."""
+"""What torchvision raises for files that are missing or hold anything, and without scipy, h5py."""
 
 
 class TorchvisionSource:
-    """A data set of torchvision that lies in a local folder: its part for training, as RGB pixels.
+    """A data set of torchvision that lies in a local folder: one of its parts, as RGB pixels.
 
     name: such as `CIFAR10@data`, the name of `torchvision.datasets` and the folder given to it as
-    root. Nothing is ever downloaded. The part for testing is set aside. Raises ValueError for an
-    unknown name, and if the folder does not hold the data set.
+    root; part: train, test, val, or rest, which is train without val. Nothing is ever downloaded.
+    The part for testing is set aside. Raises ValueError for an unknown name, for classes out of
+    range, and if the folder does not hold the data set.
     """
 
     def __init__(
-        self, name: str, known: tuple[str, ...] | None = None, *, train: bool = True
+        self, name: str, known: tuple[str, ...] | None = None, *, part: Part = "train"
     ) -> None:
-        self._word, self._known, self._train = name, known, train
+        self._word, self._known, self._part = name, known, part
         self._name, mark, root = name.partition("@")
         self._kind = look_up("data set of torchvision", self._name, KINDS)
         if not mark or not root:
@@ -81,9 +94,13 @@ class TorchvisionSource:
         self._root = root
         self._load()
         words = list(map(str, getattr(self._data, "classes", ())))
-        found = np.asarray(getattr(self._data, self._kind.targets), dtype=np.int64)
-        if len(found) != len(self._data) or not len(found):
-            raise ValueError(f"{self._name} in {root!r} holds {len(self._data)} images.")
+        found = self._numbers
+        if len(found) != len(self._data) or not len(found) or found.min() < 0:
+            raise ValueError(
+                f"{self._name} in {root!r} holds {len(self._data)} images and {len(found)} "
+                f"classes of images, the lowest number {found.min(initial=0)}; expected as many "
+                f"as images, from 0."
+            )
         names = words if len(set(words)) > found.max() else list(map(str, range(found.max() + 1)))
         labels = [names[target] for target in found.tolist()]
         order = known or tuple(dict.fromkeys(names))
@@ -92,9 +109,10 @@ class TorchvisionSource:
     def _load(self) -> None:
         from torchvision import datasets
 
-        options = self._kind.train if self._train else self._kind.test or {}
+        options = getattr(self._kind, self._part) or {}
         try:
             self._data = getattr(datasets, self._name)(self._root, **options)
+            self._numbers = _targets(self._data, self._kind.targets)
         except BROKEN as error:
             raise ValueError(
                 f"The folder {self._root!r} does not hold {self._name} as torchvision stores it "
@@ -103,7 +121,7 @@ class TorchvisionSource:
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._word, self._known, self._train)
+        return _reopen, (self._word, self._known, self._part)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -114,26 +132,44 @@ class TorchvisionSource:
 
     def name(self, index: int) -> str:
         """Return the data set, the part and the number in it."""
-        return f"{self._name}/{'train' if self._train else 'test'}/{index:06d}"
+        return f"{self._name}/{self._part}/{index:06d}"
 
     def fingerprint(self) -> str:
         """Return a digest of the name, the part and every image's class."""
-        words = "\0".join([self._name, str(self._train), *self.classes])
+        words = "\0".join([self._name, self._part, *self.classes])
         return hashlib.sha256(words.encode() + self.targets.tobytes()).hexdigest()
 
     def validation(self) -> Source | None:
         """Return the part for testing, if there is one."""
-        if not self._train or self._kind.test is None:
+        return self.part("test") if self._part == "train" else None
+
+    def part(self, part: Part) -> Source | None:
+        """Return another part of the same data set, its classes numbered as here, if there is one.
+
+        Raises ValueError if the folder does not hold it.
+        """
+        if getattr(self._kind, part) is None:
             return None
-        return TorchvisionSource(self._word, self.classes, train=False)
+        return TorchvisionSource(self._word, self.classes, part=part)
 
     def about(self) -> About:
         """Return what this is."""
         return About(f"{self._name} of torchvision in {self._root!r}", "the data set")
 
 
-def _reopen(name: str, known: tuple[str, ...] | None, train: bool) -> TorchvisionSource:
-    return TorchvisionSource(name, known, train=train)
+def _targets(data: Any, attribute: str) -> NDArray[np.int64]:
+    """Return the class of every image as torchvision numbers it."""
+    found = getattr(data, attribute)
+    if attribute == "_samples":
+        found = [target for _, target in found]
+    elif attribute == "_FILES":
+        with data.h5py.File(data._base_folder / found[data._split]["targets"][0]) as table:
+            found = table["y"][:, 0, 0, 0]
+    return np.asarray(found, dtype=np.int64)
+
+
+def _reopen(name: str, known: tuple[str, ...] | None, part: Part) -> TorchvisionSource:
+    return TorchvisionSource(name, known, part=part)
 
 
 class ArraySource:

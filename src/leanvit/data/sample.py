@@ -143,6 +143,6 @@ def _folder() -> Path:
         import skimage
     except ImportError as error:
         raise ValueError(
-            "--data sample needs scikit-image: pip install 'leanvit[sample]'."
+            "The photographs of the sample need scikit-image: pip install 'leanvit[sample]'."
         ) from error
     return Path(skimage.__file__).parent / "data"

@@ -1,14 +1,17 @@
-"""Fewer images, or unbalanced classes: what pre-training is tried on (arXiv 2205.14443).
+"""Fewer images, unbalanced classes (arXiv 2205.14443), or the images of several sources in one.
 
 Letters: N images of a class, C classes.
 """
+
+import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanvit.config import DataConfig
 from leanvit.core import random
-from leanvit.data.sources import About, Source, Subset
+from leanvit.data.sources import About, Sample, Source, Subset
 
 
 class Drawn(Subset):
@@ -54,3 +57,52 @@ def draw_subset(source: Source, config: DataConfig, seed: int) -> Source:
     how = [f"data.{name} {getattr(config, name):g}" for name in ("fraction", "imbalance")]
     named = ", ".join(word for word in how if not word.endswith(" 1"))
     return Drawn(source, np.sort(np.concatenate(kept)), f"{named}, seed {seed}")
+
+
+class Joined:
+    """The images of several sources with the same classes, one source after the other.
+
+    Raises ValueError if the classes differ.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = tuple(sources)
+        self.classes = self._sources[0].classes
+        if any(source.classes != self.classes for source in self._sources):
+            raise ValueError("Images whose classes differ cannot be joined.")
+        self.targets = np.concatenate([source.targets for source in self._sources])
+        self._ends = np.cumsum([len(source) for source in self._sources])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        """Return the source of an image, and its number there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[number]
+        return source, index - int(self._ends[number]) + len(source)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        source, number = self._place(index)
+        sample = source[number]
+        return Sample(sample.image, index, sample.target)
+
+    def name(self, index: int) -> str:
+        """Return the image's name in its own source."""
+        source, number = self._place(range(len(self))[index])
+        return source.name(number)
+
+    def fingerprint(self) -> str:
+        """Return a digest of those of all sources."""
+        words = " ".join(source.fingerprint() for source in self._sources)
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    def validation(self) -> Source | None:
+        """Return None: nothing was set aside."""
+        return None
+
+    def about(self) -> About:
+        """Return what the parts are."""
+        whole = self._sources[0].about()
+        return whole._replace(what=" and ".join(source.about().what for source in self._sources))

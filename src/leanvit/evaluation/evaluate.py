@@ -20,6 +20,7 @@ from leanvit.config.evaluation import (
 from leanvit.core.distributed import joined, rank, require_alone
 from leanvit.core.files import require_writable
 from leanvit.data.sources import Source
+from leanvit.evaluation.correspondence import correspondence_result
 from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import (
     device_of,
@@ -33,6 +34,8 @@ from leanvit.evaluation.neighbors import knn
 from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
 from leanvit.evaluation.result import Result
+from leanvit.evaluation.robust import robust_result
+from leanvit.evaluation.transfer import transfer_result
 
 
 def evaluate(
@@ -105,6 +108,15 @@ def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[
 
 
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
-    {"finetune": _finetune, "knn": _probe, "layers": _probe, "linear": _probe, "lowshot": _lowshot}
+    {
+        "correspondence": correspondence_result,
+        "finetune": _finetune,
+        "knn": _probe,
+        "layers": _probe,
+        "linear": _probe,
+        "lowshot": _lowshot,
+        "robust": robust_result,
+        "transfer": transfer_result,
+    }
 )
 """What does each evaluation of `EVALUATION_CONFIGS`: configuration, model, quiet -> result."""

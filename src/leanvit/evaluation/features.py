@@ -10,6 +10,7 @@ Letters: B images, S side in pixels, D columns of a description.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class Description:
 
     see: Callable[[Tensor], Tensor]
     key: Callable[[], str] = str
-    """Returns words and digests that are the same only where the rows are; none: unknown."""
+    """Returns words and digests that are the same only where the rows are; none: rows that are
+    not worth keeping."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Describe images."""
@@ -67,7 +69,7 @@ def describe_pixels(protocol: str) -> Description:
             return standardize(small)[:, 0].flatten(1)
         return (small - small.mean((1, 2, 3), keepdim=True)).flatten(1)
 
-    return Description(rows, lambda: f"pixels {protocol}")
+    return Description(rows)
 
 
 def describe_histogram(protocol: str) -> Description:
@@ -82,7 +84,7 @@ def describe_histogram(protocol: str) -> Description:
         color = (red * COLOR_BINS + green) * COLOR_BINS + blue
         return _shares(color.flatten(1), COLOR_BINS**3)
 
-    return Description(rows, lambda: f"histogram {protocol}")
+    return Description(rows)
 
 
 def _shares(bins: Tensor, count: int) -> Tensor:
@@ -204,10 +206,20 @@ class Described:
         return self.rows[name], self.target
 
 
-def describe_batch(images: ImageBatch, descriptions: Mapping[str, Description]) -> Described:
-    """Describe a batch in every way; where no image could be read there are no rows."""
+def describe_batch(
+    images: ImageBatch,
+    descriptions: Mapping[str, Description],
+    known: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Described:
+    """Describe a batch in every way; where no image could be read there are no rows.
+
+    known: rows that need not be computed.
+    """
     found = descriptions if len(images.index) else {}
-    rows = {name: way(images.pixels).float().cpu() for name, way in found.items()}
+    rows = {
+        name: known[name] if name in known else way(images.pixels).float().cpu()
+        for name, way in found.items()
+    }
     return Described(rows, images.index, images.target, images.unreadable, images.marks)
 
 

@@ -36,7 +36,7 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source
 from leanvit.evaluation.adapting import fit_to_tune, keep_first
-from leanvit.evaluation.features import describe_classes
+from leanvit.evaluation.features import Described, describe_classes
 from leanvit.evaluation.inputs import Seen, require_readable, see
 from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.tuned import Folder
@@ -178,7 +178,18 @@ def run_config(
     run = compose(run, optimizer=config.optimizer, options=options)
     if config.optimizer == "sgd":
         run = compose(run, options={"optim.nesterov": True})
-    return resolve(run, gather_facts(learn)).config
+    try:
+        return resolve(run, gather_facts(learn)).config
+    except ValueError as error:
+        raise ValueError(_in_own_words(str(error))) from error
+
+
+def _in_own_words(text: str) -> str:
+    """Return what is said of a run's options with the names that fine-tuning has for them."""
+    for name, places in OPTIONS.items():
+        for place in places:
+            text = text.replace(place, name)
+    return text
 
 
 def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:
@@ -215,6 +226,8 @@ class Training:
     learn: Source
     test: Source
     folder: Folder
+    once: bool = False
+    """Whether the images to test on are looked at when all is done and not before."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -224,6 +237,8 @@ class Training:
         self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)
         self.curve: list[dict[str, float]] = []
         self.minutes = 0.0
+        self.told: Described | None = None
+        """The scores [N, C] of the images to test on, when they were last looked at."""
 
     def run(self) -> None:
         """Train to the end, from the newest checkpoint where the folder has one to continue."""
@@ -243,6 +258,8 @@ class Training:
 
     def look(self) -> dict[str, float]:
         """Return the accuracy on the images to test on, as the curve goes on."""
+        if self.once and self.state.step < self.state.run:
+            return {}
         classifiers = self.method.classifiers()
         ways = {
             name: describe_classes(backbone, head.scores)
@@ -250,6 +267,7 @@ class Training:
         }
         with evaluating(self.method):
             found = self.seen.describe(self.test, "images to test on", ways)
+        self.told = found
         accuracies = {
             f"{top}{name and f'/{name}'}": accuracy
             for name, logits in found.rows.items()

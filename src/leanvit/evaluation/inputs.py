@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from leanvit.backbones.base import Backbone
 from leanvit.config.evaluation import (
@@ -19,8 +20,9 @@ from leanvit.config.evaluation import (
 )
 from leanvit.core.console import track, warn
 from leanvit.core.distributed import all_lists, rank, world_size
+from leanvit.core.kept import prune
 from leanvit.data.batch import Unreadable
-from leanvit.data.images import in_batches, load_images, usual_crop
+from leanvit.data.images import Change, ImageBatch, in_batches, load_images, usual_crop
 from leanvit.data.sources import (
     SAMPLE,
     Source,
@@ -30,7 +32,7 @@ from leanvit.data.sources import (
     require_classes,
 )
 from leanvit.evaluation.features import Described, Description, describe_batch, join, shared
-from leanvit.evaluation.kept import Kept
+from leanvit.evaluation.kept import KIND, MOST, Kept, Stored
 from leanvit.evaluation.models import open_networks
 
 SHOWN = 5
@@ -50,6 +52,12 @@ class Seen:
     workers: int
     keeps: bool
     quiet: bool
+    change: Change | None = None
+    """What is made of each image before it is described."""
+
+    def changing(self, change: Change) -> "Seen":
+        """Return the same way of seeing what a change makes of the images."""
+        return replace(self, change=change)
 
     def describe(self, source: Source, text: str, ways: Mapping[str, Description]) -> Described:
         """Describe all images of a source; every process has the rows of all of them.
@@ -66,10 +74,10 @@ class Seen:
         Raises ValueError, in every process, if too many of all cannot be read, or if a row is not
         finite. What is known from before is not computed again.
         """
-        kept = Kept(self._reading(), ways) if self.keeps else None
+        kept = Kept(source, self._reading(), ways) if self.keeps else None
         found = join(self.batches(source, text, ways, kept))
         if kept is not None:
-            kept.prune()
+            prune(KIND, MOST)
         return found
 
     def batches(
@@ -82,24 +90,41 @@ class Seen:
         """Describe this process's share of the images of a source part by part, in order."""
         batch = self.config.batch
         parts = self._share(len(source), LARGE if kept else 1)
-        known = {part: kept.find(source, part) if kept else None for part in parts}
-        todo = [one for part in parts if known[part] is None for one in in_batches(part, batch)]
+        known = {part: kept.find(part) if kept else {} for part in parts}
+        ready = {part for part in parts if kept and self._is_known(kept, part, known[part], ways)}
+        todo = [one for part in parts if part not in ready for one in in_batches(part, batch)]
         images = load_images(
-            source, size=self.size, crop=self.crop, workers=self.workers, batch=todo
+            source,
+            size=self.size,
+            crop=self.crop,
+            workers=self.workers,
+            batch=todo,
+            change=self.change,
         )
         bad: list[Unreadable] = []
         with closing(track(images, text, len(todo), quiet=self.quiet or not todo)) as coming:
             for part in parts:
-                found = known.pop(part)
-                if found is None:
-                    fresh = (next(coming) for _ in in_batches(part, batch))
-                    found = join(describe_batch(one, ways) for one in fresh)
-                    require_finite(found, source)
-                    if kept is not None:
-                        kept.keep(source, part, found)
+                stored = known.pop(part)
+                if part in ready:
+                    yield _as_known(source, part, stored)
+                    continue
+                found = join(
+                    describe_batch(one, ways, _still_known(one, place, stored))
+                    for place in in_batches(range(len(part)), batch)
+                    for one in [next(coming)]
+                )
+                require_finite(found, source)
+                if kept is not None:
+                    kept.keep(part, found, stored)
                 bad += found.unreadable
                 yield found
         require_readable(all_lists(bad), len(source), self.config.max_unreadable)
+
+    def _is_known(
+        self, kept: Kept, part: range, stored: Mapping[str, Stored], ways: Mapping[str, Description]
+    ) -> bool:
+        """Return whether all that is asked of a part is known, and true of its images."""
+        return stored.keys() == ways.keys() and kept.unchanged(part, stored)
 
     def _share(self, images: int, most: int) -> list[range]:
         """Return this process's part of so many images, cut into parts of whole batches.
@@ -114,7 +139,24 @@ class Seen:
 
     def _reading(self) -> str:
         """Return how images are read and where they are described, in words."""
-        return f"{self.size} {self.crop} {self.config.batch} {self.device.type}"
+        change = self.change.key if self.change else ""
+        return f"{self.size} {self.crop} {self.config.batch} {self.device.type} {change}"
+
+
+def _as_known(source: Source, part: range, stored: Mapping[str, Stored]) -> Described:
+    """Return what is known of a part."""
+    index = torch.arange(part.start, part.stop)
+    target = torch.from_numpy(source.targets[part.start : part.stop])
+    return Described({name: each.rows for name, each in stored.items()}, index, target, ())
+
+
+def _still_known(
+    images: ImageBatch, place: range, stored: Mapping[str, Stored]
+) -> dict[str, Tensor]:
+    """Return the rows that are known of a batch. place: where it is in its part."""
+    where = slice(place.start, place.stop)
+    found = {name: each.of(where, images.marks) for name, each in stored.items()}
+    return {name: rows for name, rows in found.items() if rows is not None}
 
 
 def require_finite(found: Described, source: Source) -> None:

@@ -2,7 +2,8 @@
 
 A file holds what one way of describing says of one part of a source. Its name is a digest of that
 way (weights included), of this code and its libraries, and of how images are read; inside are the
-digests of the encoded images themselves, which are read and compared before the rows are used.
+digests of the encoded images themselves, which are compared with those that are there now before
+the rows are used.
 """
 
 import hashlib
@@ -10,12 +11,14 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from leanvit.core import kept
-from leanvit.data.images import mark
+from leanvit.data.images import MARK, mark
 from leanvit.data.sources import Source
 from leanvit.evaluation.features import Described, Description
 
@@ -25,64 +28,71 @@ MOST = 10 * 2**30
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy")
 
 
+class Stored(NamedTuple):
+    """What a way said of a part of a source, when the images were those of the marks."""
+
+    rows: Tensor
+    """[N, D]"""
+    marks: bytes
+    """N digests."""
+
+    def of(self, images: slice, marks: bytes) -> Tensor | None:
+        """Return the rows of some images of the part, if these are still the same."""
+        same = self.marks[MARK * images.start : MARK * images.stop] == marks
+        return self.rows[images] if same else None
+
+
 class Kept:
-    """The features that some ways of describing, of images that are read in one way, left there."""
+    """The features of a source that some ways of describing left there.
 
-    def __init__(self, reading: str, ways: Mapping[str, Description]) -> None:
+    Ways that do not say what they are (`Description.key`) leave none.
+    """
+
+    def __init__(self, source: Source, reading: str, ways: Mapping[str, Description]) -> None:
         """reading: how images are read and what computes, in words."""
-        facts = (_code(), *(f"{name} {version(name)}" for name in LIBRARIES), reading)
+        self.source = source
+        facts = (code_digest(), *(f"{name} {version(name)}" for name in LIBRARIES), reading)
         keys = {name: way.key() for name, way in ways.items()}
-        self._words = {name: (*facts, key) for name, key in keys.items()}
-        self.whole = all(keys.values())
-        """Whether every way says what it is; otherwise nothing is found and nothing kept."""
+        where = source.fingerprint()
+        self._words = {name: (*facts, key, where) for name, key in keys.items() if key}
 
-    def find(self, source: Source, part: range) -> Described | None:
-        """Return what is known of a part of a source, if that is all, and its images are the same.
-
-        Reads the images, if there are such features, and decodes none.
-        """
-        rows, marks = {}, set[bytes]()
-        for name in self._words if self.whole else ():
-            place = self._place(name, source, part)
+    def find(self, part: range) -> dict[str, Stored]:
+        """Return what is known of a part, by the ways; its images may be others by now."""
+        found = {}
+        for name in self._words:
+            place = self._place(name, part)
             arrays = None if place is None else kept.load(place)
-            if place is None or arrays is None:
-                return None
-            rows[name] = torch.from_numpy(arrays[0])
-            marks.add(arrays[1].tobytes())
-            place.touch()
-        if not rows or marks != {_marks(source, part)}:
-            return None
-        index = torch.arange(part.start, part.stop)
-        target = torch.from_numpy(source.targets[part.start : part.stop].astype(np.int64))
-        return Described(rows, index, target, ())
+            if place is not None and arrays is not None:
+                found[name] = Stored(torch.from_numpy(arrays[0]), arrays[1].tobytes())
+                kept.touch(place)
+        return found
 
-    def keep(self, source: Source, part: range, found: Described) -> None:
-        """Keep what was found of a part, if all of its images could be read."""
-        if not self.whole or len(found.index) < len(part):
-            return
-        for name, rows in found.rows.items():
-            if (place := self._place(name, source, part)) is not None:
-                kept.write(place, [rows.numpy(), np.frombuffer(found.marks, dtype=np.uint8)])
+    def unchanged(self, part: range, stored: Mapping[str, Stored]) -> bool:
+        """Return whether the images of a part, which are read for it, are those of all stored."""
+        try:
+            now = b"".join(mark(self.source[index].image) for index in part)
+        except OSError:
+            return False
+        return {each.marks for each in stored.values()} == {now}
 
-    def prune(self) -> None:
-        """Remove what is too much."""
-        kept.prune(KIND, MOST)
+    def keep(self, part: range, found: Described, stored: Mapping[str, Stored]) -> None:
+        """Keep what was found of a part, if all of its images could be read.
 
-    def _place(self, name: str, source: Source, part: range) -> Path | None:
-        where = f"{source.fingerprint()} {part.start} {part.stop}"
-        return kept.place_of(KIND, [*self._words[name], where])
+        stored: what was known of it before.
+        """
+        for name in self._words if len(found.index) == len(part) else ():
+            if name in stored and stored[name].marks == found.marks:
+                continue
+            if (place := self._place(name, part)) is not None:
+                marks = np.frombuffer(found.marks, dtype=np.uint8)
+                kept.write(place, [found.rows[name].numpy(), marks])
 
-
-def _marks(source: Source, part: range) -> bytes:
-    """Return the digests of a part's images as they are now; nothing if one cannot be read."""
-    try:
-        return b"".join(mark(source[index].image) for index in part)
-    except OSError:
-        return b""
+    def _place(self, name: str, part: range) -> Path | None:
+        return kept.place_of(KIND, [*self._words[name], f"{part.start} {part.stop}"])
 
 
 @cache
-def _code() -> str:
+def code_digest() -> str:
     """Return a digest of leanvit itself: other code may compute other features."""
     found = hashlib.sha256()
     root = Path(__file__).parents[1]

@@ -51,3 +51,10 @@ def before_training(model: str | Path, backbone: Backbone) -> Backbone:
         fresh = build_backbone(backbone.config)
     fresh.mean, fresh.std = backbone.mean, backbone.std
     return fresh.to(next(backbone.parameters()).device).eval()
+
+
+def with_untrained(networks: Mapping[str, Backbone], model: str | Path) -> Mapping[str, Backbone]:
+    """Return the networks of a model, and before them the same network before its training."""
+    if "untrained" in networks:
+        return networks
+    return {"untrained": before_training(model, next(iter(networks.values()))), **networks}

@@ -18,7 +18,7 @@ from leanvit.evaluation.features import (
 )
 from leanvit.evaluation.inputs import Seen, protocols_of
 from leanvit.evaluation.knn import Bank, accuracy_of
-from leanvit.evaluation.models import before_training
+from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.result import Result, headline
 
 
@@ -60,10 +60,7 @@ def _ways(
     config: KnnConfig, model: str | Path, networks: Mapping[str, Backbone]
 ) -> dict[str, Description]:
     """Return what is compared, by protocol and name."""
-    shown = dict(networks)
-    if config.baselines and "untrained" not in networks:
-        first = next(iter(networks.values()))
-        shown = {"untrained": before_training(model, first), **networks}
+    shown = with_untrained(networks, model) if config.baselines else networks
     ways: dict[str, Description] = {}
     for protocol in protocols_of(config):
         if config.baselines:

@@ -60,4 +60,6 @@ def headline(
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

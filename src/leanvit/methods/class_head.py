@@ -3,13 +3,19 @@
 Letters: B images, C classes, D channels.
 """
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from leanvit.backbones.base import Backbone, Features
 from leanvit.backbones.layers import LayerNorm, init_linear
 from leanvit.config import ViTConfig
+from leanvit.core.random import seeded
 from leanvit.kernels.linear import Linear
+from leanvit.weights.file import HEADER
 
 
 class ClassHead(Linear):
@@ -43,3 +49,14 @@ class ClassHead(Linear):
         """Return logits [B, C] of features: with two layers, the mean of what they say."""
         told: Tensor = self(found.pooled)
         return told if self.token is None else torch.stack([told, self.imitation(found)]).mean(0)
+
+
+def load_head(path: Path, backbone: Backbone) -> tuple[ClassHead, tuple[str, ...]]:
+    """Return the head that a fine-tuning wrote for a backbone, and the names of its classes."""
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        told = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    with seeded(0, "weights"):
+        head = ClassHead(backbone, len(state["weight"]), distilled="token.weight" in state)
+    head.load_state_dict(state)
+    return head.eval(), tuple(told.get("classes", ()))

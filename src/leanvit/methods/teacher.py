@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leanvit.backbones.base import Ask, Backbone, Features
 from leanvit.config.backbones import TIMM
 from leanvit.core.precision import to_device
-from leanvit.core.random import seeded
-from leanvit.methods.class_head import ClassHead
+from leanvit.methods.class_head import ClassHead, load_head
 from leanvit.weights.file import HEAD_FILE
 from leanvit.weights.loading import load_backbone
 
@@ -132,12 +130,9 @@ def _tuned(folder: Path) -> tuple[nn.Module, Channels, Channels, int]:
             f"{str(folder)!r} is no teacher that tells classes: name the folder that "
             f"`leanvit evaluate finetune --out` wrote, or timm:NAME.TAG."
         )
-    backbone, state = load_backbone(folder), load_file(folder / HEAD_FILE)
-    classes = len(state["weight"])
-    with seeded(0, "weights"):
-        head = ClassHead(backbone, classes, distilled="token.weight" in state)
-    head.load_state_dict(state)
-    return _Tuned(backbone, head), backbone.mean, backbone.std, classes
+    backbone = load_backbone(folder)
+    head, _ = load_head(folder / HEAD_FILE, backbone)
+    return _Tuned(backbone, head), backbone.mean, backbone.std, len(head.weight)
 
 
 def _timm(name: str) -> tuple[nn.Module, Channels, Channels, int]:

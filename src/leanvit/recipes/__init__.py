@@ -8,6 +8,7 @@ from leanvit.recipes.esvit import dino, dino_vit_tiny_in1k, esvit, esvit_swin_ti
 from leanvit.recipes.laptop import dino_laptop, esvit_laptop
 from leanvit.recipes.mae import (
     d2mae,
+    d2mae_laptop,
     d2mae_vit_tiny_in1k,
     dmae,
     dmae_laptop,
@@ -24,6 +25,7 @@ from leanvit.recipes.supervised import deit_tiny_h12_in1k, deit_tiny_in1k, super
 RECIPES: Mapping[str, Callable[[], RunConfig]] = MappingProxyType(
     {
         "d2mae": d2mae,
+        "d2mae_laptop": d2mae_laptop,
         "d2mae_vit_tiny_in1k": d2mae_vit_tiny_in1k,
         "deit_tiny_h12_in1k": deit_tiny_h12_in1k,
         "deit_tiny_in1k": deit_tiny_in1k,

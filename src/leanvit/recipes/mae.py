@@ -102,6 +102,15 @@ def dmae_laptop() -> RunConfig:
     return _laptop("dmae_laptop", DmaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER))
 
 
+def d2mae_laptop() -> RunConfig:
+    """D2-MAE on such images; name a teacher of the same patches, such as a run of `mae_laptop`.
+
+    Paper: no figure at this setting; ours: not run.
+    """
+    config = D2maeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER, decode_from=4)
+    return _laptop("d2mae_laptop", config)
+
+
 def _laptop(name: str, method: MethodConfig) -> RunConfig:
     return RunConfig(
         recipe=name,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from io import BufferedWriter
 from pathlib import Path
 from socket import gethostname
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -82,32 +83,42 @@ class JsonLines:
         Raises CheckpointError if the disk refuses that.
         """
         with refusals_named(path):
-            if path.exists():
-                rows = path.read_bytes().splitlines()
-                kept = b"".join(row + b"\n" for row in rows if _step(row) <= after)
-                with Replacing(path) as beside:  # all of them, should the process be killed here
-                    write_synced(beside, kept)
-            self._file = path.open("ab", buffering=0)
+            rows = path.read_bytes().splitlines() if path.exists() else []
+            kept = b"".join(row + b"\n" for row in rows if _step(row) <= after)
+            with Replacing(path) as beside:  # all of them, should the process be killed here
+                write_synced(beside, kept)
         self._path, self._waiting, self._refused = path, b"", False
+        self._lock = Lock()
 
     def on_step(self, step: int) -> None:
         """Wait for a row."""
 
     def on_row(self, row: Mapping[str, float]) -> None:
         """Write the row so that a reader sees it at once."""
-        self._waiting += json.dumps(dict(row)).encode() + b"\n"
-        try:
-            while self._waiting:  # a disk may take a part
-                self._waiting = self._waiting[self._file.write(self._waiting) :]
-            self._refused = False
-        except OSError as error:
-            if not self._refused:
-                warn(f"Could not write {self._path}: {error.strerror}. Its rows wait for room.")
-            self._refused = True
+        with self._lock:
+            self._waiting += json.dumps(dict(row)).encode() + b"\n"
+            try:
+                self._write()
+                self._refused = False
+            except OSError as error:
+                if not self._refused:
+                    warn(f"Could not write {self._path}: {error.strerror}. Its rows wait for room.")
+                self._refused = True
 
     def on_end(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Hear that no row is to come."""
+
+    def sync(self) -> None:
+        """Put all rows on the disk, from any thread. Raises CheckpointError if it refuses."""
+        with self._lock, refusals_named(self._path):
+            self._write(synced=True)
+
+    def _write(self, *, synced: bool = False) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            while self._waiting:  # a disk may take a part
+                self._waiting = self._waiting[file.write(self._waiting) :]
+            if synced:
+                os.fsync(file.fileno())
 
 
 def _step(row: bytes) -> float:

@@ -8,6 +8,8 @@ from itertools import pairwise
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from leanvit.core.console import say
+
 TERMS = ("loss", "view", "region")
 """Loss and its parts."""
 LEARNED = {
@@ -29,10 +31,10 @@ class Terminal:
 
     def __init__(self, run: int, start: int = 0) -> None:
         self._run, self._start, self._began = run, start, time.perf_counter()
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
+            self._console = Console(stderr=True, highlight=False, soft_wrap=True)
             self._bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=None),
@@ -70,7 +72,11 @@ class Terminal:
             shown.append("before training:")
         shown += found
         if len(shown) > 1:
-            self._console.print("  ".join(word for word in shown if word))
+            line = "  ".join(word for word in shown if word)
+            if self._bar is None:
+                say(line)
+            else:
+                self._console.print(line)
 
     def on_end(self) -> None:
         """Take the bar away."""
