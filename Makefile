@@ -8,6 +8,9 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+# the same OpenCV without windows, which needs no library of a display
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt opencv-python-headless
 	touch $@
 
 check: install
