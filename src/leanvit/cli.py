@@ -43,9 +43,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
-  leanvit bench loss                            time and memory of the loss, beside other forms
-  leanvit bench data --source FOLDER            images a second, beside the same through Pillow
-  leanvit bench forward                         time and memory of backbones, beside timm's
+  leanvit bench loss | forward | data           time and memory, beside other code
   leanvit --version
 
 Every command answers --help, and --json prints its result as one JSON object on stdout.
@@ -231,9 +229,9 @@ def replay(arguments: list[str]) -> int:
 
 def evaluate(arguments: list[str]) -> int:
     """`leanvit evaluate NAME`, of those of `EVALUATION_CONFIGS`, or compare."""
-    if not arguments or arguments[0].startswith("-"):
-        if not arguments:
-            raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
+    if not arguments:
+        raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
+    if arguments[0].startswith("-"):
         print("usage: leanvit evaluate NAME MODEL --data SOURCE [options]\n\nNAME is one of:")
         for name, kind in EVALUATION_CONFIGS.items():
             print(f"  {name:14} {kind.__doc__}")
@@ -252,9 +250,8 @@ def evaluate(arguments: list[str]) -> int:
     from leanvit.evaluation.evaluate import evaluate as run
 
     result = run(name, names.model, options=options)
-    if rank():
-        return 0  # the first process speaks for all
-    print(json.dumps(result.to_dict(), indent=2) if names.json else result)
+    if rank() == 0:  # it speaks for all
+        print(json.dumps(result.to_dict(), indent=2) if names.json else result)
     return 0
 
 
