@@ -53,9 +53,10 @@ def require_alone(what: str) -> None:
 def joined(device: str, *, patient: bool = False) -> Iterator[None]:
     """Work together with the other processes that were started, if any were.
 
-    Over NCCL on GPUs, of which each process takes its own, and over gloo on CPUs. Raises
-    ValueError if the environment says too little, and GoneError in place of what torch raises if
-    another process does not come, ends or stops to answer.
+    Over NCCL on GPUs, of which each process takes its own, and over gloo on CPUs. patient: wait
+    for others as long as they live, and take tensors of the CPU too. Raises ValueError if the
+    environment says too little, and GoneError in place of what torch raises if another process
+    does not come, ends or stops to answer.
     """
     here = launch()
     if here.world == 1:
@@ -68,7 +69,9 @@ def joined(device: str, *, patient: bool = False) -> Iterator[None]:
     healthy = False
     try:
         backend = "nccl" if device == "cuda" else "gloo"
-        limit = FOR_EVER if patient else _limit(START)
+        limit = _limit(START)
+        if patient:  # evaluations also share what lies on the host
+            backend, limit = backend.replace("nccl", "cpu:gloo,cuda:nccl"), FOR_EVER
         dist.init_process_group(
             backend, store=store, rank=here.rank, world_size=here.world, timeout=limit
         )
