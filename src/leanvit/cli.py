@@ -31,14 +31,11 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit check RECIPE --data FOLDER            what a run would see, need and take
   leanvit pretrain RECIPE --data FOLDER --out DIR       images to backbone
   leanvit replay RUN [--step N]                 one step of a run once more, looked into
-  leanvit evaluate knn MODEL --data FOLDER      classes by nearest neighbours
-  leanvit evaluate linear MODEL --data FOLDER   classes by a linear probe
-  leanvit evaluate layers MODEL --data FOLDER   the same, or k-NN, for every block by itself
-  leanvit evaluate lowshot MODEL --data FOLDER  classes by few images of each
+  leanvit evaluate knn MODEL --data FOLDER      classes by neighbours (linear, layers, lowshot)
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
+  leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur and weather
   leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view
-  leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur, weather and compression
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
