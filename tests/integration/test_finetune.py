@@ -235,7 +235,10 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
 }
 """Option -> (another value, what else must be set for it to matter)."""
 
-ELSEWHERE = {"data", "batch", "workers", "device", "max_unreadable", "out", "resume"}
+ELSEWHERE = {
+    *("data", "batch", "workers", "device", "max_unreadable", "out", "resume"),
+    *("results", "keep_features"),
+}
 """Options that change no figure, or have tests of their own."""
 
 

@@ -186,7 +186,7 @@ def run_config(
 
 def _in_own_words(text: str) -> str:
     """Return what is said of a run's options with the names that fine-tuning has for them."""
-    for name, places in OPTIONS.items():
+    for name, places in {**OPTIONS, "train_batch": ("train.batch",)}.items():
         for place in places:
             text = text.replace(place, name)
     return text
