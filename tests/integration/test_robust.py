@@ -112,7 +112,7 @@ def test_the_linear_probe_is_that_of_evaluate_linear(model: Path, data: Path) ->
     """Its rate is chosen on clean images that are held out."""
     options = {"epochs": 20, "rates": (0.01, 1.0, 20.0)}
     result = found(model, data, probe="linear", baselines=False, **options)
-    (clean,) = linear(model, data, **options, blocks=1).rows
+    (clean,) = linear(model, data, **options, blocks=(1,)).rows
     assert accuracies(result, "trained", "clean")[0] == pytest.approx(clean["top1"])
     assert accuracies(result, "trained", "gaussian_noise")[0] < clean["top1"]
     assert result.facts["probe"] == "linear"

@@ -50,7 +50,7 @@ def image_damaged(case: Case) -> Outcome:
     run = case.start()
     case.moment(run, last=STEPS - 4)
     case.draw.choice(sorted(images.iterdir())).write_bytes(b"no image")
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     spoken(run)
     whole(case.out, STEPS)
     nothing_left(case, extra=("unreadable.jsonl",))
@@ -63,7 +63,7 @@ def image_removed(case: Case) -> Outcome:
     run = case.start(*READERS)
     case.moment(run, last=STEPS - 4)
     case.draw.choice(sorted(images.iterdir())).unlink()
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     spoken(run)
     whole(case.out, STEPS)
     nothing_left(case, extra=("unreadable.jsonl",))
@@ -135,7 +135,7 @@ def nan_skip(case: Case) -> Outcome:
 def rolled_back(case: Case, plant: Plant, *options: str) -> Outcome:
     """Check that a run goes back to what it saved, once, and comes to its end."""
     run = case.start(*options, plant=plant)
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     assert "The run goes back to step" in spoken(run), run.said()
     whole(case.out, STEPS)
     assert json.loads(rows_of(case.out)[-1])["rollbacks"] == 1

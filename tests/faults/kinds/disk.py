@@ -37,7 +37,7 @@ def disk_full_a_while(case: Case) -> Outcome:
     last = case.draw.randint(first, SAVES - 1)
     byte = case.draw.randrange(1, case.bench.size())
     run = case.start(plant=partial(full_disk, first, last, byte))
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     assert "Training goes on, and the next save tries again" in spoken(run), run.said()
     readable(case.out)
     equal(case.out, case.bench.reference())
@@ -147,7 +147,7 @@ def clock_set(case: Case) -> Outcome:
     """the time of day jumps by up to a year, either way"""
     seconds = case.draw.uniform(-3e7, 3e7)
     run = case.start(plant=partial(clock_jumps, case.draw.randrange(20), seconds))
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     spoken(run)
     equal(case.out, case.bench.reference())
     nothing_left(case)
@@ -163,7 +163,7 @@ def two_runs(case: Case) -> Outcome:
         assert "is finished" in other.said(), other.said()
         raise MissedError
     refused(other, 2, "trains in")
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     equal(case.out, case.bench.reference())
     nothing_left(case)
     return Outcome("the second refused, equal")

@@ -156,7 +156,7 @@ def sigusr1(case: Case) -> Outcome:
     run = case.start("--train.save_every", "100st")
     case.moment(run, first=0, last=STEPS - 1)
     run.send(signal.SIGUSR1)
-    assert run.wait() == 0, run.said()
+    assert run.wait() == 0, f"exit code {run.wait()}: {run.said()}"
     spoken(run)
     saved = [int(path.name[5:]) for path in case.checkpoints()]
     if len(saved) == 1:  # it came after the last step
