@@ -170,12 +170,13 @@ def test_what_is_for_one_process_says_so(
     out, images = tmp_path / "out.npz", runs["words"][3]
     for words in (
         ("check", *runs["words"][1:], "--out", out),
-        ("evaluate", "knn", runs["folder"] / "one", "--data", images),
+        ("evaluate", "finetune", runs["folder"] / "one", "--data", images),
         ("embed", runs["folder"] / "one", "--data", images, "--out", out),
         ("bench", "loss"),
     ):
         said = refused(capsys, *words)
-        assert f"{words[0]} is for one process: " in said and "torchrun or with one task" in said
+        name = "evaluate finetune" if words[0] == "evaluate" else words[0]
+        assert f"{name} is for one process: " in said and "torchrun or with one task" in said
     assert not out.exists()
     monkeypatch.setenv("WORLD_SIZE", "many")
     said = refused(capsys, *runs["words"], "--out", out)

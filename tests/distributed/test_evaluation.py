@@ -48,6 +48,13 @@ def tables(place: Path) -> dict[str, Any]:
     return found
 
 
+BATCHES = (1, 7, 30, 64)
+
+
+def every_share(place: Path) -> list[tuple[list[int], list[int], list[str]]]:
+    return [shares(place, batch) for batch in BATCHES]
+
+
 def shares(place: Path, batch: int) -> tuple[list[int], list[int], list[str]]:
     """Return the images of this process's share, those of all, and those that are broken."""
     source = FolderSource(place / "data" / "train")
@@ -55,7 +62,7 @@ def shares(place: Path, batch: int) -> tuple[list[int], list[int], list[str]]:
         KnnConfig(batch=batch, workers=0, max_unreadable=20, keep_features=False), 8, source, True
     )
     ways = {"pixels": describe_pixels("color")}
-    own = seen.describe_share(source, "", ways)
+    own = seen.describe_share(source, "images", ways)
     every = shared(own, ways)
     assert len(every.rows["pixels"]) == len(every.index) == len(every.target)
     assert every.rows["pixels"].shape[1] == 3 * 8 * 8
@@ -64,14 +71,15 @@ def shares(place: Path, batch: int) -> tuple[list[int], list[int], list[str]]:
     return own.index.tolist(), every.index.tolist(), broken
 
 
-@pytest.mark.parametrize("batch", [1, 7, 30, 64])
-def test_every_image_is_in_one_share(batch: int, place: Path) -> None:
+def test_every_image_is_in_one_share(place: Path) -> None:
     """Also where all are in one, since there is a single batch of them."""
-    (first, every, broken), (second, same, told) = in_processes(2, shares, place, batch)
-    assert every == same == [*first, *second]
-    assert sorted(every) == every == shares(place, batch)[1] and len(every) == 42
-    assert broken == told and len(broken) == 3
-    assert bool(first and second) == (batch < 45)
+    first_process, second_process = in_processes(2, every_share, place)
+    for batch, one, other in zip(BATCHES, first_process, second_process, strict=True):
+        (first, every, broken), (second, same, told) = one, other
+        assert every == same == [*first, *second]
+        assert sorted(every) == every == shares(place, batch)[1] and len(every) == 42
+        assert broken == told and len(broken) == 3
+        assert bool(first and second) == (batch < 45)
 
 
 def test_two_processes_find_what_one_finds(place: Path) -> None:

@@ -17,7 +17,7 @@ from leanvit.weights.card import RESULTS
 from leanvit.weights.file import FILE
 from leanvit.weights.loading import load_backbone
 from tests.integration.command import Says, refused
-from tests.tables import KNN, LINEAR, write_run
+from tests.tables import KNN, LINEAR, write_network, write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STILL: dict[str, Any] = {"rounds": 0, "device": "cpu"}
@@ -30,7 +30,7 @@ def runs(tmp_path: Path, data: Path) -> tuple[Path, Path]:
     for run, name, options in (
         (first, "knn", {**KNN, "protocol": "both"}),
         (first, "linear", LINEAR),
-        (second, "knn", {**KNN, "image_size": 24}),
+        (second, "knn", {**KNN, "protocol": "both"}),
     ):
         leanvit.evaluate(name, run, data=str(data), options=options, quiet=True)
     return first, second
@@ -76,26 +76,48 @@ def test_the_headline_is_the_teacher_s(runs: tuple[Path, Path]) -> None:
         assert next(iter(line["headline"].values())) == teacher
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("knn", {**KNN, "protocol": "both", "leave_one_out": True}, "leave_one_out"),
+        ("knn", {**KNN, "protocol": "both", "crop": 0.5}, "crop"),
+        ("knn", {**KNN, "protocol": "both", "temperature": 0.5}, "temperature"),
+        ("linear", {**LINEAR, "solver": "lbfgs"}, "solver"),
+        ("linear", {**LINEAR, "epochs": 1}, "epochs"),
+    ],
+)
+def test_another_question_has_a_column_of_its_own(
+    name: str, options: dict[str, Any], words: str, runs: tuple[Path, Path], data: Path
+) -> None:
+    before = compare(*runs).rows
+    leanvit.evaluate(name, runs[0], data=str(data), options=options, quiet=True)
+    title = "linear" if name == "linear" else "k-NN, k=1"
+    found = compare(*runs).rows
+    columns = [column for column in found[0] if column.startswith(f"{title} (")]
+    assert len(columns) == 2 and all(words in column for column in columns)
+    assert found[0][columns[0]] == before[0][title]
+    assert found[1][columns[0]] == before[1][title] and found[1][columns[1]] == NONE
+
+
 def test_other_data_are_columns_of_their_own(
     runs: tuple[Path, Path], data: Path, tmp_path: Path
 ) -> None:
-    other = Path(shutil.copytree(data, tmp_path / "others"))
-    leanvit.evaluate("knn", runs[1], data=str(other), options=KNN, quiet=True)
+    """Also where the last folder has the same name."""
+    other = Path(shutil.copytree(data, tmp_path / data.name))
+    options = {**KNN, "protocol": "both"}
+    leanvit.evaluate("knn", runs[1], data=str(other), options=options, quiet=True)
     found = compare(*runs).rows[1]
-    assert {f"k-NN, k=1 ({data.name})", "k-NN, k=1 (others)"} <= found.keys()
+    assert {f"k-NN, k=1 ({data})", f"k-NN, k=1 ({other})"} <= found.keys()
 
 
-def test_figures_of_another_step_are_left_out(runs: tuple[Path, Path]) -> None:
+def test_figures_of_other_weights_are_left_out(runs: tuple[Path, Path], tmp_path: Path) -> None:
     place = runs[0] / RESULTS
     changed = lines(runs[0])
-    changed[1]["step"] = 7
+    changed[1]["weights"] = "other"
     place.write_text("".join(json.dumps(line) + "\n" for line in changed))
     found = compare(*runs)
     assert "linear" not in found.rows[0]
-    assert found.notes == [
-        f"{runs[0]}: linear was measured at step 7, and the backbone is that of step None now; "
-        f"left out."
-    ]
+    assert found.notes == [f"{runs[0]}: linear of other weights than are there now: left out."]
 
 
 def test_a_picture_and_speeds(runs: tuple[Path, Path], tmp_path: Path, capsys: Says) -> None:
@@ -123,11 +145,23 @@ def test_files_of_weights_name_their_results(model: Path, data: Path, tmp_path: 
     assert [row["backbone"] for row in found.rows] == [str(model), str(other)]
 
 
+def test_a_file_that_changed_has_no_figures(model: Path, data: Path, tmp_path: Path) -> None:
+    """Whatever its name says; and a file has its figures under every name."""
+    results, here = tmp_path / "all.jsonl", Path(shutil.copy(model, tmp_path / "w.safetensors"))
+    options = {**KNN, "results": str(results)}
+    leanvit.evaluate("knn", here, data=str(data), options=options, quiet=True)
+    moved = here.rename(tmp_path / "moved.safetensors")
+    assert leanvit.compare([moved], results=results, options=STILL, quiet=True).rows
+    write_network(moved, norm=3.0)
+    with pytest.raises(ValueError, match="holds no figure of"):
+        leanvit.compare([moved], results=results, options=STILL, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("models", "text"),
     [
         ([], "Name the models to compare"),
-        (["{first}", "{first}"], "each once"),
+        (["{first}", "{first}"], "first' is named twice"),
         (["{new}"], "Nothing was found of '.*new' yet"),
         (["swin_tiny"], "it is no run: name --results FILE"),
         (["{bare}"], "holds no figure of"),

@@ -236,6 +236,32 @@ def test_features_that_are_not_finite_are_named(model: Path, own: Path, tmp_path
         evaluate(saved(network, tmp_path), own, baselines=False)
 
 
+def test_a_network_that_tells_nothing_apart_is_noted(
+    model: Path, own: Path, tmp_path: Path
+) -> None:
+    network = load_backbone(model)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.zero_()
+    found = evaluate(saved(network, tmp_path), own, baselines=False)
+    assert found.notes == [
+        f"color/trained: the features of all images to {purpose} are the same."
+        for purpose in ("learn from", "test on")
+    ]
+
+
+def test_images_left_out_and_images_seen_before_are_noted(
+    model: Path, own: Path, capsys: Says
+) -> None:
+    next(own.rglob("train/*/003.png")).write_bytes(b"no image")
+    (note,) = evaluate(model, own, max_unreadable=5).notes
+    assert note.startswith("Images to learn from: 1 of 45 images cannot be read, such as ")
+    found = evaluate(model, own / "val", val=str(own / "val"), baselines=False)
+    assert found.notes == [
+        "The images to test on have the names of those to learn from: the same ones?"
+    ]
+
+
 # results.jsonl
 
 
@@ -254,8 +280,10 @@ def test_results_add_up_in_the_folder_of_a_run(
     for line, result in ((lines[0], first), (lines[2], second)):
         found = json.loads(line)
         assert found.items() >= json.loads(json.dumps(result.to_dict())).items()
-        assert {"when", "seconds", "versions", "step"} <= found.keys()
+        assert {"when", "seconds", "versions", "weights", "asked"} <= found.keys()
     assert json.loads(lines[2])["config"]["k"] == [2]
+    asked = json.loads(lines[2])["asked"]
+    assert asked["k"] == [2] and "workers" not in asked, "options that change no figure"
     capsys.readouterr()
     words = ("evaluate", "knn", model, "--data", own, "--results", place, "--workers", 0)
     assert main([*map(str, words)]) == 0

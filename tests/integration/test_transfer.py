@@ -218,15 +218,20 @@ def test_a_fine_tuning_that_diverges_fails_by_itself(
         raise NonFiniteError("The loss is not a number.", 0)
 
     monkeypatch.setattr(Training, "run", diverge)
-    with pytest.raises(ValueError, match=r"No data set has a figure. CIFAR10 failed: The loss is"):
+    with pytest.raises(ValueError, match=r"has a figure:\n  CIFAR10 failed: The loss is"):
         transfer(model, suite, probe="finetune", sets=("CIFAR10",))
+
+
+def test_sets_are_found_however_they_are_spelled(model: Path, suite: Path) -> None:
+    (row, *_) = transfer(model, suite, sets=("cifar10",)).rows
+    assert row["set"] == "CIFAR10"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sets": ("CIFAR",)}, "Unknown data set 'CIFAR'; did you mean 'CIFAR10'"),
-        ({"sets": ("DTD",)}, r"No data set has a figure. DTD is not below .*DTD\(FOLDER, download"),
+        ({"sets": ("DTD",)}, r"has a figure:\n  DTD is not below .*DTD\(FOLDER, download"),
         ({"probe": "linear"}, "probe.*'linear'.*logistic"),
         ({"rates": ()}, r"rates is \(\); expected at least one"),
         ({"rates": (0.0,)}, r"rates is \(0\.0,\); expected above 0"),

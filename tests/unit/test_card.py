@@ -170,6 +170,23 @@ def test_a_finished_run_names_its_steps_once(tmp_path: Path) -> None:
         assert (found["steps"], found["images seen"], found["method"]) == ("10", "40", "esvit")
 
 
+def test_a_card_quotes_these_weights_and_the_newest_of_each_question(tmp_path: Path) -> None:
+    folder = written_run(tmp_path)
+    (old,) = (folder / RESULTS).read_text().splitlines()
+    again = {**json.loads(old), "asked": {}, "weights": ""}
+    again["rows"] = [{**again["rows"][0], "k=20": 70.0, "chosen": None}]
+    other = {**again, "asked": {"k": [5]}, "config": {"k": [5]}, "rows": [{"k=5": 1.5}]}
+    stale = {**other, "weights": "others", "config": {}, "rows": [{"k=5": 99.0}]}
+    lines = (old, *(json.dumps(entry) for entry in (again, other, stale)))
+    (folder / RESULTS).write_text("".join(line + "\n" for line in lines))
+    _, rows = read_run(folder)
+    found = [row for row in rows if row["evaluation"] == "knn"]
+    assert [row.get("k=20", row.get("k=5")) for row in found] == [70.0, 1.5]
+    assert found[1]["options"] == "k [5]" and "options" not in found[0]
+    text = card(build(SWIN), {}, usage=USAGE, rows=rows)
+    assert "None" not in text and "70" in text and "99" not in text
+
+
 def test_files_that_are_not_there_are_passed_over(tmp_path: Path) -> None:
     assert read_run(tmp_path) == (None, [])
     written_run(tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
 from leanvit.analysis.pictures import BLUE, EDGE, FAINT, INK, RULE, save_figure
@@ -25,15 +26,33 @@ from leanvit.core.distributed import require_alone
 from leanvit.core.files import require_writable, writing
 from leanvit.evaluation.inputs import device_of
 from leanvit.evaluation.models import open_networks
-from leanvit.evaluation.record import place_of, read_results, step_of
+from leanvit.evaluation.record import place_of, read_results
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import last_part
+from leanvit.weights.file import weights_of
 
 PICTURE = "efficiency.png"
 NONE = "-"
 """What stands where nothing was found."""
-Figures = Mapping[tuple[str, str], float]
-"""By what was found and on which data."""
+UNASKED = frozenset(
+    {
+        *("results", "keep_features", "workers", "device", "batch", "max_unreadable"),
+        *("baselines", "k", "out", "resume", "every", "untrained"),
+    }
+)
+"""Options that leave what is compared as it is: k stands in the name of the figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a figure answers: the same question has the same column."""
+
+    title: str
+    asked: tuple[tuple[str, str], ...]
+    """Every option that could change the answer, data and val among them."""
+
+
+Figures = Mapping[Question, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +78,16 @@ def compare(
 
     models: folders of runs, or what else `evaluate` takes; out: folder for the picture, none for
     no picture; results: the file that results of models without a folder were written to; options:
-    fields of `CompareConfig`. Of each evaluation and data set the newest result counts; speed is
-    measured here and now, in turns, without a head, by the median. Raises ValueError if nothing
-    was found of a model.
+    fields of `CompareConfig`. Of each question the newest result counts; speed is
+    measured here and now, in turns, without a head, by the median. Figures stand in one column only
+    if they answer the same question: all options that matter are the same. Raises ValueError if
+    nothing was found of a model.
     """
     require_alone("evaluate compare")
     config = replace_options(CompareConfig(), options or {})
-    if len({str(model) for model in models}) < max(len(models), 1):
-        raise ValueError("Name one model or more, each once.")
+    twice = [str(model) for model in models if list(models).count(model) > 1]
+    if twice or not models:
+        raise ValueError(f"{twice[0]!r} is named twice." if twice else "Name a model or more.")
     if out:
         require_writable(Path(out) / PICTURE)
     notes: list[str] = []
@@ -102,32 +123,41 @@ def _entry(
             f"Nothing was found of {str(model)!r} yet ({where}): evaluate it first, such as by "
             f"leanvit evaluate knn."
         )
-    own = [entry for entry in read_results(place) if entry["facts"].get("model") == str(model)]
-    if place_of(model, ""):  # whatever the folder was called then
-        own = list(read_results(place))
-    step, figures = step_of(model), dict[tuple[str, str], float]()
-    for entry in own:
-        if entry.get("step") != step:
-            notes.append(
-                f"{model}: {entry['name']} was measured at step {entry.get('step')}, and the "
-                f"backbone is that of step {step} now; left out."
-            )
-            continue
-        data = last_part(str(entry["facts"].get("data", "")))
-        figures |= {(title, data): value for title, value in entry.get("headline", {}).items()}
+    weights, figures, left = weights_of(model), dict[Question, float](), set[str]()
+    for entry in read_results(place):
+        if weights and entry.get("weights") != weights:
+            left |= {entry["name"]} if place_of(model, "") else set()
+        elif weights or entry["facts"].get("model") == str(model):
+            asked = _asked(entry.get("config", {}))
+            titles = entry.get("headline", {}).items()
+            figures |= {Question(title, asked): value for title, value in titles}
+    if left:
+        notes.append(
+            f"{model}: {', '.join(sorted(left))} of other weights than are there now: left out."
+        )
     if not figures:
         raise ValueError(f"{str(place)!r} holds no figure of {str(model)!r}: evaluate it first.")
     network = next(iter(open_networks(model, device_of(config), quiet).values()))
     return _Entry(str(model), backbone_size(network.config).parameters / 1e6, figures, network)
 
 
-def _titles(columns: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """Return the head of each column: with the data where there are several of a kind."""
-    kinds = [kind for kind, _ in columns]
-    return {
-        (kind, data): f"{kind} ({data})" if kinds.count(kind) > 1 else kind
-        for kind, data in columns
-    }
+def _asked(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, str(config[name])) for name in sorted({*config} - UNASKED))
+
+
+def _titles(columns: Sequence[Question]) -> dict[Question, str]:
+    """Return the head of each column: with what it was asked where several have its title."""
+    found = {}
+    for column in columns:
+        like = [dict(other.asked) for other in columns if other.title == column.title]
+        apart = [name for name, value in column.asked if {e.get(name) for e in like} != {value}]
+        words = [_word(name, value) for name, value in column.asked if name in apart]
+        found[column] = f"{column.title} ({', '.join(words)})" if words else column.title
+    return found
+
+
+def _word(name: str, value: str) -> str:
+    return value if name == "data" else f"{name} {value or 'none'}"
 
 
 @torch.inference_mode()
@@ -174,6 +204,8 @@ def draw_efficiency(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                     color=INK,
                 )
             axes.set_xscale("log")
+            for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                axis(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.margins(0.25)
             axes.set_xlabel(name, color=FAINT)
             axes.set_ylabel(f"{kind} (%)", color=FAINT)

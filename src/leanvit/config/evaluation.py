@@ -35,6 +35,8 @@ class ImagesConfig:
         require(self, AT_LEAST_ONE, "image_size", "batch")
         require(self, NOT_NEGATIVE, "workers", "max_unreadable")
         require(self, POSITIVE, "crop")
+        if self.max_unreadable > 100:
+            raise ValueError(f"max_unreadable is {self.max_unreadable:g} percent; at most 100.")
         if self.crop != "auto" and self.crop > 1:
             raise ValueError(f"crop is a share of the image, at most 1, not {self.crop}.")
 

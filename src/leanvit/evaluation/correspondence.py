@@ -68,7 +68,7 @@ def correspondence_result(config: CorrespondenceConfig, model: str | Path, quiet
     }
     notes = [few] if h * w < config.pairs else []
     title = headline(rows, "correspondence", "accuracy", of="network")
-    return Result("correspondence", facts, rows, notes, headline=title)
+    return Result("correspondence", facts, rows, [*notes, *two.notes], headline=title)
 
 
 def grid_of(backbone: Backbone, size: int) -> tuple[int, int]:

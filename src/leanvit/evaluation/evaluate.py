@@ -54,6 +54,8 @@ def evaluate(
     request and NonFiniteError for a fine-tuning that diverged.
     """
     kind = look_up("evaluation", name, EVALUATION_CONFIGS)
+    if kind is FinetuneConfig:
+        require_alone("evaluate finetune")
     config = replace_options(kind(data=data), options or {})
     place = place_of(model, config.results)
     if place is not None:
@@ -67,13 +69,13 @@ def evaluate(
             config=to_dict(config),
         )
         if place is not None and rank() == 0:
-            record(result, model, place, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            record(result, model, place, asked=options or {}, seconds=seconds)
     return result
 
 
 def _finetune(config: FinetuneConfig, model: str | Path, quiet: bool) -> Result:
     """Evaluate a backbone by training all of it."""
-    require_alone("evaluate finetune")
     learn, test, notes = open_both(config)
     return _about_classes(finetune(config, model, learn, test, quiet=quiet), learn, test, notes)
 
@@ -97,12 +99,14 @@ def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
         assert isinstance(config, LinearConfig)
         result = linear(config, seen, networks, learn, test)
     result = replace(result, facts={"image_size": seen.size, "crop": seen.crop, **result.facts})
-    return _about_classes(result, learn, test, notes)
+    return _about_classes(result, learn, test, [*notes, *seen.notes])
 
 
 def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[str]) -> Result:
     """Return a result with what it was learned from and tested on, and which classes are empty."""
     notes = [*notes, *empty_classes(learn, test)]
+    if learn is not test and learn.fingerprint() == test.fingerprint():
+        notes.append("The images to test on have the names of those to learn from: the same ones?")
     facts = {"classes": len(learn.classes), "train_images": len(learn), "val_images": len(test)}
     return replace(result, facts={**facts, **result.facts}, notes=[*notes, *result.notes])
 

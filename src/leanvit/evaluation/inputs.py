@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,8 @@ class Seen:
     quiet: bool
     change: Change | None = None
     """What is made of each image before it is described."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences that a reader of the result should know."""
 
     def changing(self, change: Change) -> "Seen":
         """Return the same way of seeing what a change makes of the images."""
@@ -78,6 +80,9 @@ class Seen:
         found = join(self.batches(source, text, ways, kept))
         if kept is not None:
             prune(KIND, MOST)
+        for name, rows in found.rows.items():
+            if len(rows) > 1 and (rows == rows[0]).all():
+                self.notes.append(f"{name}: the features of all {text} are the same.")
         return found
 
     def batches(
@@ -118,7 +123,8 @@ class Seen:
                     kept.keep(part, found, stored)
                 bad += found.unreadable
                 yield found
-        require_readable(all_lists(bad), len(source), self.config.max_unreadable)
+        left_out = require_readable(all_lists(bad), len(source), self.config.max_unreadable)
+        self.notes.extend(f"{text[0].upper()}{text[1:]}: {note}" for note in left_out)
 
     def _is_known(
         self, kept: Kept, part: range, stored: Mapping[str, Stored], ways: Mapping[str, Description]
@@ -172,10 +178,10 @@ def require_finite(found: Described, source: Source) -> None:
             )
 
 
-def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> None:
-    """Say that some images could not be read. Raises ValueError above `most` percent."""
+def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> list[str]:
+    """Say that some images could not be read, and return it. Raises ValueError above `most` %."""
     if not bad:
-        return
+        return []
     if len(bad) == images:
         raise ValueError(f"None of the {images} images could be read.")
     text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"
@@ -183,6 +189,7 @@ def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> Non
         raise ValueError(f"{text}; at most {most:g} % may be (max_unreadable).")
     if rank() == 0:
         warn(f"{text}; left out.")
+    return [f"{text}; left out."]
 
 
 def open_both(config: ClassesConfig) -> tuple[Source, Source, list[str]]:

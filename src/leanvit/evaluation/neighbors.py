@@ -52,7 +52,9 @@ def knn(
         rows.append({"protocol": protocol, "features": name, **top1})
     k = 20 if 20 in config.k else config.k[0]
     title = headline(rows, f"k-NN, k={k}", f"k={k}")
-    few = _few(max(config.k), bank.voters, "other images" if config.leave_one_out else "images")
+    few = _few(max(config.k), bank.voters, "other " if config.leave_one_out else "")
+    if config.leave_one_out and (single := int((target.bincount() == 1).sum())):
+        few.append(f"{single} classes have a single image, for which no other can vote.")
     return Result("knn", {"temperature": config.temperature}, rows, few, headline=title)
 
 
@@ -75,4 +77,5 @@ def _few(k: int, voters: int, what: str) -> list[str]:
     """Say that there are fewer images than neighbours asked for, if so."""
     if k <= voters:
         return []
-    return [f"There are {voters} {what} to learn from; a larger k means all of them."]
+    are, images = ("is", "image") if voters == 1 else ("are", "images")
+    return [f"There {are} {voters} {what}{images} to learn from; a larger k means all of them."]

@@ -10,7 +10,7 @@ from typing import Any
 from leanvit.core.files import writing
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import RESULTS
-from leanvit.weights.file import FILE, read_header
+from leanvit.weights.file import FILE, weights_of
 
 
 def place_of(model: str | Path, asked: str) -> Path | None:
@@ -20,13 +20,28 @@ def place_of(model: str | Path, asked: str) -> Path | None:
     return Path(model) / RESULTS if (Path(model) / FILE).is_file() else None
 
 
-def record(result: Result, model: str | Path, place: Path, seconds: float) -> None:
-    """Add a result to a file, as one line. Raises ValueError if it cannot be written."""
+NEUTRAL = frozenset({"results", "keep_features", "workers", "device"})
+"""Options that change no figure, which nobody needs to know of."""
+
+
+def record(
+    result: Result,
+    model: str | Path,
+    place: Path,
+    *,
+    asked: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    """Add a result to a file, as one line. Raises ValueError if it cannot be written.
+
+    asked: the options that were not left at their defaults.
+    """
     line = result.to_dict() | {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
         "versions": {name: version(name) for name in ("leanvit", "torch")},
-        "step": step_of(model),
+        "weights": weights_of(model),
+        "asked": {name: value for name, value in asked.items() if name not in NEUTRAL},
     }
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +66,3 @@ def read_results(place: Path) -> list[Mapping[str, Any]]:
             raise ValueError(f"{str(place)!r} holds no results of leanvit.")
         found.append(entry)
     return found
-
-
-def step_of(model: str | Path) -> int | None:
-    """Return how many steps a run had been trained for; None if the model is no run."""
-    path = Path(model) / FILE
-    try:
-        step = read_header(path).get("step") if path.is_file() else None
-    except ValueError:
-        step = None
-    return None if step is None else int(step)

@@ -69,7 +69,7 @@ def robust_result(config: RobustConfig, model: str | Path, quiet: bool) -> Resul
         notes = [*notes, f"There are {len(learn)} images to learn from; a larger k means all."]
     means = [row for row in rows if row["corruption"] == MEAN]
     title = headline(means, f"corrupted, {config.probe}", "accuracy", of="network")
-    return Result("robust", facts, rows, notes, headline=title)
+    return Result("robust", facts, rows, [*notes, *seen.notes], headline=title)
 
 
 def corrupted(

@@ -57,7 +57,9 @@ def transfer_result(config: TransferConfig, model: str | Path, quiet: bool) -> R
             f"data is {config.data!r}; name the folder under which the data sets lie (--data), as "
             f"docs/transfer.md has them."
         )
-    entries = [look_up("data set", name, TRANSFER_SETS) for name in config.sets or TRANSFER_SETS]
+    spelled = {name.lower(): name for name in TRANSFER_SETS}
+    names = [spelled.get(name.lower(), name) for name in config.sets or TRANSFER_SETS]
+    entries = [look_up("data set", name, TRANSFER_SETS) for name in names]
     if config.probe == "finetune":
         require_alone("evaluate transfer --probe finetune")
     network = next(iter(open_networks(model, device_of(config), quiet).values()))
@@ -76,11 +78,15 @@ def transfer_result(config: TransferConfig, model: str | Path, quiet: bool) -> R
                 warn(notes[-1])
             continue
         rows.append(_row(entry, parts, outcome))
-        notes += [f"{entry.name}: {note}" for note in (*_unlike(entry, parts), *outcome.notes)]
+        notes += [
+            f"{entry.name}: {note}"
+            for note in (*_unlike(entry, parts), *outcome.notes, *seen.notes)
+        ]
         if not quiet:
             say(f"{entry.name}: {entry.metric} {outcome.score:.1f} ({outcome.chosen}).")
     if not rows:
-        raise ValueError("No data set has a figure. " + " ".join(notes))
+        lines = "".join(f"\n  {note}" for note in notes)
+        raise ValueError(f"No data set below {config.data!r} has a figure:{lines}")
     what = rows[0]["set"] if len(rows) == 1 else f"mean of {len(rows)} sets"
     average = {f"transfer by {config.probe}, {what}": mean(row["ours"] for row in rows)}
     facts = {"probe": config.probe, "sets": len(rows)}

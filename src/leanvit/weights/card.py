@@ -19,6 +19,7 @@ from leanvit.config.backbones import TIMM
 from leanvit.config.convert import leaves
 from leanvit.config.resume import RESOLVED, RESUMED
 from leanvit.data.sources import TORCHVISION
+from leanvit.weights.file import weights_of
 
 METRICS, RESULTS = "metrics.jsonl", "results.jsonl"
 """What a run measured on the way, and evaluations of it, one JSON object a line."""
@@ -72,9 +73,9 @@ PAPERS: Mapping[str, tuple[str, str]] = MappingProxyType(
 def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Return what a run was resolved to and rows of its evaluations, for `card`.
 
-    The first and the last look at the features while it trained, and what `results.jsonl` holds:
-    lines of `Result.to_dict`. Files that are not there are passed over. Raises ValueError for one
-    that is damaged.
+    The first and the last look at the features while it trained, and what `results.jsonl` holds of
+    these weights: lines of `Result.to_dict`, of those that asked the same the newest. Files that
+    are not there are passed over. Raises ValueError for one that is damaged.
     """
     found = _objects(folder / RESOLVED, whole=True)
     run = found[0] if found else None
@@ -90,9 +91,16 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
         | {title: row[name] for name, title in names.items() if name in row}
         for row in (looks[:1] + looks[1:][-1:])
     ]
+    present = weights_of(folder)
+    newest: dict[str, dict[str, Any]] = {}  # what was asked -> the result that came last
     for result in _objects(folder / RESULTS):
+        if result.get("weights", present) == present:
+            newest[json.dumps([result["name"], result.get("config")])] = result
+    for result in newest.values():
         data = last_part(str(_at(result, "facts.data") or ""))
+        asked = ", ".join(f"{name} {value}" for name, value in result.get("asked", {}).items())
         about = {"evaluation": result["name"]} | ({"data": data} if data else {})
+        about |= {"options": asked} if asked else {}
         rows += [about | row for row in result["rows"]]
     return run, rows
 
@@ -268,7 +276,7 @@ def _cell(value: Any) -> str:
     """Return a value as a cell of a table holds it: on one line, without the sign of columns."""
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    text = _number(value) if isinstance(value, float) else str(value)
+    text = _number(value) if isinstance(value, float) else "-" if value is None else str(value)
     return " ".join(text.split()).replace("|", r"\|")
 
 

@@ -1,5 +1,6 @@
 """One file that is a backbone: safetensors whose header says what it is and how to feed it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,15 @@ def read_header(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a backbone that leanvit wrote.") from error
     return facts_of(metadata, path)
+
+
+def weights_of(model: str | Path) -> str:
+    """Return a digest of the file that a model is, or that a run's folder holds; "" for a name."""
+    path = Path(model) / FILE if (Path(model) / FILE).is_file() else Path(model)
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def facts_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
