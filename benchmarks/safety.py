@@ -100,14 +100,16 @@ def main() -> None:
             run.store.settle()
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors")) / 2**20
     per_minute = [60 / statistics.fmean(times) for times in windows.times]
-    with_, without = statistics.median(per_minute[::2]), statistics.median(per_minute[1::2])
+    with_, without = statistics.fmean(per_minute[::2]), statistics.fmean(per_minute[1::2])
+    pairs = [one / other for one, other in zip(per_minute[::2], per_minute[1::2], strict=True)]
     print(f"{', '.join(map(str, machine('cpu').values()))}\n")
     print("| window | steps a minute | checkpoints |\n|---|---|---|")
     for number, (rate, saves) in enumerate(zip(per_minute, windows.saves, strict=True)):
         print(f"| {number + 1} | {rate:.1f} | {saves} |")
     print(
-        f"\n{asked.recipe}, batch {asked.batch}: medians of {with_:.1f} steps a minute with "
-        f"checkpoints and {without:.1f} without, a ratio of {with_ / without:.3f}. A step waits "
+        f"\n{asked.recipe}, batch {asked.batch}: means of {with_:.1f} steps a minute with "
+        f"checkpoints and {without:.1f} without, a ratio of {with_ / without:.3f}, "
+        f"of neighbours {min(pairs):.3f} to {max(pairs):.3f}. A step waits "
         f"{1000 * statistics.median(copied[:-1]):.0f} ms for the copy; {size:.0f} MiB on disk at "
         f"the end."
     )
