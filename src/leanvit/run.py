@@ -70,7 +70,7 @@ from leanvit.train.facts import gather_facts
 from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
-from leanvit.train.signals import Requests
+from leanvit.train.signals import Requests, unharmed_by_saving
 from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
@@ -232,6 +232,7 @@ class Run:
         state.restore(checkpoint.tensors(), checkpoint.step)
         self._say(f"Continuing at step {checkpoint.step} from {checkpoint.path}.")
 
+    @unharmed_by_saving()
     def train(self) -> None:
         """Train to the end from wherever the run stands."""
         state, config = self.state, self.config

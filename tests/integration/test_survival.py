@@ -418,6 +418,22 @@ def test_a_signal_saves_and_the_run_goes_on(
     assert same(tensors(tmp_path / "run"), tensors(whole))
 
 
+def test_a_signal_to_save_harms_no_run_that_is_over(
+    images: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody who sends one every hour knows that only the pictures are left to draw."""
+    finish, ignored = Run._finish, [False]
+
+    def asked_late(self: Run, *words: Any) -> None:
+        ignored[0] = signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        finish(self, *words)
+
+    monkeypatch.setattr(Run, "_finish", asked_late)
+    pretrain(images, tmp_path / "run")
+    assert ignored == [True] and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    assert same(tensors(tmp_path / "run"), tensors(whole))
+
+
 def test_the_clock_saves(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("leanvit.train.signals.time.monotonic", lambda: now[0])

@@ -1,5 +1,6 @@
 """A signal leaves a note that is read between steps; a second one does what it always did."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leanvit.train.signals import SAVING, STOPPING, Due, Requests
+from leanvit.train.signals import SAVING, STOPPING, Due, Requests, unharmed_by_saving
 
 
 @pytest.fixture
@@ -68,6 +69,41 @@ def test_another_thread_may_train_but_not_listen(handlers: dict[int, object]) ->
     thread.start()
     thread.join()
     assert found == [Due()]
+
+
+def test_asked_to_save_where_no_step_is_left(handlers: dict[int, object]) -> None:
+    with unharmed_by_saving():
+        os.kill(os.getpid(), SAVING)
+        with Requests() as requests:
+            os.kill(os.getpid(), SAVING)
+            assert requests.due() == Due(save=True)
+        os.kill(os.getpid(), SAVING)
+    assert {n: signal.getsignal(n) for n in handlers} == handlers
+
+
+def test_a_thread_that_trains_leaves_signals_alone(handlers: dict[int, object]) -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with unharmed_by_saving():
+            found.append(signal.getsignal(SAVING))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [handlers[SAVING]]
+
+
+def test_a_handler_that_no_python_wrote_is_not_given_back_as_one() -> None:
+    """faulthandler's, say: Python cannot put it back, and must not fail over it."""
+    faulthandler.register(SAVING)
+    try:
+        with unharmed_by_saving(), Requests() as requests:
+            os.kill(os.getpid(), SAVING)
+            assert requests.due() == Due(save=True)
+    finally:
+        faulthandler.unregister(SAVING)
+        signal.signal(SAVING, signal.SIG_DFL)
 
 
 TWICE = """

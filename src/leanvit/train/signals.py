@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -52,7 +54,7 @@ class Requests:
         if kind in (None, Stopped):  # elsewhere others may never say what they were asked
             self._agree.settle()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            _handle(number, handler)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if number == SAVING:
@@ -85,6 +87,26 @@ class Requests:
     def saved(self) -> None:
         """Hear that there is a checkpoint of this step, asked for or not."""
         self._saved = time.monotonic()
+
+
+@contextmanager
+def unharmed_by_saving() -> Iterator[None]:
+    """Let SIGUSR1 pass where no step is to be saved: while a run sets out, and while it ends.
+
+    It would end the process, as it does where nobody knows it.
+    """
+    alone = threading.current_thread() is threading.main_thread()
+    before = signal.signal(SAVING, signal.SIG_IGN) if alone else None
+    try:
+        yield
+    finally:
+        if alone:
+            _handle(SAVING, before)
+
+
+def _handle(number: int, handler: Any) -> None:
+    """Give a signal back to who had it; one that no Python knows is left to the system."""
+    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def name_of(number: int) -> str:
