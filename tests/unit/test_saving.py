@@ -1,5 +1,7 @@
 """Saving beside the training: one copy, then a thread; a refusal ends nothing but the last save."""
 
+import os
+import sys
 import threading
 from collections.abc import Mapping
 
@@ -50,6 +52,19 @@ def test_a_step_after_the_copy_changes_nothing_of_what_is_written() -> None:
     assert saver.saved == 1
     assert all(disk.written[1]["all"][name].equal(expected[name]) for name in expected)
     assert disk.written[1]["part"]["again"].equal(expected["a"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_the_thread_that_writes_lets_the_steps_go_first() -> None:
+    found: list[int] = []
+
+    def write(*_: object) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    saver, before = Saver(write, pytest.fail), os.getpriority(os.PRIO_PROCESS, 0)
+    saver.save(1, state())
+    saver.finish()
+    assert found[0] > before == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_a_tensor_is_copied_once_and_its_memory_used_again() -> None:

@@ -18,7 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from leanvit.core.files import Replacing, refusals_named, save_tensors, sync, write_synced
+from leanvit.core.files import (
+    Replacing,
+    forget,
+    refusals_named,
+    save_tensors,
+    sync,
+    write_synced,
+)
 
 CHECKPOINTS = "checkpoints"
 """Where a run keeps them, in its folder."""
@@ -75,6 +82,7 @@ def save_checkpoint(
                 "torch": torch.__version__,
                 "files": {TENSORS: _fingerprint(beside / TENSORS)},
             }
+            forget(beside / TENSORS)
             write_synced(beside / RECORD, _sealed(record).encode())
             sync(beside)
         found = _checkpoints(folder)

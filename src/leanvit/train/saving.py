@@ -1,5 +1,8 @@
 """Saving beside the training: the step waits for one copy of the state, a thread for the disk."""
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -8,6 +11,9 @@ import torch
 from torch import Tensor
 
 from leanvit.core.errors import CheckpointError
+
+NICENESS = 10
+"""Of the thread that writes: it takes what the steps leave, and all that is once they wait."""
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Tensors of each file by their names."""
@@ -45,6 +51,7 @@ class Saver:
             job.result()
 
     def _run(self, step: int, parts: Parts) -> None:
+        _give_way()
         self._write(step, parts)
         self.saved = step
 
@@ -68,3 +75,12 @@ class Saver:
         if any(tensor.is_cuda for tensors in parts.values() for tensor in tensors.values()):
             torch.cuda.current_stream().synchronize()
         return found
+
+
+def _give_way() -> None:
+    """Let the steps go first: Linux gives a thread a priority of its own."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(
+            os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread))
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leanvit.backbones.base import Backbone
 from leanvit.config import RunConfig, to_dict
-from leanvit.core.files import Replacing, refusals_named, save_tensors
+from leanvit.core.files import Replacing, forget, refusals_named, save_tensors
 
 FILE = "backbone.safetensors"
 """The weights that a run is for: a method's teacher, where it has one."""
@@ -46,6 +46,7 @@ def replace_file(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str
     """
     with refusals_named(path), Replacing(path, inside=True) as beside:
         save_tensors(tensors, beside, about)
+        forget(beside)
 
 
 def read_header(path: Path) -> dict[str, Any]:
