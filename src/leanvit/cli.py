@@ -12,6 +12,7 @@ import leanvit
 from leanvit.config import BACKBONES, RunConfig, compose, load_config, look_up
 from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
 from leanvit.config.convert import KINDS, replace_options
+from leanvit.config.dense import DenseConfig
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FEATURE_FILES,
@@ -34,6 +35,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate knn MODEL --data FOLDER      classes by neighbours (linear, layers, lowshot)
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
+  leanvit evaluate segment MODEL --data FOLDER  a class for every pixel
   leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur and weather
   leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
@@ -452,7 +454,7 @@ def _named_config(names: Namespace) -> RunConfig:
 
 def _model_request(
     command: str,
-    config: EmbedConfig | EvaluationConfig | ConvertConfig,
+    config: EmbedConfig | EvaluationConfig | DenseConfig | ConvertConfig,
     arguments: list[str],
     usage: str = "--data SOURCE",
     out: str = "",

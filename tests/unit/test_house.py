@@ -15,6 +15,7 @@ import pytest
 import leanvit
 from leanvit.config import BACKBONES, Facts, RunConfig, resolve
 from leanvit.recipes import RECIPES
+from leanvit.recipes.dense import SEGMENT_RECIPES
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
 
 SRC = Path(leanvit.__file__).parent
@@ -216,16 +217,24 @@ def test_only_the_decoder_boundary_catches_everything() -> None:
 # Recipes
 
 
+OWN = {FINETUNING: "fine-tuning", "recipes/dense.py": "segmentation"}
+"""Files of recipes with a table of their own."""
+
+
 def test_every_recipe_is_in_its_table() -> None:
     written = {
-        (file == FINETUNING, node.name)
+        (OWN.get(file, "pre-training"), node.name)
         for file, tree in TREES.items()
         if part_of(file) == "recipes" and file != "recipes/__init__.py"
         for node in tree.body
         if isinstance(node, Function) and not node.name.startswith("_")
     }
-    tables = ((False, RECIPES), (True, FINETUNE_RECIPES))
-    assert written == {(tuning, name) for tuning, table in tables for name in table}
+    tables = {
+        "pre-training": RECIPES,
+        "fine-tuning": FINETUNE_RECIPES,
+        "segmentation": SEGMENT_RECIPES,
+    }
+    assert written == {(kind, name) for kind, table in tables.items() for name in table}
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from leanvit.config import Facts, RunConfig, SupervisedConfig, resolve
+from leanvit.config.dense import SegmentConfig
 from leanvit.config.evaluation import FinetuneConfig
 from leanvit.recipes import RECIPES
+from leanvit.recipes.dense import SEGMENT_RECIPES
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
 
 IMAGENET = Facts(images=1_281_167, classes=1_000, cores=64, device="cuda", bf16=True, world=8)
@@ -35,22 +37,27 @@ def unproved(text: str, root: Path) -> list[str]:
     return [figure for figure in figures if figure not in held]
 
 
-BOTH: Mapping[str, Callable[[], RunConfig | FinetuneConfig]] = {**RECIPES, **FINETUNE_RECIPES}
+ALL: Mapping[str, Callable[[], RunConfig | FinetuneConfig | SegmentConfig]] = {
+    **RECIPES,
+    **FINETUNE_RECIPES,
+    **SEGMENT_RECIPES,
+}
 PUBLISHED = {name for name in FINETUNE_RECIPES if "_in1k_" in name}
 """Fine-tunings that a paper reports."""
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_a_recipe_states_both_figures(name: str) -> None:
-    text = BOTH[name].__doc__ or ""
+    text = ALL[name].__doc__ or ""
     assert re.search(r"Paper\b", text), text
     assert not unproved(text, ROOT)
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", ALL)
 def test_a_recipe_says_its_own_name(name: str) -> None:
-    assert len(BOTH) == len(RECIPES) + len(FINETUNE_RECIPES), "a name stands for one recipe"
-    assert BOTH[name]().recipe == name == BOTH[name].__name__
+    tables = (RECIPES, FINETUNE_RECIPES, SEGMENT_RECIPES)
+    assert len(ALL) == sum(map(len, tables)), "a name stands for one recipe"
+    assert ALL[name]().recipe == name == ALL[name].__name__
 
 
 # What the documents of the lightweight study say (arXiv 2205.14443 and 2404.12210)

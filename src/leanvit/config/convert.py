@@ -24,6 +24,7 @@ from leanvit.config.backbones import (
     ViTConfig,
     named_backbone,
 )
+from leanvit.config.dense import SegmenterConfig
 from leanvit.config.duration import Duration
 from leanvit.config.methods import (
     D2maeConfig,
@@ -60,6 +61,7 @@ KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
                 "esvit": EsViTConfig,
                 "mae": MaeConfig,
                 "mocov3": MocoV3Config,
+                "segmenter": SegmenterConfig,
                 "simmim": SimMIMConfig,
                 "supervised": SupervisedConfig,
             }

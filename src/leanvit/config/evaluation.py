@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
+from leanvit.config.dense import DenseConfig, SegmentConfig
 from leanvit.config.duration import Duration
 from leanvit.config.names import unknown_name
 from leanvit.config.run import Auto
@@ -407,7 +408,7 @@ class CompareConfig:
         require(self, NOT_NEGATIVE, "rounds")
 
 
-EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
+EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig | DenseConfig]] = MappingProxyType(
     {
         "correspondence": CorrespondenceConfig,
         "finetune": FinetuneConfig,
@@ -416,6 +417,7 @@ EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig]] = MappingProxyType(
         "linear": LinearConfig,
         "lowshot": LowshotConfig,
         "robust": RobustConfig,
+        "segment": SegmentConfig,
         "transfer": TransferConfig,
     }
 )

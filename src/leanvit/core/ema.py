@@ -21,3 +21,12 @@ def ema_update(average: nn.Module, network: nn.Module, momentum: float, sound: T
         torch._foreach_add_(ours, moves)
     else:
         torch._foreach_lerp_(ours, theirs, [weight] * len(ours))
+
+
+def follow_buffers(average: nn.Module, network: nn.Module, momentum: float) -> None:
+    """Average the buffers that are numbers with a fraction, and copy counters."""
+    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, 1 - momentum)
+        else:
+            ours.copy_(theirs)

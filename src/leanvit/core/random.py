@@ -70,14 +70,14 @@ def permutation(seed: int, purpose: str, *key: int, count: int) -> NDArray[np.in
 
 
 @contextmanager
-def seeded(seed: int, purpose: str) -> Iterator[None]:
+def seeded(seed: int, purpose: str, *key: int) -> Iterator[None]:
     """Run library code that draws from torch's global generator, such as a layer's constructor.
 
-    Inside, the CPU generator is seeded by (seed, purpose); afterwards it is as it was before.
+    Inside, the CPU generator is seeded by this key; afterwards it is as it was before.
     """
     with torch.random.fork_rng(devices=[]):
         # the CPU's generator alone: torch.manual_seed would move every device's
-        torch.default_generator.manual_seed(int(_stream(seed, purpose).random_raw()) >> 1)
+        torch.default_generator.manual_seed(int(_stream(seed, purpose, *key).random_raw()) >> 1)
         yield
 
 

@@ -73,3 +73,36 @@ class ViewBatch:
     def pin_memory(self) -> "ViewBatch":
         """Return the batch with its views in page-locked memory (called by the data loader)."""
         return replace(self, groups=tuple(group.pin_memory() for group in self.groups))
+
+
+@dataclass(frozen=True, slots=True)
+class MapBatch:
+    """B images with a class for every pixel."""
+
+    images: Tensor
+    """[B, 3, S, S], normalised."""
+    maps: Tensor
+    """[B, S, S] uint8 class of every pixel, 255 where it has none."""
+    index: Tensor
+    """[B] number of each image in its source, on the CPU."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Images that were replaced on the way."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> "MapBatch":
+        """Return the batch with images and maps on a device."""
+        images, maps = (part.to(device, non_blocking=True) for part in (self.images, self.maps))
+        return replace(self, images=images, maps=maps)
+
+    def split(self, parts: int) -> Iterator["MapBatch"]:
+        """Yield equal micro-batches of neighbouring images."""
+        size = len(self) // parts
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield MapBatch(self.images[part], self.maps[part], self.index[part])
+
+    def pin_memory(self) -> "MapBatch":
+        """Return the batch in page-locked memory (called by the data loader)."""
+        return replace(self, images=self.images.pin_memory(), maps=self.maps.pin_memory())

@@ -1,7 +1,7 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +64,27 @@ class Origins:
         return index, target, tuple(self.unreadable), copy
 
 
+def read_or_replace(source: Source, key: Key, seed: int) -> Decoded | ValueError:
+    """Return the image at a place in the order, or the one that stands in for it.
+
+    An error is returned where too many in a row cannot be read.
+    """
+    index = key.index
+    unreadable: list[Unreadable] = []
+    for attempt in range(REPLACEMENTS):
+        found = read_image(source, index)
+        if not isinstance(found, Unreadable):
+            pixels, target = found
+            return Decoded(pixels, index, target, unreadable, key.copy)
+        unreadable.append(found)
+        index = replacement(seed, key, attempt, len(source))
+    names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
+    return ValueError(
+        f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
+        f"because of {unreadable[0].error}"
+    )
+
+
 class Views(Dataset[ViewBatch | ValueError]):
     """The views of the images at given places in the order."""
 
@@ -105,20 +126,7 @@ class Views(Dataset[ViewBatch | ValueError]):
 
     def decode(self, key: Key) -> Decoded | ValueError:
         """Return the image at a place in the order, or the one that stands in for it."""
-        index = key.index
-        unreadable: list[Unreadable] = []
-        for attempt in range(REPLACEMENTS):
-            found = read_image(self.source, index)
-            if not isinstance(found, Unreadable):
-                pixels, target = found
-                return Decoded(pixels, index, target, unreadable, key.copy)
-            unreadable.append(found)
-            index = replacement(self.seed, key, attempt, len(self.source))
-        names = ", ".join(repr(name) for name in list({e.name: e for e in unreadable})[:3])
-        return ValueError(
-            f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
-            f"because of {unreadable[0].error}"
-        )
+        return read_or_replace(self.source, key, self.seed)
 
     def join(
         self, keys: Sequence[Key], found: Sequence[Decoded | ValueError], *, pin: bool = False
@@ -162,12 +170,23 @@ def load_views(
         found = decoded(views, order, start, end, threads=workers, pin=cuda)
         yield from map(partial(_moved, device=device, side=side), found)  # and forgets each at once
         return
+    for batch in load_batches(views, order.steps(start, end), workers=workers, pin=cuda):
+        yield _moved(batch, device, side)
+
+
+def load_batches(
+    examples: Dataset[Any], keys: Iterable[list[Any]], *, workers: int, pin: bool
+) -> Iterator[Any]:
+    """Yield what a data set makes of each batch of places, by so many processes.
+
+    Raises the error that it returned in a batch's place.
+    """
     loader = DataLoader(
-        views,
-        batch_sampler=order.steps(start, end),
+        examples,
+        batch_sampler=keys,
         num_workers=workers,
         collate_fn=_as_it_is,
-        pin_memory=cuda,
+        pin_memory=pin,
         generator=torch.Generator(),  # torch would otherwise draw from the global one
         worker_init_fn=serve_parent,
     )
@@ -175,7 +194,7 @@ def load_views(
     for batch in calmly(loader):
         if isinstance(batch, ValueError):
             raise batch
-        yield _moved(batch, device, side)
+        yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

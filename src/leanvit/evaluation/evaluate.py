@@ -35,6 +35,7 @@ from leanvit.evaluation.probing import layers, linear
 from leanvit.evaluation.record import place_of, record
 from leanvit.evaluation.result import Result
 from leanvit.evaluation.robust import robust_result
+from leanvit.evaluation.segment import segment_result
 from leanvit.evaluation.transfer import transfer_result
 
 
@@ -120,6 +121,7 @@ RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyT
         "linear": _probe,
         "lowshot": _lowshot,
         "robust": robust_result,
+        "segment": segment_result,
         "transfer": transfer_result,
     }
 )

@@ -3,10 +3,9 @@
 Letters: N images, C classes.
 """
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -31,23 +30,21 @@ from leanvit.config import (
 )
 from leanvit.config.evaluation import FinetuneConfig
 from leanvit.core.console import say
-from leanvit.data.batch import Unreadable, ViewBatch
+from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source
 from leanvit.evaluation.adapting import fit_to_tune, keep_first
 from leanvit.evaluation.features import Described, describe_classes
-from leanvit.evaluation.inputs import Seen, require_readable, see
+from leanvit.evaluation.inputs import Seen, see
 from leanvit.evaluation.result import Result, headline
-from leanvit.evaluation.tuned import Folder
+from leanvit.evaluation.tuned import Files, Folder, Tuning, with_readable
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.supervised import Supervised
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
 from leanvit.train.facts import gather_facts
-from leanvit.train.loop import train
-from leanvit.train.metrics import Observer
 from leanvit.train.state import TrainState
-from leanvit.train.terminal import Terminal
+from leanvit.weights.file import FILE, HEAD_FILE, HEADER, facts_of_run, header
 from leanvit.weights.loading import open_weights
 from leanvit.weights.report import Weights
 
@@ -108,7 +105,7 @@ def finetune(
     for name, state in states.items():
         for seed in config.seeds:
             run = run_config(config, seen, weights, learn, seed)
-            folder = Folder(config.out, config.resume, run, str(model), config.keep_blocks, learn)
+            folder = folder_of(config, run, model, learn)
             method = start(run, state, config.keep_blocks)
             training = Training(seen, run, method, learn, test, folder)
             if not quiet:
@@ -128,7 +125,9 @@ def finetune(
         "curve": curve,
     }
     top1 = headline(rows, "fine-tuned", "top1", of="network")
-    return Result("finetune", facts, rows, [LAST, *_over_seeds(rows)], headline=top1)
+    return Result(
+        "finetune", facts, rows, [LAST, *over_seeds(rows, "top1", "top-1")], headline=top1
+    )
 
 
 def settle(config: FinetuneConfig, images: int) -> FinetuneConfig:
@@ -164,8 +163,8 @@ def run_config(
         data=DataConfig(
             source=config.data,
             workers=seen.workers,
-            mean=_three(weights.mean),
-            std=_three(weights.std),
+            mean=three(weights.mean),
+            std=three(weights.std),
             max_unreadable=config.max_unreadable,
         ),
         optim=AdamWConfig(
@@ -192,7 +191,8 @@ def _in_own_words(text: str) -> str:
     return text
 
 
-def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:
+def three(channels: tuple[float, ...]) -> tuple[float, float, float]:
+    """Return the values of three channels as a configuration has them."""
     red, green, blue = channels
     return red, green, blue
 
@@ -216,8 +216,18 @@ def start(
     return method
 
 
+def folder_of(config: FinetuneConfig, run: RunConfig, model: str | Path, learn: Source) -> Folder:
+    """Return where a fine-tuning is written, and what it continues from."""
+    decides = {
+        "model": str(model),
+        "keep_blocks": config.keep_blocks,
+        "images": learn.fingerprint(),
+    }
+    return Folder(config.out, config.resume, run, decides, ("top",))
+
+
 @dataclass
-class Training:
+class Training(Tuning):
     """One fine-tuning: a start, a seed."""
 
     seen: Seen
@@ -233,28 +243,12 @@ class Training:
         config = self.config
         repeats = self.method.views().repeats
         batch, seed = config.train.batch, config.train.seed
+        self.quiet = self.seen.quiet
         self.order = Order(len(self.learn), batch, seed, repeats=repeats)
         self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)
         self.curve: list[dict[str, float]] = []
-        self.minutes = 0.0
         self.told: Described | None = None
         """The scores [N, C] of the images to test on, when they were last looked at."""
-
-    def run(self) -> None:
-        """Train to the end, from the newest checkpoint where the folder has one to continue."""
-        began = time.perf_counter()
-        self.curve += self.folder.restore(self.state)
-        first = self.state.step
-        shown = [] if self.seen.quiet else [Terminal(self.state.run, first)]
-        observers: list[Observer] = [*self.folder.observers(first), *shown]
-        train(
-            self.state,
-            self._batches(),
-            save=partial(self.folder.save, self.state, self.method, self.learn.classes),
-            watch=self.look,
-            observers=observers,
-        )
-        self.minutes = (time.perf_counter() - began) / 60
 
     def look(self) -> dict[str, float]:
         """Return the accuracy on the images to test on, as the curve goes on."""
@@ -273,9 +267,14 @@ class Training:
             for name, logits in found.rows.items()
             for top, accuracy in told(logits, found.target).items()
         }
-        epoch = self.state.step / self.order.epoch_steps
-        self.curve.append({"step": self.state.step, "epoch": epoch, **accuracies})
-        return accuracies
+        return self.noted(**accuracies)
+
+    def files(self) -> Files:
+        """Return the network and its head, the averaged ones if there are such."""
+        *_, (backbone, head) = self.method.classifiers().values()
+        about = header(backbone, facts_of_run(self.config, self.state.step))
+        named = {HEADER: json.dumps({"classes": self.learn.classes})}
+        return {FILE: (backbone.state_dict(), about), HEAD_FILE: (head.state_dict(), named)}
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """Return the rows of a finished training."""
@@ -295,7 +294,8 @@ class Training:
             for kind in self.method.classifiers()
         ]
 
-    def _batches(self) -> Iterator[ViewBatch]:
+    def batches(self) -> Iterator[ViewBatch]:
+        """Yield the batches of the steps that are left."""
         data = self.config.data
         views = Views(self.learn, self.method.views(), data, self.config.train.seed)
         batches = load_views(
@@ -307,7 +307,7 @@ class Training:
             device=self.state.device,
             rendering=data.rendering,
         )
-        return _readable(batches, len(self.learn), data.max_unreadable)
+        return with_readable(batches, len(self.learn), data.max_unreadable)
 
 
 def told(logits: Tensor, target: Tensor) -> dict[str, float]:
@@ -322,24 +322,13 @@ def told(logits: Tensor, target: Tensor) -> dict[str, float]:
     return {name: 100 * hits.double().mean().item() for name, hits in found.items()}
 
 
-def _readable(batches: Iterable[ViewBatch], images: int, most: float) -> Iterator[ViewBatch]:
-    """Pass batches on. Raises ValueError once too many images turned out to be unreadable."""
-    bad: dict[str, Unreadable] = {}
-    for batch in batches:
-        known = len(bad)
-        bad |= {entry.name: entry for entry in batch.unreadable}
-        if len(bad) > known:
-            require_readable(list(bad.values()), images, most)
-        yield batch
-
-
-def _over_seeds(rows: list[dict[str, Any]]) -> list[str]:
-    """Return mean and deviation of each network that was trained several times."""
+def over_seeds(rows: list[dict[str, Any]], column: str, called: str) -> list[str]:
+    """Return mean and deviation of a column for each network that was trained several times."""
     networks: dict[str, list[float]] = {}
     for row in rows:
-        networks.setdefault(row["network"], []).append(row["top1"])
+        networks.setdefault(row["network"], []).append(row[column])
     return [
-        f"{name}: top-1 {mean(found):.1f}, standard deviation {stdev(found):.1f} over "
+        f"{name}: {called} {mean(found):.1f}, standard deviation {stdev(found):.1f} over "
         f"{len(found)} seeds."
         for name, found in networks.items()
         if len(found) > 1

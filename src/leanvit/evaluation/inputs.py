@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
+from leanvit.config.dense import DenseConfig
 from leanvit.config.evaluation import (
     ClassesConfig,
     CompareConfig,
@@ -242,7 +243,7 @@ def prepare(
     return see(config, first.config.image_size, source, quiet), networks
 
 
-def device_of(config: ImagesConfig | CompareConfig) -> torch.device:
+def device_of(config: ImagesConfig | CompareConfig | DenseConfig) -> torch.device:
     """Return where the networks run. Raises ValueError for a device that is not there."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:

@@ -31,12 +31,11 @@ from leanvit.data.transfer import TransferSet, labels_of
 from leanvit.evaluation.adapting import fit_to_tune
 from leanvit.evaluation.elevater import search_trials, train_trials
 from leanvit.evaluation.features import describe_network, digest
-from leanvit.evaluation.finetune import Training, run_config, settle, start
+from leanvit.evaluation.finetune import Training, folder_of, run_config, settle, start
 from leanvit.evaluation.inputs import Seen
 from leanvit.evaluation.kept import code_digest
 from leanvit.evaluation.logistic import ITERATIONS, Labelled, fit_logistic, sweep_logistic
 from leanvit.evaluation.scores import SCORES
-from leanvit.evaluation.tuned import Folder
 from leanvit.weights.loading import open_weights
 
 FIFTH = 5
@@ -231,7 +230,7 @@ def _tune(task: Task, rate: float | None, learn: Source, test: Source) -> tuple[
     assert config.drop_path != "auto"
     weights = fit_to_tune(open_weights(task.model), drop_path=config.drop_path)
     run = run_config(config, task.seen, weights, learn, asked.seed)
-    folder = Folder("", False, run, str(task.model), "auto", learn)
+    folder = folder_of(config, run, task.model, learn)
     method = start(run, weights.state)
     training = Training(task.seen, run, method, learn, test, folder, once=True)
     training.run()

@@ -1,40 +1,57 @@
-"""The folder of a fine-tuning: the network and its head, the curve, checkpoints."""
+"""A training that an evaluation does: looked at on the way, in a folder that it continues from."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
 
 from leanvit.config import RunConfig, to_dict
 from leanvit.core.console import warn
 from leanvit.core.files import refusals_named
-from leanvit.data.sources import Source
-from leanvit.methods.supervised import Supervised
+from leanvit.data.batch import Batch, Unreadable
+from leanvit.data.sampler import Order
+from leanvit.evaluation.inputs import require_readable
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
+from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer
 from leanvit.train.state import TrainState
+from leanvit.train.terminal import Terminal
 from leanvit.weights.card import METRICS
-from leanvit.weights.file import (
-    FILE,
-    HEAD_FILE,
-    HEADER,
-    facts_of_run,
-    header,
-    replace_file,
-)
+from leanvit.weights.file import replace_file
+
+
+class Replacing(Batch, Protocol):
+    """A batch that says which of its images were replaced."""
+
+    @property
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """Return the images that could not be decoded."""
+
+
+B = TypeVar("B", bound=Replacing)
+
+BEST = "best."
+"""What the names of kept tensors begin with, in a checkpoint."""
+Files = Mapping[str, tuple[Mapping[str, Tensor], dict[str, str]]]
+"""Name of a file of weights -> its tensors, and what it says of itself."""
 
 
 @dataclass
 class Folder:
-    """Where a fine-tuning is written, or nowhere if it has no name."""
+    """Where a training is written, or nowhere if it has no name."""
 
     name: str
     resume: bool
     run: RunConfig
-    model: str
-    keep_blocks: int | str
-    learn: Source
+    decides: Mapping[str, Any]
+    """What decides the numbers besides the run, such as the model that it began with."""
+    measures: tuple[str, ...]
+    """What the names of the curve's columns begin with; the first is in every row of it."""
     path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,24 +70,29 @@ class Folder:
         if self.resume and not full:
             raise ValueError(f"There is no training to resume in {self.name!r}.")
 
-    def restore(self, state: TrainState) -> list[dict[str, float]]:
-        """Bring a state where the newest checkpoint left it; return the curve up to there."""
+    def restore(self, state: TrainState) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        """Bring a state where the newest checkpoint left it.
+
+        Return the curve up to there, and the tensors that were kept beside the state.
+        """
         found = newest_checkpoint(self.path / CHECKPOINTS, warn) if self.resume else None
         if found is None:
-            return []
+            return [], {}
         if self._asked(found.record["config"]) != self._asked(self._record()):
             raise ValueError(
                 f"The training in {self.name!r} began with another model, other images or other "
                 f"options; ask for the same, or name another --out."
             )
-        state.restore(found.tensors(), found.step)
+        tensors = found.tensors()
+        state.restore(tensors, found.step)
+        kept = {n.removeprefix(BEST): t for n, t in tensors.items() if n.startswith(BEST)}
         rows = map(json.loads, (self.path / METRICS).read_text().splitlines())
         return [
             {"step": row["step"], "epoch": row["epoch"]}
-            | {name: value for name, value in row.items() if name.startswith("top")}
+            | {name: value for name, value in row.items() if name.startswith(self.measures)}
             for row in rows
-            if "top1" in row and row["step"] <= found.step
-        ]
+            if any(name.startswith(self.measures[0]) for name in row) and row["step"] <= found.step
+        ], kept
 
     def observers(self, step: int) -> list[Observer]:
         """Return what writes the metrics of a training that begins at a step."""
@@ -80,34 +102,94 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             return [JsonLines(self.path / METRICS, after=step if step else -1)]
 
-    def save(self, state: TrainState, method: Supervised, classes: tuple[str, ...]) -> None:
-        """Write the network with its head, the averaged one if there is one, and a checkpoint."""
+    def save(
+        self, state: TrainState, files: Files, kept: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        """Write files of weights, and a checkpoint with what is kept beside the state."""
         if not self.name:
             return
-        *_, (backbone, head) = method.classifiers().values()
-        about = header(backbone, facts_of_run(self.run, state.step))
-        replace_file(self.path / FILE, backbone.state_dict(), about)
-        named = {HEADER: json.dumps({"classes": classes})}
-        replace_file(self.path / HEAD_FILE, head.state_dict(), named)
+        for name, (tensors, about) in files.items():
+            replace_file(self.path / name, tensors, about)
         save_checkpoint(
             self.path / CHECKPOINTS,
             state.step,
-            state.tensors(),
+            {**state.tensors(), **{f"{BEST}{name}": tensor for name, tensor in kept.items()}},
             self._record(),
             self.run.train.keep,
         )
 
     def _record(self) -> dict[str, Any]:
         """Return what decides the numbers of the training."""
-        return {
-            "model": self.model,
-            "keep_blocks": self.keep_blocks,
-            "images": self.learn.fingerprint(),
-            "run": to_dict(self.run),
-        }
+        return {**self.decides, "run": to_dict(self.run)}
 
     @staticmethod
     def _asked(record: Mapping[str, Any]) -> str:
         """Return a record as a word, without what changes no number."""
         run = {**record["run"], "data": {**record["run"]["data"], "workers": 0, "source": ""}}
         return json.dumps({**record, "run": run}, sort_keys=True)
+
+
+class Tuning:
+    """A training from one start with one seed."""
+
+    config: RunConfig
+    order: Order
+    state: TrainState
+    folder: Folder
+    quiet: bool
+    curve: list[dict[str, float]]
+    """What every look found."""
+    minutes: float = 0.0
+
+    def run(self) -> None:
+        """Train to the end, from the newest checkpoint where the folder has one to continue."""
+        began = time.perf_counter()
+        curve, kept = self.folder.restore(self.state)
+        self.curve += curve
+        self.take_up(kept)
+        first = self.state.step
+        shown = [] if self.quiet else [Terminal(self.state.run, first)]
+        train(
+            self.state,
+            self.batches(),
+            save=lambda: self.folder.save(self.state, self.files(), self.kept()),
+            watch=self.look,
+            observers=[*self.folder.observers(first), *shown],
+        )
+        self.minutes = (time.perf_counter() - began) / 60
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the steps that are left."""
+        raise NotImplementedError
+
+    def look(self) -> dict[str, float]:
+        """Return what the images to evaluate on show, as the curve goes on."""
+        raise NotImplementedError
+
+    def files(self) -> Files:
+        """Return the weights to write beside a checkpoint."""
+        raise NotImplementedError
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """Return the tensors that a checkpoint keeps beside the state."""
+        return {}
+
+    def take_up(self, kept: Mapping[str, Tensor]) -> None:
+        """Take what a checkpoint kept."""
+
+    def noted(self, **found: float) -> dict[str, float]:
+        """Add what a look found to the curve, and return it."""
+        epoch = self.state.step / self.order.epoch_steps
+        self.curve.append({"step": self.state.step, "epoch": epoch, **found})
+        return found
+
+
+def with_readable(batches: Iterable[B], images: int, most: float) -> Iterator[B]:
+    """Pass batches on. Raises ValueError once too many images turned out to be unreadable."""
+    bad: dict[str, Unreadable] = {}
+    for batch in batches:
+        known = len(bad)
+        bad |= {entry.name: entry for entry in batch.unreadable}
+        if len(bad) > known:
+            require_readable(list(bad.values()), images, most)
+        yield batch

@@ -43,8 +43,12 @@ METHODS: Mapping[type[MethodConfig], Callable[..., Method]] = MappingProxyType(
 def build_method(config: MethodConfig, backbone: BackboneConfig, seed: int) -> Method:
     """Build a method with fresh weights that depend on the seed alone.
 
-    Raises ValueError if its networks cannot take its views.
+    Raises ValueError if its networks cannot take its views, or if it is no pre-training.
     """
+    if type(config) not in METHODS:
+        raise ValueError(
+            f"{config.kind} is no pre-training, but the method of an evaluation: leanvit evaluate."
+        )
     with seeded(seed, "weights"):
         method = METHODS[type(config)](config, backbone)
     views = method.views()

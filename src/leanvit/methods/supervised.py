@@ -7,12 +7,12 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, SupervisedConfig
-from leanvit.core.ema import ema_update
+from leanvit.core.ema import ema_update, follow_buffers
 from leanvit.core.precision import to_device
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, fine_tuning
@@ -91,13 +91,4 @@ class Supervised(Method):
             return
         ema_update(self.average, self.backbone, self.config.average, sound)
         ema_update(self.average_head, self.head, self.config.average, sound)
-        _follow_buffers(self.average, self.backbone, self.config.average)
-
-
-def _follow_buffers(average: nn.Module, network: nn.Module, momentum: float) -> None:
-    """Average the buffers that are numbers with a fraction, and copy counters."""
-    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, 1 - momentum)
-        else:
-            ours.copy_(theirs)
+        follow_buffers(self.average, self.backbone, self.config.average)
