@@ -10,6 +10,7 @@ import pytest
 
 from leanvit.cli import main
 from leanvit.core.distributed import LIMITS
+from tests.tables import write_maps
 from tests.tiny import noise, write_images
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_images(tmp_path / "photos", 8)
     for name in ("cat", "dog"):
         write_images(tmp_path / "labelled" / name, 6)
+    write_maps(tmp_path / "scenes")
     commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     ran = 0
