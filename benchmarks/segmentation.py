@@ -86,8 +86,8 @@ def write(tables: Mapping[str, Mapping[str, Result]]) -> None:
         f"`benchmarks/segmentation.py`, {date}, revision {commit()}, torch {torch.__version__}, "
         f"{cores} cores. A Swin of 0.6 M parameters (`swin_nano`), before and after 900 steps of "
         f"`dino_laptop` (view) and `esvit_laptop` (view + region) on the 367 training images: "
-        f"crops of 96 pixels, 5 to 30 percent of the image. The recipe is `small`, cut to the epochs "
-        f"named; of four looks the best by the validation images is tested on 117 test images. "
+        f"crops of 96 pixels, 5 to 30 percent of the image. The recipe is `small`, cut to the "
+        f"epochs named; of four looks the best by the validation images is tested on 117 others. "
         f"Mean and standard deviation over seeds of the head, the order and the crops."
     ]
     for setting, found in tables.items():
