@@ -1,5 +1,6 @@
 """Images, a network and evaluations that tests of evaluations share."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,4 +132,44 @@ def write_maps(root: Path, *, test: bool = True) -> Path:
             Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
             Image.fromarray(mapped).save(root / split / "masks" / f"{number}.png")
     (root / "classes.txt").write_text("sky\ndisc\nunlabelled\n")
+    return root
+
+
+def write_discs(root: Path, *, outlines: bool = True) -> Path:
+    """Write images of a disc and a square each, in COCO's layout, and one without any."""
+    (root / "annotations").mkdir(parents=True)
+    for split, count in (("train", 9), ("val", 4), ("test", 3)):
+        (root / split).mkdir()
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number in range(count):
+            drawn = np.random.default_rng((number, len(split)))
+            pixels = drawn.integers(0, 60, (48, 64, 3)).astype(np.uint8)
+            y, x = np.mgrid[:48, :64]
+            for label, left in ((1, 0), (2, 32)) if number < count - 1 else ():
+                row, column = drawn.integers(12, 36), left + drawn.integers(12, 20)
+                if label == 1:
+                    inside = (y - row) ** 2 + (x - column) ** 2 < 100
+                else:
+                    inside = (abs(y - row) < 10) & (abs(x - column) < 10)
+                pixels[inside] += np.array([150, 90, 0], dtype=np.uint8)
+                lines, columns = np.nonzero(inside)
+                box = [int(v) for v in (columns.min(), lines.min(), np.ptp(columns) + 1)]
+                entry = {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": [*box, int(np.ptp(lines)) + 1],
+                }
+                if outlines:
+                    flat = inside.T.ravel().astype(int)
+                    ends = np.flatnonzero(np.diff(np.concatenate([[0], flat, [flat[-1]]])))
+                    counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+                    entry["segmentation"] = {"size": [48, 64], "counts": counts}
+                annotations.append(entry)
+            images.append({"id": number, "file_name": f"{number}.png"})
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+        categories = [{"id": 1, "name": "disc"}, {"id": 2, "name": "square"}]
+        found = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(found))
     return root

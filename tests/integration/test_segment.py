@@ -20,7 +20,7 @@ from leanvit.evaluation.map_pictures import MapPicture, draw_maps, palette
 from leanvit.evaluation.record import read_results
 from leanvit.evaluation.result import Result
 from leanvit.evaluation.segment import SegmentTraining
-from leanvit.recipes.dense import SEGMENT_RECIPES
+from leanvit.recipes.segment import SEGMENT_RECIPES
 from leanvit.train.state import TrainState
 from leanvit.weights.file import FILE, HEAD_FILE
 from leanvit.weights.loading import load_backbone
@@ -80,7 +80,7 @@ def test_the_best_look_is_tested(
     scores = iter([10.0, 30.0, 20.0])
 
     def found(self: SegmentTraining) -> dict[str, float]:
-        seen.append({n: v.clone() for n, v in self.network.state_dict().items()})
+        seen.append({n: v.clone() for n, v in self.method.tested.state_dict().items()})
         return {"miou": next(scores), "pixels": 1.0, "classes": 2.0}
 
     monkeypatch.setattr(SegmentTraining, "found", found)
@@ -89,7 +89,7 @@ def test_the_best_look_is_tested(
 
     def noted(*words: Any) -> Result:
         table = result(*words)
-        tested.append(words[2][0][1].network.state_dict())
+        tested.append(words[2][0][1].method.tested.state_dict())
         return table
 
     monkeypatch.setattr(module, "_result", noted)
@@ -105,7 +105,7 @@ def test_the_best_look_is_tested(
 def test_without_a_test_split_the_table_says_so(model: Path, tmp_path: Path) -> None:
     data = write_maps(tmp_path / "maps", test=False)
     found = segment(model, data)
-    assert "it flatters a little" in found.notes[0] and "test_images" not in found.facts
+    assert "they flatter a little" in found.notes[0] and "test_images" not in found.facts
     assert found.rows[0]["miou"] == pytest.approx(found.rows[0]["val miou"])
 
 
@@ -120,6 +120,7 @@ CHANGES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "precision": ("bf16", {}),
     "lr": (1e-2, {}),
     "warmup": ("2st", {}),
+    "decay": ("steps", {"duration": "12st"}),
     "layer_decay": (0.5, {}),
     "weight_decay": (0.9, {"lr": 1e-2}),
     "clip": (1e-3, {}),

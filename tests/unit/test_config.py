@@ -652,5 +652,5 @@ def test_kinds_name_their_types() -> None:
         for name, kind in kinds.items():
             assert kind.kind == name  # type: ignore[attr-defined]
             assert issubclass(kind, section)
-    dense = {"segmenter"}  # methods of evaluations
+    dense = {"detector", "segmenter"}  # methods of evaluations
     assert {kind.kind for kind in METHODS} | dense == set(KINDS[MethodConfig])

@@ -15,8 +15,9 @@ import pytest
 import leanvit
 from leanvit.config import BACKBONES, Facts, RunConfig, resolve
 from leanvit.recipes import RECIPES
-from leanvit.recipes.dense import SEGMENT_RECIPES
+from leanvit.recipes.detect import DETECT_RECIPES
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
+from leanvit.recipes.segment import SEGMENT_RECIPES
 
 SRC = Path(leanvit.__file__).parent
 TREES = {
@@ -217,7 +218,11 @@ def test_only_the_decoder_boundary_catches_everything() -> None:
 # Recipes
 
 
-OWN = {FINETUNING: "fine-tuning", "recipes/dense.py": "segmentation"}
+OWN = {
+    FINETUNING: "fine-tuning",
+    "recipes/detect.py": "detection",
+    "recipes/segment.py": "segmentation",
+}
 """Files of recipes with a table of their own."""
 
 
@@ -232,6 +237,7 @@ def test_every_recipe_is_in_its_table() -> None:
     tables = {
         "pre-training": RECIPES,
         "fine-tuning": FINETUNE_RECIPES,
+        "detection": DETECT_RECIPES,
         "segmentation": SEGMENT_RECIPES,
     }
     assert written == {(kind, name) for kind, table in tables.items() for name in table}

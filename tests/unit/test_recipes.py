@@ -3,15 +3,15 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from leanvit.config import Facts, RunConfig, SupervisedConfig, resolve
-from leanvit.config.dense import SegmentConfig
-from leanvit.config.evaluation import FinetuneConfig
+from leanvit.config import Facts, SupervisedConfig, resolve
 from leanvit.recipes import RECIPES
-from leanvit.recipes.dense import SEGMENT_RECIPES
+from leanvit.recipes.detect import DETECT_RECIPES
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
+from leanvit.recipes.segment import SEGMENT_RECIPES
 
 IMAGENET = Facts(images=1_281_167, classes=1_000, cores=64, device="cuda", bf16=True, world=8)
 ROOT = Path(__file__).parents[2]
@@ -37,27 +37,28 @@ def unproved(text: str, root: Path) -> list[str]:
     return [figure for figure in figures if figure not in held]
 
 
-ALL: Mapping[str, Callable[[], RunConfig | FinetuneConfig | SegmentConfig]] = {
-    **RECIPES,
-    **FINETUNE_RECIPES,
-    **SEGMENT_RECIPES,
+TABLES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
+    "pre-training": RECIPES,
+    "fine-tuning": FINETUNE_RECIPES,
+    "detection": DETECT_RECIPES,
+    "segmentation": SEGMENT_RECIPES,
 }
+ALL = [(kind, name) for kind, table in TABLES.items() for name in table]
 PUBLISHED = {name for name in FINETUNE_RECIPES if "_in1k_" in name}
 """Fine-tunings that a paper reports."""
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_recipe_states_both_figures(name: str) -> None:
-    text = ALL[name].__doc__ or ""
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_a_recipe_states_both_figures(kind: str, name: str) -> None:
+    text = TABLES[kind][name].__doc__ or ""
     assert re.search(r"Paper\b", text), text
     assert not unproved(text, ROOT)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_recipe_says_its_own_name(name: str) -> None:
-    tables = (RECIPES, FINETUNE_RECIPES, SEGMENT_RECIPES)
-    assert len(ALL) == sum(map(len, tables)), "a name stands for one recipe"
-    assert ALL[name]().recipe == name == ALL[name].__name__
+@pytest.mark.parametrize(("kind", "name"), ALL)
+def test_a_recipe_says_its_own_name(kind: str, name: str) -> None:
+    assert not RECIPES.keys() & FINETUNE_RECIPES.keys(), "a name stands for one recipe"
+    assert TABLES[kind][name]().recipe == name == TABLES[kind][name].__name__
 
 
 # What the documents of the lightweight study say (arXiv 2205.14443 and 2404.12210)

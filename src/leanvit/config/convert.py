@@ -24,7 +24,7 @@ from leanvit.config.backbones import (
     ViTConfig,
     named_backbone,
 )
-from leanvit.config.dense import SegmenterConfig
+from leanvit.config.dense import DetectorConfig, SegmenterConfig
 from leanvit.config.duration import Duration
 from leanvit.config.methods import (
     D2maeConfig,
@@ -56,6 +56,7 @@ KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
         MethodConfig: MappingProxyType(
             {
                 "d2mae": D2maeConfig,
+                "detector": DetectorConfig,
                 "dino": DinoConfig,
                 "dmae": DmaeConfig,
                 "esvit": EsViTConfig,

@@ -42,6 +42,8 @@ class DenseConfig:
     """Highest learning rate, for the batch as it is."""
     warmup: Duration | Auto = "auto"
     """Length of the warm-up."""
+    decay: Literal["auto", "linear", "steps"] = "auto"
+    """Way of the learning rate after the warm-up: a line to 0, or two falls to a tenth."""
     layer_decay: float | Auto = "auto"
     """Factor of the learning rate from each block of the backbone to the one before it."""
     weight_decay: float | Auto = "auto"
@@ -172,3 +174,76 @@ class SegmentConfig(DenseConfig):
         require(self, AT_LEAST_ONE, "channels", "crop")
         require(self, NOT_NEGATIVE, "short_side", "ignore")
         ScaledCropConfig(scale=self.scale, distort=self.distort)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectCropConfig:
+    """The view of detection: the image scaled, a square crop of it, flipped, recolored."""
+
+    size: int = 640
+    """Side of the square in pixels."""
+    scale: tuple[float, float] = (0.1, 2.0)
+    """Range of the factor of an image's size; at 1 the square just holds it."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    distort: float = 0.0
+    """Probability that brightness, contrast, saturation and hue are changed."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "size")
+        require(self, POSITIVE, "scale")
+        require(self, SHARE, "flip", "distort")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale goes from small to large, not {self.scale}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorConfig(MethodConfig):
+    """Detection: a box, and a mask, for every object (Faster and Mask R-CNN)."""
+
+    kind: ClassVar[str] = "detector"
+
+    classes: int
+    """Number of classes C."""
+    masks: bool = False
+    """Also tell which pixels of a box are the object (Mask R-CNN)."""
+    channels: int = 256
+    """Width of the feature pyramid."""
+    hidden: int = 1024
+    """Width of the layers that tell the class of a box."""
+    frozen: bool = False
+    """Leave the backbone as it is."""
+    average: float = 0.0
+    """Momentum of the moving average of all weights; 0 for none."""
+    views: ObjectCropConfig = field(default_factory=ObjectCropConfig)
+    """The crop and its augmentations."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "classes", "channels", "hidden")
+        require(self, BELOW_ONE, "average")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectConfig(DenseConfig):
+    """Detection by Faster or Mask R-CNN on the backbone's stages; COCO's average precision."""
+
+    masks: bool | Auto = "auto"
+    """Also learn masks (Mask R-CNN); auto: where every object has an outline."""
+    channels: int | Auto = "auto"
+    """Width of the feature pyramid."""
+    hidden: int | Auto = "auto"
+    """Width of the layers that tell the class of a box."""
+    crop: int | Auto = "auto"
+    """Side of the square that images are trained and tested in, in pixels."""
+    min_scale: float | Auto = "auto"
+    """Smallest factor of an image's size; at 1 the square just holds it."""
+    max_scale: float | Auto = "auto"
+    """Largest factor."""
+    distort: float | Auto = "auto"
+    """Probability that brightness, contrast, saturation and hue are changed."""
+
+    def __post_init__(self) -> None:
+        DenseConfig.__post_init__(self)
+        require(self, AT_LEAST_ONE, "channels", "hidden", "crop")
+        require(self, SHARE, "distort")
+        require(self, POSITIVE, "min_scale", "max_scale")

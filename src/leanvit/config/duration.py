@@ -71,8 +71,8 @@ class Schedule:
     """Value that the last step approaches."""
     warmup: Duration = Duration(0, "st")
     """Length of the linear warm-up."""
-    shape: Literal["cosine", "linear"] = "cosine"
-    """Way from peak to end."""
+    shape: Literal["cosine", "linear", "steps"] = "cosine"
+    """Way from peak to end; steps: two falls by an equal factor, after 8/9 and 26/27 of the run."""
 
 
 def constant(value: float) -> Schedule:

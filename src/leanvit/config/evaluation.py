@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
-from leanvit.config.dense import DenseConfig, SegmentConfig
+from leanvit.config.dense import DenseConfig, DetectConfig, SegmentConfig
 from leanvit.config.duration import Duration
 from leanvit.config.names import unknown_name
 from leanvit.config.run import Auto
@@ -411,6 +411,7 @@ class CompareConfig:
 EVALUATION_CONFIGS: Mapping[str, type[EvaluationConfig | DenseConfig]] = MappingProxyType(
     {
         "correspondence": CorrespondenceConfig,
+        "detect": DetectConfig,
         "finetune": FinetuneConfig,
         "knn": KnnConfig,
         "layers": LayersConfig,

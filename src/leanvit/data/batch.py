@@ -106,3 +106,58 @@ class MapBatch:
     def pin_memory(self) -> "MapBatch":
         """Return the batch in page-locked memory (called by the data loader)."""
         return replace(self, images=self.images.pin_memory(), maps=self.maps.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects of an image of h rows and w columns; n of them."""
+
+    boxes: Tensor
+    """[n, 4] left, top, right, bottom in pixels, inside of the image, with an area."""
+    labels: Tensor
+    """[n] class, from 0."""
+    crowd: Tensor
+    """[n] whether it is not learned and not counted."""
+    masks: Tensor | None
+    """[n, h, w] uint8, 1 where the object is; None where only boxes are known."""
+
+    def to(self, device: torch.device) -> "Objects":
+        """Return the objects on a device."""
+        boxes, labels, crowd = (
+            part.to(device, non_blocking=True) for part in (self.boxes, self.labels, self.crowd)
+        )
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return Objects(boxes, labels, crowd, masks)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectBatch:
+    """B images with objects in them."""
+
+    images: Tensor
+    """[B, 3, S, S], normalised."""
+    objects: tuple[Objects, ...]
+    """Of each image."""
+    index: Tensor
+    """[B] number of each image in its source, on the CPU."""
+    unreadable: tuple[Unreadable, ...] = ()
+    """Images that were replaced on the way."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> "ObjectBatch":
+        """Return the batch with images and objects on a device."""
+        objects = tuple(each.to(device) for each in self.objects)
+        return replace(self, images=self.images.to(device, non_blocking=True), objects=objects)
+
+    def split(self, parts: int) -> Iterator["ObjectBatch"]:
+        """Yield equal micro-batches of neighbouring images."""
+        size = len(self) // parts
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield ObjectBatch(self.images[part], self.objects[part], self.index[part])
+
+    def pin_memory(self) -> "ObjectBatch":
+        """Return the batch with its images in page-locked memory (called by the data loader)."""
+        return replace(self, images=self.images.pin_memory())

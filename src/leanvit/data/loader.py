@@ -1,11 +1,11 @@
 """From an order of images to batches of views, the same with any number of workers."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from leanvit.data.sampler import Key, Order, replacement
 from leanvit.data.sources import Source
 from leanvit.data.views import Plan, ViewSpec, draw, plan
 from leanvit.kernels.multicrop import Channels, Plans, Ragged, render_group
+
+T = TypeVar("T")
 
 REPLACEMENTS = 20
 """Unreadable images in a row after which the source counts as broken."""
@@ -83,6 +85,38 @@ def read_or_replace(source: Source, key: Key, seed: int) -> Decoded | ValueError
         f"{REPLACEMENTS} images in a row could not be read, among them {names}; the first "
         f"because of {unreadable[0].error}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Examples(Generic[T]):
+    """What was made of the images of a batch."""
+
+    made: list[T]
+    index: list[int]
+    """Number of each in its source."""
+    unreadable: list[Unreadable]
+    """Images that were replaced on the way."""
+
+
+def examples(
+    source: Source, keys: Sequence[Key], seed: int, make: Callable[[Decoded, int], T]
+) -> Examples[T] | ValueError:
+    """Return what becomes of the images at some places in the order, each with its epoch.
+
+    An error of `make`, or of images that cannot be read, is returned.
+    """
+    found: Examples[T] = Examples([], [], [])
+    for key in keys:
+        image = read_or_replace(source, key, seed)
+        if isinstance(image, ValueError):
+            return image
+        try:
+            found.made.append(make(image, key.epoch))
+        except ValueError as error:
+            return error
+        found.index.append(image.index)
+        found.unreadable.extend(image.unreadable)
+    return found
 
 
 class Views(Dataset[ViewBatch | ValueError]):

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from leanvit.config.dense import ScaledCropConfig
 from leanvit.core.random import seeded, units
-from leanvit.data.batch import MapBatch, Unreadable
-from leanvit.data.loader import Decoded, read_or_replace
+from leanvit.data.batch import MapBatch
+from leanvit.data.loader import Decoded, examples
 from leanvit.data.masks import IGNORED, MaskSource
 from leanvit.data.sampler import Key, draw_key
 from leanvit.kernels.multicrop import Channels
@@ -64,22 +64,12 @@ class ScaledCrops(Dataset[MapBatch | ValueError]):
 
     def batch(self, keys: Sequence[Key]) -> MapBatch | ValueError:
         """Return a batch, or the error of the first image or mask that is none."""
-        images, maps, unreadable = [], [], list[Unreadable]()
-        index = []
-        for key in keys:
-            found = read_or_replace(self.source, key, self.seed)
-            if isinstance(found, ValueError):
-                return found
-            try:
-                image, mapped = self.example(found, key.epoch)
-            except ValueError as error:
-                return error
-            images.append(image)
-            maps.append(mapped)
-            index.append(found.index)
-            unreadable += found.unreadable
-        pixels = normalized(torch.stack(images), self.mean, self.std)
-        return MapBatch(pixels, torch.stack(maps), torch.tensor(index), tuple(unreadable))
+        found = examples(self.source, keys, self.seed, self.example)
+        if isinstance(found, ValueError):
+            return found
+        images, maps = (torch.stack(parts) for parts in zip(*found.made, strict=True))
+        pixels = normalized(images, self.mean, self.std)
+        return MapBatch(pixels, maps, torch.tensor(found.index), tuple(found.unreadable))
 
     __getitems__ = batch
     """What torch's loader calls in its workers."""

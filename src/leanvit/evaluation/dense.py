@@ -2,12 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanvit.config import (
     AdamWConfig,
@@ -28,7 +28,7 @@ from leanvit.data.sampler import Order
 from leanvit.data.sources import Source
 from leanvit.evaluation.finetune import three
 from leanvit.evaluation.tuned import Folder, Tuning
-from leanvit.methods.base import Method
+from leanvit.methods.averaged import Averaged
 from leanvit.train.facts import gather_facts
 from leanvit.train.state import TrainState
 from leanvit.weights.file import FILE, HEAD_FILE, HEADER, facts_of_run, header
@@ -41,7 +41,6 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "accumulate": ("train.accumulate",),
     "precision": ("train.precision",),
     "device": ("train.device",),
-    "lr": ("optim.lr.peak",),
     "warmup": ("optim.lr.warmup",),
     "layer_decay": ("optim.layer_decay",),
     "weight_decay": (
@@ -86,7 +85,7 @@ def run_of(
             max_unreadable=config.max_unreadable,
         ),
         optim=AdamWConfig(
-            lr=Schedule(peak=1.0, end=0.0, shape="linear"),
+            lr=_schedule(config),
             lr_rule="none",
             weight_decay=constant(0.0),
             clip_by="global",
@@ -105,11 +104,50 @@ def run_of(
         raise ValueError(text) from error
 
 
+def _schedule(config: DenseConfig) -> Schedule:
+    """Return the way of the learning rate."""
+    assert config.lr != "auto" and config.decay != "auto"
+    end = config.lr / 100 if config.decay == "steps" else 0.0
+    return Schedule(peak=config.lr, end=end, shape=config.decay)
+
+
 def workers_of(config: DenseConfig) -> int:
     """Return how many processes read images."""
     if config.workers != "auto":
         return config.workers
     return min(len(os.sched_getaffinity(0)) - 1, 16)
+
+
+def begin(method: Averaged[Any], state: Mapping[str, Tensor] | None, run: RunConfig) -> None:
+    """Give a method's backbones the weights that they start from; None for those that they have."""
+    for network in method.backbones():
+        if state is not None:
+            network.load_state_dict(state)
+        network.mean, network.std = run.data.mean, run.data.std
+
+
+TESTED = "test"
+"""What test_split auto stands for, where there is such a split."""
+
+
+def test_split_of(config: DenseConfig, has: Callable[[str, str], bool]) -> str:
+    """Return the split to test on; empty for none. has: whether a folder has a split."""
+    if config.test_split != "auto":
+        return config.test_split
+    return TESTED if config.val_split != TESTED and has(config.data, TESTED) else ""
+
+
+def test_note(config: DenseConfig, images: int, figures: str, *, tested: bool) -> str:
+    """Return what a reader has to know of how the epoch was chosen."""
+    if tested:
+        return (
+            f"The epoch was chosen by {config.val_split}; {figures} are of {images} images of the "
+            f"test split, looked at once."
+        )
+    return (
+        f"The epoch was chosen by the same {images} images that the figures are of, for want of a "
+        f"test split: they flatter a little."
+    )
 
 
 def require_one_process(task: str) -> None:
@@ -123,7 +161,7 @@ class DenseTraining(Tuning):
 
     options: DenseConfig
     config: RunConfig
-    method: Method
+    method: Averaged[Any]
     learn: Source
     val: Source
     folder: Folder
@@ -139,11 +177,6 @@ class DenseTraining(Tuning):
         self.curve: list[dict[str, float]] = []
         self._best: dict[str, Tensor] = {}
 
-    @property
-    def network(self) -> Any:
-        """The network that is tested."""
-        raise NotImplementedError
-
     def found(self) -> dict[str, float]:
         """Return what the images of val_split show now."""
         raise NotImplementedError
@@ -157,7 +190,7 @@ class DenseTraining(Tuning):
             return {}
         found = self.found()
         if not self.curve or found[self.measure] > self.best()[self.measure]:
-            state = self.network.state_dict()
+            state = self.method.tested.state_dict()
             self._best = {name: value.detach().cpu().clone() for name, value in state.items()}
         return self.noted(**found)
 
@@ -167,7 +200,7 @@ class DenseTraining(Tuning):
 
     def take_best(self) -> None:
         """Let the network be what it was at the best look."""
-        self.network.load_state_dict(self._best)
+        self.method.tested.load_state_dict(self._best)
 
     def kept(self) -> Mapping[str, Tensor]:
         """Return the best network, which a checkpoint keeps."""
@@ -181,18 +214,22 @@ class DenseTraining(Tuning):
         """Return the backbone and the head of the best look; nothing before the first one."""
         if not self._best:
             return {}
-        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
-        for name, value in self._best.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = value
+        place = _place_of(self.method.encoder(), self.method.tested)
+        backbone = {n.removeprefix(place): v for n, v in self._best.items() if n.startswith(place)}
+        rest = {name: v for name, v in self._best.items() if not name.startswith(place)}
         step = int(self.best()["step"])
-        about = header(self.network.backbone, facts_of_run(self.config, step))
+        about = header(self.method.encoder(), facts_of_run(self.config, step))
         named = {HEADER: json.dumps({"classes": self.learn.classes, **self.about_head()})}
-        return {FILE: (parts["backbone"], about), HEAD_FILE: (parts["head"], named)}
+        return {FILE: (backbone, about), HEAD_FILE: (rest, named)}
 
     def about_head(self) -> dict[str, Any]:
         """Return what the file of the head says of it."""
         return {}
+
+
+def _place_of(part: nn.Module, whole: nn.Module) -> str:
+    """Return what the names of a part's parameters begin with."""
+    return next(f"{name}." for name, module in whole.named_modules() if module is part)
 
 
 def decides(model: str | Path, *sources: Source | None, **more: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from leanvit.core.distributed import joined, rank, require_alone
 from leanvit.core.files import require_writable
 from leanvit.data.sources import Source
 from leanvit.evaluation.correspondence import correspondence_result
+from leanvit.evaluation.detect import detect_result
 from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import (
     device_of,
@@ -115,6 +116,7 @@ def _about_classes(result: Result, learn: Source, test: Source, notes: Sequence[
 RUNNERS: Mapping[str, Callable[[Any, str | Path, bool], Result]] = MappingProxyType(
     {
         "correspondence": correspondence_result,
+        "detect": detect_result,
         "finetune": _finetune,
         "knn": _probe,
         "layers": _probe,

@@ -26,10 +26,13 @@ from leanvit.data.masks import MaskSource, has_split, open_masks
 from leanvit.data.scaled_crops import ScaledCrops, normalized, with_short_side
 from leanvit.evaluation.dense import (
     DenseTraining,
+    begin,
     decides,
     require_one_process,
     run_of,
     settle,
+    test_note,
+    test_split_of,
     workers_of,
 )
 from leanvit.evaluation.finetune import over_seeds
@@ -39,14 +42,12 @@ from leanvit.evaluation.pixels import Confusion
 from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.tuned import Folder, with_readable
 from leanvit.methods.segmenter import MapNetwork, Segmenter, build_segmenter
-from leanvit.recipes.dense import SEGMENT_RECIPES
+from leanvit.recipes.segment import SEGMENT_RECIPES
 from leanvit.weights.loading import open_weights
 from leanvit.weights.report import Weights
 
 STEP = 2 / 3
 """Share of a window's side that neighbouring windows lie apart."""
-TESTED = "test"
-"""What test_split auto stands for, where there is such a split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,7 @@ def open_splits(config: SegmentConfig) -> Splits:
         open_masks(config.data, split, config.ignore)
         for split in (config.train_split, config.val_split)
     )
-    name = config.test_split
-    if name == "auto":
-        name = TESTED if config.val_split != TESTED and has_split(config.data, TESTED) else ""
+    name = test_split_of(config, has_split)
     return Splits(learn, val, open_masks(config.data, name, config.ignore) if name else None)
 
 
@@ -110,10 +109,7 @@ def _train(
     run = run_of(config, _method(config, splits), weights, splits.learn, seed)
     assert isinstance(run.method, SegmenterConfig)
     method = build_segmenter(run.method, run.backbone, seed)
-    for network in method.backbones():
-        if state is not None:
-            network.load_state_dict(state)
-        network.mean, network.std = run.data.mean, run.data.std
+    begin(method, state, run)
     images = decides(model, splits.learn, splits.val)
     about = {**images, "short_side": config.short_side, "slide": config.slide}
     folder = Folder(config.out, config.resume, run, about, SegmentTraining.measures)
@@ -153,11 +149,6 @@ class SegmentTraining(DenseTraining):
 
     measure: ClassVar[str] = "miou"
     measures: ClassVar[tuple[str, ...]] = ("miou", "pixels", "classes")
-
-    @property
-    def network(self) -> MapNetwork:
-        """The network that is tested."""
-        return self.method.tested
 
     def batches(self) -> Iterator[MapBatch]:
         """Yield the batches of the steps that are left."""
@@ -205,13 +196,13 @@ class SegmentTraining(DenseTraining):
         precision = self.config.train.precision
         with (
             torch.no_grad(),
-            evaluating(self.network),
+            evaluating(self.method.tested),
             autocast(precision, self.state.device.type),
         ):
             scores = (
-                by_windows(self.network, seen, options.crop)
+                by_windows(self.method.tested, seen, options.crop)
                 if options.slide
-                else full(self.network(seen))
+                else full(self.method.tested(seen))
             )
         size = tuple(image.truth.shape)
         if size != scores.shape[-2:]:
@@ -337,13 +328,8 @@ def _result(
         facts["curve"] += [{**which, **row} for row in training.curve]
         overlaps = dict(zip(last.classes, confusion.overlaps(), strict=True))
         facts["iou"].append({**which, **overlaps})
-    note = (
-        f"The epoch was chosen by {config.val_split}; miou, pixels and classes are of "
-        f"{len(last)} images of the test split, looked at once."
-        if splits.test
-        else f"The epoch was chosen by the same {len(last)} images that miou is of, for want of a "
-        f"test split: it flatters a little."
-    )
+    figures = "miou, pixels and classes"
+    note = test_note(config, len(last), figures, tested=splits.test is not None)
     notes = [note, *over_seeds(rows, "miou", "mean IoU")]
     return Result(
         "segment", facts, rows, notes, headline=headline(rows, "segmentation", "miou", of="network")

@@ -3,9 +3,6 @@
 Letters: B images, C classes, h and w rows and columns of an image.
 """
 
-import copy
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,12 +10,12 @@ from leanvit.backbones.base import PLAIN, Ask, Backbone
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig
 from leanvit.config.dense import SegmenterConfig
-from leanvit.core.ema import ema_update, follow_buffers
 from leanvit.core.random import seeded
 from leanvit.data.batch import MapBatch
 from leanvit.data.masks import IGNORED
 from leanvit.losses.pixels import pixel_loss
-from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.averaged import Averaged
+from leanvit.methods.base import Moment, StepOutput, learner_ask
 from leanvit.methods.map_heads import HEADS
 from leanvit.methods.pyramid import look, region_side
 
@@ -42,34 +39,12 @@ class MapNetwork(nn.Module):
         return large[..., :height, :width]
 
 
-class Segmenter(Method):
+class Segmenter(Averaged[MapNetwork]):
     """Every pixel tells its class."""
 
     def __init__(self, config: SegmenterConfig, backbone: BackboneConfig) -> None:
-        super().__init__()
+        super().__init__(MapNetwork(config, build_backbone(backbone)), config.average)
         self.config = config
-        self.network = MapNetwork(config, build_backbone(backbone))
-        self.average = copy.deepcopy(self.network).requires_grad_(False) if config.average else None
-
-    @property
-    def tested(self) -> MapNetwork:
-        """The network that tells classes: the moving average if there is one."""
-        return self.network if self.average is None else self.average
-
-    def views(self) -> None:
-        """Return None: crops and maps come by themselves (`ScaledCrops`)."""
-
-    def encoder(self) -> Backbone:
-        """Return the backbone of the network that is tested."""
-        return self.tested.backbone
-
-    def learner(self) -> Backbone | None:
-        """Return the backbone, where its average is the encoder."""
-        return None if self.average is None else self.network.backbone
-
-    def part(self, name: str) -> str:
-        """Return backbone or head."""
-        return name.split(".")[1]
 
     def forward(self, batch: MapBatch, at: Moment) -> StepOutput:
         """Tell the class of every pixel of a batch of crops."""
@@ -79,13 +54,6 @@ class Segmenter(Method):
             ask = learner_ask(backbone, 1, batch.index, at, batch.images.device)
         loss, right = pixel_loss(self.network(batch.images, ask), batch.maps, IGNORED)
         return StepOutput(loss, {"pixel": loss}, {"accuracy": 100 * right})
-
-    @torch.no_grad()
-    def after_step(self, at: Moment, sound: Tensor) -> None:
-        """Move the average, with what its batch norms know: it never runs in training itself."""
-        if self.average is not None:
-            ema_update(self.average, self.network, self.config.average, sound)
-            follow_buffers(self.average, self.network, self.config.average)
 
 
 def build_segmenter(config: SegmenterConfig, backbone: BackboneConfig, seed: int) -> Segmenter:

@@ -1,4 +1,4 @@
-"""Recipes of dense tasks: what `leanvit evaluate segment --recipe NAME` settles."""
+"""Recipes of segmentation: what `leanvit evaluate segment --recipe NAME` settles."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,6 +19,7 @@ def small() -> SegmentConfig:
         train_batch=8,
         lr=5e-4,
         warmup=Duration(5, "%"),
+        decay="linear",
         layer_decay=0.85,
         weight_decay=0.05,
         clip=1.0,
