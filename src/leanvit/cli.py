@@ -36,6 +36,7 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate finetune MODEL --data FOLDER classes by training all weights
   leanvit evaluate transfer MODEL --data FOLDER classes of up to 24 data sets, beside a paper's
   leanvit evaluate segment MODEL --data FOLDER  a class for every pixel
+  leanvit evaluate detect MODEL --data FOLDER   boxes, and masks, of objects
   leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur and weather
   leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side

@@ -10,7 +10,7 @@ import pytest
 
 from leanvit.cli import main
 from leanvit.core.distributed import LIMITS
-from tests.tables import write_maps
+from tests.tables import write_discs, write_maps
 from tests.tiny import noise, write_images
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,7 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("cat", "dog"):
         write_images(tmp_path / "labelled" / name, 6)
     write_maps(tmp_path / "scenes")
+    write_discs(tmp_path / "objects")
     commands = [line for block in blocks("bash") for line in block.strip().splitlines()]
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     ran = 0
