@@ -41,8 +41,8 @@ THINGS = {8: "car", 9: "pedestrian", 10: "bicyclist"}
 LEAST = 100
 """Pixels of an object."""
 SETTINGS: Mapping[str, tuple[Path, Path, Mapping[str, Any]]] = {
-    "Blood cells, boxes": (CELLS, CELLS / "JPEGImages", {"duration": "8ep"}),
-    "Road scenes, boxes and masks": (ROADS, CAMVID / "train" / "images", {"duration": "3ep"}),
+    "Blood cells, boxes": (CELLS, CELLS / "JPEGImages", {"duration": "4ep"}),
+    "Road scenes, boxes and masks": (ROADS, CAMVID / "train" / "images", {"duration": "1ep"}),
 }
 """Title -> data, images to pre-train on, options."""
 
