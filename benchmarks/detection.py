@@ -138,7 +138,8 @@ def write(tables: Mapping[str, Mapping[str, Result]]) -> None:
         columns = [name for name in COLUMNS if name in first.rows[0]]
         facts = first.facts
         lines.append(
-            f"\n## {TITLES[asked]}, {SETTINGS[asked][2]['duration']}\n\n{facts['train_images']} images to "
+            f"\n## {TITLES[asked]}, {SETTINGS[asked][2]['duration']}\n\n"
+            f"{facts['train_images']} images to "
             f"learn from, {facts['val_images']} to choose by, {facts['test_images']} to test on.\n"
         )
         lines.append(

@@ -115,7 +115,7 @@ def seen_by(
 
 
 def write_maps(root: Path, *, test: bool = True) -> Path:
-    """Write images of discs before a sky, of two sizes; what is unlabelled lies at the border."""
+    """Write images of discs before a sky with a left edge, of two sizes; a row is unlabelled."""
     for split, count in (("train", 9), ("val", 4), ("test", 3))[: 3 if test else 2]:
         for part in ("images", "masks"):
             (root / split / part).mkdir(parents=True)
@@ -126,12 +126,12 @@ def write_maps(root: Path, *, test: bool = True) -> Path:
             middle = drawn.integers(10, 26, 2)
             disc = (y - middle[0]) ** 2 + (x - middle[1]) ** 2 < 81
             mapped = np.where(disc, 1, 0).astype(np.uint8)
-            mapped[0] = 2
+            mapped[:, :3], mapped[0] = 3, 2
             pixels = drawn.integers(0, 60, (height, width, 3)).astype(np.uint8)
             pixels[disc] += np.array([150, 90, 0], dtype=np.uint8)
             Image.fromarray(pixels).save(root / split / "images" / f"{number}.png")
             Image.fromarray(mapped).save(root / split / "masks" / f"{number}.png")
-    (root / "classes.txt").write_text("sky\ndisc\nunlabelled\n")
+    (root / "classes.txt").write_text("sky\ndisc\nunlabelled\nedge\n")
     return root
 
 

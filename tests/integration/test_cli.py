@@ -305,7 +305,10 @@ MISTAKES = [
     ("pretrain esvit --method.region-weight 1", "region_weight lies between 0 and 1"),
     ("pretrain esvit --json=yes", "--json: ignored explicit argument 'yes'."),
     ("check esvit --resume", "Unknown option 'resume'"),
-    ("evaluate", "Name an evaluation: correspondence, finetune, knn, layers, linear, lowshot, "),
+    (
+        "evaluate",
+        "Name an evaluation: correspondence, detect, finetune, knn, layers, linear, lowshot, ",
+    ),
     ("evaluate kn model", "Unknown evaluation 'kn'; did you mean 'knn'? Known: correspondence, "),
     ("evaluate finetune model --mixup much", "mixup is 'much'; expected a number, or 'auto'."),
     ("evaluate finetune model --duration 9", "'9' is not a duration; write 10ep (epochs), "),

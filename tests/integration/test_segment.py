@@ -22,7 +22,7 @@ from leanvit.evaluation.result import Result
 from leanvit.evaluation.segment import SegmentTraining
 from leanvit.recipes.segment import SEGMENT_RECIPES
 from leanvit.train.state import TrainState
-from leanvit.weights.file import FILE, HEAD_FILE
+from leanvit.weights.file import DENSE_FILE, FILE
 from leanvit.weights.loading import load_backbone
 from tests.integration.command import Says
 from tests.tables import write_maps, write_network, write_run
@@ -59,17 +59,17 @@ def test_the_table(model: Path, data: Path) -> None:
         *("network", "seed", "epoch", "val miou", "miou", "pixels", "classes", "minutes")
     ]
     assert all(0 <= row["miou"] <= 100 for row in found.rows)
-    assert found.facts["test_images"] == 3 and found.facts["classes"] == ("sky", "disc")
+    assert found.facts["test_images"] == 3 and found.facts["classes"] == ("sky", "disc", "edge")
     assert [row["step"] for row in found.facts["curve"]] == [2, 4] * 4
     assert "looked at once" in found.notes[0] and "over 2 seeds" in found.notes[1]
     assert found.headline == {"segmentation": found.rows[0]["miou"]}
-    overlaps = found.facts["iou"][0]
-    assert (overlaps["sky"] + overlaps["disc"]) / 2 == pytest.approx(found.rows[0]["miou"])
+    overlaps = found.facts["iou"][0]["classes"]
+    assert sum(overlaps.values()) / 3 == pytest.approx(found.rows[0]["miou"])
 
 
 def test_it_learns(model: Path, data: Path) -> None:
     found = segment(model, data, duration="60st", every="20st", lr=3e-3, warmup="5st")
-    assert found.rows[0]["miou"] > 75, "one class alone has about 45"
+    assert found.rows[0]["miou"] > 55, "one class alone has about 30"
 
 
 def test_the_best_look_is_tested(
@@ -111,7 +111,7 @@ def test_without_a_test_split_the_table_says_so(model: Path, tmp_path: Path) -> 
 
 CHANGES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "train_split": ("test", {"test_split": ""}),
-    "val_split": ("train", {"train_split": "val"}),
+    "val_split": ("test", {"test_split": ""}),
     "test_split": ("", {}),
     "recipe": ("upernet_ade20k_160k", {}),
     "duration": ("6st", {}),
@@ -137,7 +137,7 @@ CHANGES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "distort": (0.0, {}),
     "short_side": (24, {}),
     "slide": (True, {"lr": 1e-2, "duration": "20st"}),
-    "ignore": ((0,), {}),
+    "ignore": ((3,), {}),
 }
 """Option -> (another value, what else must be set for it to matter)."""
 ELSEWHERE = {"data", "workers", "device", "max_unreadable", "pictures", "out", "resume", "results"}
@@ -212,7 +212,7 @@ def test_what_was_cut_off_continues_as_if_it_had_not_been(
     again = segment(model, data, out=str(tmp_path / "cut"), resume=True, **options)
     assert again.facts["curve"] == whole.facts["curve"]
     assert again.facts["iou"] == whole.facts["iou"]
-    for name in (FILE, HEAD_FILE):
+    for name in (FILE, DENSE_FILE):
         first, second = ((tmp_path / each / name).read_bytes() for each in ("whole", "cut"))
         assert first == second
     with pytest.raises(ValueError, match="began with another model, other images or other"):
@@ -254,12 +254,12 @@ def test_the_command_writes_what_it_says(
     ]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert "trained, seed 0: 9 images of 2 classes, 2 steps of 2 crops of 24" in said.err
+    assert "trained, seed 0: 9 images of 3 classes, 2 steps of 2 crops of 24" in said.err
     assert "val miou" in said.out and "looked at once" in said.out
     (line,) = read_results(run / "results.jsonl")
     assert line["name"] == "segment" and line["headline"].keys() == {"segmentation"}
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["facts"]["classes"] == ["sky", "disc"]
+    assert json.loads(capsys.readouterr().out)["facts"]["classes"] == ["sky", "disc", "edge"]
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,13 @@ def test_scores_are_those_of_torchmetrics(seed: int) -> None:
                 two |= {"iscrowd": there.crowd.int(), "masks": there.masks.bool()}
                 theirs.update([one], [two])
         scores, expected = ours.scores(), theirs.compute()
-        for name, key in (("ap", "map"), ("ap50", "map_50"), ("ap75", "map_75")):
-            assert scores[prefix + name] == pytest.approx(100 * float(expected[key]), abs=1e-3)
+        names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
+        if kind == "bbox":
+            names |= {"small": "map_small", "medium": "map_medium", "large": "map_large"}
+        for name, key in names.items():
+            assert scores[prefix + name] == pytest.approx(
+                100 * float(expected[key]) if expected[key] >= 0 else -1, abs=1e-3
+            )
 
 
 def objects(*found: tuple[float, float, float, float], label: int = 0) -> Objects:
@@ -116,6 +121,16 @@ def test_a_crowd_is_neither_missed_nor_wrong() -> None:
     found = Precision(("a",))
     found.add(told((0, 0, 50, 50), (61, 61, 80, 80)), crowd, 120, 120)
     assert found.scores()["ap"] == pytest.approx(100.0)
+
+
+def test_a_size_is_that_of_the_annotation() -> None:
+    """A box of 60 pixels a side whose object has 100 pixels is small."""
+    there = objects((0, 0, 60, 60))
+    there = Objects(there.boxes, there.labels, there.crowd, None, torch.tensor([100.0]))
+    found = Precision(("a",))
+    found.add(told((0, 0, 60, 60)), there, 120, 120)
+    scores = found.scores()
+    assert scores["small"] == pytest.approx(100.0) and scores["medium"] == -1
 
 
 def test_nothing_there_and_nothing_told() -> None:

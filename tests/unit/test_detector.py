@@ -1,5 +1,6 @@
 """Faster and Mask R-CNN on every family, and the method that trains them."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from leanvit.config import BackboneConfig
 from leanvit.config.dense import DetectorConfig
 from leanvit.data.batch import ObjectBatch, Objects
 from leanvit.methods.base import Moment
-from leanvit.methods.detector import NAMES, Detector, build_detector
+from leanvit.methods.detector import NAMES, Detector, Sampler, build_detector
 from tests.tiny import FAMILIES, SWIN, VIT, noise
 
 AT = Moment(0, 10, 0, 0)
@@ -54,6 +55,18 @@ def test_maps_have_strides_that_torchvision_understands(family: str) -> None:
         assert one.shape == (1, 8, 2 * maps.multiple // stride, 3 * maps.multiple // stride)
 
 
+@pytest.mark.parametrize("side", [33, 64, 70])
+@pytest.mark.parametrize("family", ["swin", "vit_full"])
+def test_boxes_are_read_at_the_strides_of_their_maps(family: str, side: int) -> None:
+    """Whatever the padding: torchvision would guess the strides from the first image."""
+    network = detector(FAMILIES[family], masks=True).eval().network
+    network.find(noise(1, 3, side, side))
+    for pool in (network.telling.box_roi_pool, network.telling.mask_roi_pool):
+        assert pool.scales == [1 / stride for stride in network.maps.strides]
+        assert pool.map_levels.k_min == math.log2(network.maps.strides[0])
+        assert pool.map_levels.k_max == math.log2(network.maps.strides[-1])
+
+
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("backbone", [SWIN, VIT], ids=["swin", "vit"])
 def test_a_step(backbone: BackboneConfig, masks: bool) -> None:
@@ -86,7 +99,7 @@ def test_losses_are_those_of_torchvision() -> None:
     listed = ImageList(found.images, [(64, 64)] * 4)
     _, first = network.proposing(listed, maps, targets)
     # which anchors are drawn is chance, what a loss is worth with all of them is not
-    network.proposing.fg_bg_sampler.batch_size_per_image = 10**6
+    network.proposing.fg_bg_sampler = Sampler(10**6, 0.5)
     with torch.random.fork_rng():
         _, all_ = network.proposing(listed, maps, targets)
     ours = method(found, AT)

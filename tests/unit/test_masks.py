@@ -103,8 +103,24 @@ def test_the_names_of_published_classes(tmp_path: Path) -> None:
 
 def test_values_may_be_left_out(tmp_path: Path) -> None:
     write_plain(tmp_path)
-    found = open_masks(str(tmp_path), "val", (255, 1)).annotation(0, H, W)
-    assert set(found.unique().tolist()) == {0, IGNORED}
+    (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+    source = open_masks(str(tmp_path), "val", (1,))
+    assert source.classes == ("sky", "car"), "a class without a value is none"
+    assert source.annotation(0, H, W).flatten()[:4].tolist() == [0, IGNORED, 1, IGNORED]
+    with pytest.raises(ValueError, match="There are 1 classes"):
+        open_masks(str(tmp_path), "val", (0, 1))
+
+
+def test_a_source_changes_with_its_labels(tmp_path: Path) -> None:
+    write_plain(tmp_path)
+    first = open_masks(str(tmp_path), "val").fingerprint()
+    assert open_masks(str(tmp_path), "val").fingerprint() == first
+    assert open_masks(str(tmp_path), "train").fingerprint() != first
+    (tmp_path / "classes.txt").write_text("sky\nstreet\nvoid\n")
+    assert open_masks(str(tmp_path), "val").fingerprint() != first
+    write_plain(tmp_path)
+    mask(tmp_path / "val/masks/1.png", [0, 1, 1, 0, 1, 0, 0, 1, 2])
+    assert open_masks(str(tmp_path), "val").fingerprint() != first
 
 
 def wrong_size(root: Path) -> None:
@@ -135,6 +151,15 @@ def twice(root: Path) -> None:
     (root / "classes.txt").write_text("sky\nroad\nsky\n")
 
 
+def a_gap(root: Path) -> None:
+    (root / "classes.txt").write_text("sky\n\nroad\n\n")
+
+
+def nothing_labelled(root: Path) -> None:
+    for number in range(2):
+        mask(root / f"val/masks/{number}.png", [2, 255])
+
+
 def one_class(root: Path) -> None:
     (root / "classes.txt").write_text("sky\nvoid\n")
 
@@ -150,6 +175,8 @@ MISTAKES: list[tuple[Callable[[Path], None], str]] = [
     (missing, r"image 'val/images/1.jpg' in .* has no mask 'val/masks/1.png'"),
     (no_names, r"classes.txt' cannot be read: it names the classes"),
     (twice, "names a class twice"),
+    (a_gap, "Line 2 of .*classes.txt' names no class"),
+    (nothing_labelled, "No pixel of 'val/images/0.jpg' and the 1 other images .* has a class"),
     (one_class, "There are 1 classes; expected 2 to 254"),
 ]
 

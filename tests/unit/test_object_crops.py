@@ -128,5 +128,4 @@ def test_a_batch_splits_into_neighbours(root: Path) -> None:
 def test_the_square_just_holds_the_image() -> None:
     pixels = torch.zeros(3, 60, 80, dtype=torch.uint8)
     for size, factor, shape in ((40, 1.0, (30, 40)), (40, 2.0, (60, 80)), (160, 1.0, (120, 160))):
-        found, scale = fitted(pixels, size, factor)
-        assert found.shape == (3, *shape) and scale == pytest.approx(shape[1] / 80)
+        assert fitted(pixels, size, factor).shape == (3, *shape)

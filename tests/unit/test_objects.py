@@ -42,7 +42,8 @@ def write_voc(root: Path) -> Path:
         image(root / "JPEGImages" / f"{name}.jpg")
         if name != "c":
             inside = "".join(voc_object(*one) for one in objects)
-            text = f"<annotation><size/>{inside}</annotation>"
+            size = f"<size><width>{W}</width><height>{H}</height></size>"
+            text = f"<annotation>{size}{inside}</annotation>"
             (root / "Annotations" / f"{name}.xml").write_text(text)
     return root
 
@@ -135,6 +136,13 @@ VOC: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda r: None, "dev", "has no split 'dev'; it has: train, val"),
     (lambda r: (r / "ImageSets/Main/train.txt").write_text(""), "train", "has no images"),
 ]
+
+
+def two_years(root: Path) -> None:
+    file = root / "annotations" / "instances_train2017.json"
+    file.with_name("instances_train2014.json").write_text(file.read_text())
+
+
 COCO: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda r: write_coco(r, categories=[]), "train", "annotation 1 is of no category"),
     (lambda r: write_coco(r, images=[]), "train", "KeyError 7"),
@@ -150,6 +158,7 @@ COCO: list[tuple[Callable[[Path], object], str, str]] = [
         "image 'none.jpg' is not in",
     ),
     (lambda r: None, "dev", "has no split 'dev'; it has: train2017"),
+    (two_years, "train", "may be any of: train2014, train2017; name one"),
     (
         lambda r: (r / "annotations/instances_train2017.json").write_text("{"),
         "train",
@@ -182,6 +191,8 @@ def test_mistakes_of_coco(
         ({"size": [9, 9], "counts": [0, 81]}, "is for 9 x 9 pixels, and the image has 40 x 30"),
         ({"size": [H, W]}, "cannot be read"),
         ([["x", "y"]], "cannot be read"),
+        ([[]], "three corners or more"),
+        ([[1, 2]], "three corners or more"),
     ],
 )
 def test_an_outline_that_is_none(shape: object, said: str, tmp_path: Path) -> None:
@@ -201,3 +212,27 @@ def test_classes_that_were_not_learned(tmp_path: Path) -> None:
         open_objects(str(tmp_path / "none"), "train")
     with pytest.raises(ValueError, match="no folder was named"):
         open_objects("", "train")
+
+
+def test_what_is_said_of_another_size(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "a.jpg", "width": 2 * W, "height": 2 * H}]
+    source = open_objects(str(write_coco(tmp_path / "coco", images=images)), "train")
+    with pytest.raises(ValueError, match=r"'train2017/a.jpg' are those of an image of 80 x 60 pix"):
+        source.objects(0, H, W)
+    write_voc(tmp_path / "voc")
+    with pytest.raises(ValueError, match="an image of 40 x 30 pixels, and it has 20 x 30"):
+        open_objects(str(tmp_path / "voc"), "train").objects(0, H, W // 2)
+
+
+def test_a_split_without_objects(tmp_path: Path) -> None:
+    source = open_objects(str(write_coco(tmp_path, annotations=[])), "train")
+    with pytest.raises(
+        ValueError, match=r"No image of this split has an object: 'train2017/a.jpg'"
+    ):
+        source.require_fitting(masks=False)
+
+
+def test_a_source_changes_with_its_objects(tmp_path: Path) -> None:
+    first = open_objects(str(write_coco(tmp_path)), "train").fingerprint()
+    assert open_objects(str(write_coco(tmp_path)), "train").fingerprint() == first
+    assert open_objects(str(write_coco(tmp_path, annotations=[])), "train").fingerprint() != first

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leanvit.backbones.catalogue import build_backbone
-from leanvit.config import BACKBONES, BackboneConfig
+from leanvit.config import BACKBONES, BackboneConfig, TimmConfig
 from leanvit.config.dense import SegmenterConfig
 from leanvit.data.batch import MapBatch
 from leanvit.data.masks import IGNORED
@@ -63,6 +63,12 @@ def test_strides_of_published_networks(
         pyramid = Pyramid(build_backbone(BACKBONES[name]), spread=True)
     assert pyramid.strides == strides and pyramid.dims == dims
     assert pyramid.blocks == ((1, 3, 9) if name == "swin_tiny" else (3, 5, 7))
+
+
+def test_a_network_whose_last_features_are_wider_than_its_last_stage() -> None:
+    config = TimmConfig(image_size=64, name="efficientnet_b0", drop_path=0.0)
+    network = segmenter(config).network
+    assert network(noise(1, 3, 64, 64)).shape == (1, 5, 64, 64)
 
 
 def test_a_shallow_network_has_no_pyramid_of_blocks() -> None:

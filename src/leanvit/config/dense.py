@@ -9,11 +9,14 @@ from leanvit.config.checks import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    Rule,
     require,
 )
 from leanvit.config.duration import Duration
 from leanvit.config.methods import MethodConfig
 from leanvit.config.run import Auto
+
+MASK_VALUE: Rule = ("0 to 65535", lambda value: 0 <= value < 2**16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,13 +169,14 @@ class SegmentConfig(DenseConfig):
     """Pixels that the shorter side is resized to before anything else; 0 leaves images alone."""
     slide: bool | Auto = "auto"
     """Test by windows of the crop's size, two thirds of it apart, instead of whole images."""
-    ignore: tuple[int, ...] = (255,)
-    """Values of a mask that are not learned and not counted."""
+    ignore: tuple[int, ...] = ()
+    """Values of a mask that are not learned and not counted, besides 255."""
 
     def __post_init__(self) -> None:
         DenseConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "channels", "crop")
-        require(self, NOT_NEGATIVE, "short_side", "ignore")
+        require(self, NOT_NEGATIVE, "short_side")
+        require(self, MASK_VALUE, "ignore")
         ScaledCropConfig(scale=self.scale, distort=self.distort)
 
 

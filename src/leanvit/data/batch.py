@@ -120,6 +120,8 @@ class Objects:
     """[n] whether it is not learned and not counted."""
     masks: Tensor | None
     """[n, h, w] uint8, 1 where the object is; None where only boxes are known."""
+    areas: Tensor | None = None
+    """[n] pixels as the annotations say, 0 where they do not; None where none does."""
 
     def to(self, device: torch.device) -> "Objects":
         """Return the objects on a device."""

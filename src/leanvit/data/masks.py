@@ -3,6 +3,7 @@
 Letters: h and w rows and columns of an image.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,27 @@ class MaskSource(FileSource):
         return torch.from_numpy(found.astype(np.uint8))
 
     def require_fitting(self) -> None:
-        """Raise ValueError for the first mask that does not fit its image; all are read."""
+        """Raise ValueError for the first mask that does not fit its image; all are read.
+
+        Also if not one pixel has a class.
+        """
+        labelled = False
         for index in range(len(self)):
             found = read_image(self, index)
             if not isinstance(found, Unreadable):  # which is counted where images are read
-                self.annotation(index, *found[0].shape[1:])
+                mapped = self.annotation(index, *found[0].shape[1:])
+                labelled |= bool((mapped != IGNORED).any())
+        if not labelled:
+            raise ValueError(
+                f"No pixel of {self.name(0)!r} and the {len(self) - 1} other images of its split "
+                f"has a class."
+            )
+
+    def fingerprint(self) -> str:
+        """Return a digest of all paths, of what values mean, and of the masks' sizes in bytes."""
+        sizes = [(self.root / mask).stat().st_size for mask in self._masks]
+        words = f"{super().fingerprint()} {self.classes} {sizes}".encode() + self._table.tobytes()
+        return hashlib.sha256(words).hexdigest()
 
     def _known(self) -> str:
         values = np.flatnonzero((self._table >= 0) & (self._table != IGNORED))
@@ -128,11 +145,11 @@ class Layout:
     """Folder -> names of the classes, and the class of each value of a mask."""
 
 
-def open_masks(folder: str, split: str, ignore: Sequence[int] = (IGNORED,)) -> MaskSource:
+def open_masks(folder: str, split: str, ignore: Sequence[int] = ()) -> MaskSource:
     """Return the images of a split with their masks; docs/segment.md shows the layouts.
 
-    ignore: values of masks that are no class. Raises ValueError if the folder has no known layout,
-    if the split has no image, or if an image has no mask.
+    ignore: values of masks that are no class, besides 255. Raises ValueError if the folder has no
+    known layout, if the split has no image, or if an image has no mask.
     """
     root = Path(folder)
     if not folder or not is_folder(root):
@@ -148,12 +165,22 @@ def open_masks(folder: str, split: str, ignore: Sequence[int] = (IGNORED,)) -> M
     for image, mask in pairs:
         if not (root / mask).is_file():
             raise ValueError(f"The image {image!r} in {folder!r} has no mask {mask!r}.")
-    names, values = layout.classes(root)
+    names, values = _without(*layout.classes(root), {*ignore, IGNORED})
     if not 2 <= len(names) < IGNORED:
         raise ValueError(f"There are {len(names)} classes; expected 2 to {IGNORED - 1}.")
-    values |= dict.fromkeys(ignore, IGNORED)
     images, masks = zip(*pairs, strict=True)
     return MaskSource(root, images, masks, names, values, layout.name)
+
+
+def _without(
+    names: tuple[str, ...], values: Mapping[int, int], ignore: set[int]
+) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return classes and values without those of some values, numbered anew."""
+    left = {values[value] for value in values.keys() - ignore} - {IGNORED}
+    kept = [number for number in range(len(names)) if number in left]
+    numbers = {number: place for place, number in enumerate(kept)}
+    renumbered = {value: numbers.get(number, IGNORED) for value, number in values.items()}
+    return tuple(names[number] for number in kept), renumbered | dict.fromkeys(ignore, IGNORED)
 
 
 def has_split(folder: str, split: str) -> bool:
@@ -192,7 +219,11 @@ def _plain_classes(root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
             f"{str(root / CLASSES)!r} cannot be read: it names the classes, one a line, the first "
             f"being that of the value 0; one called unlabelled or void is left out."
         ) from error
-    named = [line.strip() for line in lines if line.strip()]
+    named = [line.strip() for line in lines]
+    while named and not named[-1]:
+        named.pop()
+    if "" in named:
+        raise ValueError(f"Line {named.index('') + 1} of {str(root / CLASSES)!r} names no class.")
     names = tuple(name for name in named if name.lower() not in UNNAMED)
     if len({*names}) < len(names):
         raise ValueError(f"{str(root / CLASSES)!r} names a class twice.")

@@ -18,19 +18,19 @@ from leanvit.data.batch import ObjectBatch, Objects
 from leanvit.data.loader import Decoded, examples
 from leanvit.data.objects import ObjectSource
 from leanvit.data.sampler import Key, draw_key
-from leanvit.data.scaled_crops import JITTER, normalized
+from leanvit.data.scaled_crops import JITTER, nearest, normalized
 from leanvit.kernels.multicrop import Channels
 
 SMALLEST = 1.0
 """Pixels of a side below which a box that was cut is left out."""
 
 
-def fitted(pixels: Tensor, size: int, factor: float = 1.0) -> tuple[Tensor, float]:
-    """Return an image [3, h, w] as a square just holds it, times a factor; and its scale."""
+def fitted(pixels: Tensor, size: int, factor: float = 1.0) -> Tensor:
+    """Return an image [3, h, w] as a square just holds it, times a factor."""
     height, width = pixels.shape[-2:]
     scale = factor * size / max(height, width)
     sides = [max(round(side * scale), 1) for side in (height, width)]
-    return tv.resize(pixels, sides, antialias=True), scale
+    return tv.resize(pixels, sides, antialias=True)
 
 
 class ObjectCrops(Dataset[ObjectBatch | ValueError]):
@@ -79,7 +79,7 @@ class ObjectCrops(Dataset[ObjectBatch | ValueError]):
         key = draw_key(epoch, found.index)
         low, high = self.config.scale
         factor = low + (high - low) * units(self.seed, "scale", *key, count=1).item()
-        pixels, _ = fitted(found.pixels, self.config.size, factor)
+        pixels = fitted(found.pixels, self.config.size, factor)
         size = list(pixels.shape[1:])
         boxes = tv_tensors.BoundingBoxes(
             objects.boxes,
@@ -88,7 +88,7 @@ class ObjectCrops(Dataset[ObjectBatch | ValueError]):
         )
         sample = {"image": tv_tensors.Image(pixels), "boxes": tv.resize(boxes, size)}
         if objects.masks is not None:
-            sample["masks"] = tv.resize(tv_tensors.Mask(objects.masks), size)
+            sample["masks"] = tv_tensors.Mask(nearest(objects.masks, size))
         with seeded(self.seed, "object crop", *key):
             view = self._transform(sample)
         return view["image"].as_subclass(Tensor), _seen(view, objects)

@@ -3,6 +3,7 @@
 Letters: n objects of an image, h and w its rows and columns.
 """
 
+import hashlib
 import json
 import math
 import warnings
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from leanvit.config.names import unknown_name
 from leanvit.core.console import warn
-from leanvit.data.batch import Objects
+from leanvit.data.batch import Objects, Unreadable
+from leanvit.data.decode import read_image
 from leanvit.data.sources import About, FileSource, is_folder
 
 Polygon = Sequence[float]
@@ -40,6 +42,12 @@ class Object:
     """Whether it is not learned, and found or missed without being counted: difficult, a crowd."""
     shape: Shape | None = None
     """Its outline."""
+    area: float = 0.0
+    """Its pixels, as the annotations say; 0 if they do not."""
+
+
+Size = tuple[int, int] | None
+"""Width and height of an image as its annotations say; None if they do not."""
 
 
 class ObjectSource(FileSource):
@@ -50,13 +58,14 @@ class ObjectSource(FileSource):
         root: Path,
         images: Sequence[str],
         objects: Sequence[Sequence[Object]],
+        sizes: Sequence[Size],
         classes: tuple[str, ...],
         layout: str,
     ) -> None:
-        """images: paths below root."""
+        """images: paths below root; sizes: of each, as its annotations say."""
         super().__init__(root, images, ())
         self.classes = classes
-        self._objects, self._layout = tuple(objects), layout
+        self._objects, self._sizes, self._layout = tuple(objects), tuple(sizes), layout
         shapes = [one.shape is not None for each in objects for one in each]
         self.outlined = bool(shapes) and all(shapes)
         """Whether every object has an outline."""
@@ -65,8 +74,15 @@ class ObjectSource(FileSource):
         """Return the objects of an image of so many pixels.
 
         Boxes are cut at the image's border; an object that lies outside of it, or has no area, is
-        left out. Raises ValueError for an outline that is none.
+        left out. Raises ValueError for an outline that is none, and if the annotations are for an
+        image of another size.
         """
+        said = self._sizes[index]
+        if said not in (None, (width, height)):
+            raise ValueError(
+                f"The objects of {self.name(index)!r} are those of an image of {said[0]} x "
+                f"{said[1]} pixels, and it has {width} x {height}."
+            )
         kept, boxes = [], []
         for one in self._objects[index]:
             left, top, right, bottom = one.box
@@ -83,7 +99,31 @@ class ObjectSource(FileSource):
             torch.tensor([one.label for one in kept], dtype=torch.int64),
             torch.tensor([one.crowd for one in kept], dtype=torch.bool),
             drawn,
+            torch.tensor([one.area for one in kept], dtype=torch.float32),
         )
+
+    def require_fitting(self, *, masks: bool) -> None:
+        """Raise ValueError for objects that do not fit their images, or if there is none.
+
+        masks: whether outlines are read too. All images are read.
+        """
+        self.require_objects()
+        for index in range(len(self)):
+            found = read_image(self, index)
+            if not isinstance(found, Unreadable):  # which is counted where images are read
+                self.objects(index, *found[0].shape[1:], masks=masks)
+
+    def require_objects(self) -> None:
+        """Raise ValueError if there is no object, or nothing but crowds."""
+        if not any(not one.crowd for each in self._objects for one in each):
+            raise ValueError(
+                f"No image of this split has an object: {self.name(0)!r} and {len(self) - 1} more."
+            )
+
+    def fingerprint(self) -> str:
+        """Return a digest of all paths, objects and classes."""
+        words = f"{super().fingerprint()} {self.classes} {self._objects!r}".encode()
+        return hashlib.sha256(words).hexdigest()
 
     def _drawn(self, one: Object, index: int, height: int, width: int) -> Tensor:
         """Return an outline as a mask [h, w]."""
@@ -114,6 +154,8 @@ def _decoded(shape: Any, height: int, width: int) -> NDArray[np.uint8]:
             shape = coco.frPyObjects(dict(shape), *map(int, shape["size"]))
     else:
         polygons = [[float(value) for value in polygon] for polygon in shape]
+        if not polygons or any(len(one) < 6 or len(one) % 2 for one in polygons):
+            raise ValueError("a polygon has three corners or more, each of two numbers")
         shape = coco.merge(coco.frPyObjects(polygons, height, width))
     with warnings.catch_warnings():  # its arrays do not copy as numpy 2 asks
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -165,7 +207,8 @@ def _open_voc(root: Path, split: str, known: tuple[str, ...] | None) -> ObjectSo
         there = ", ".join(sorted(path.stem for path in listed.parent.glob("*.txt")))
         raise ValueError(f"Pascal VOC {str(root)!r} has no split {split!r}; it has: {there}.")
     names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-    found = [_read_voc(root, name) for name in names]
+    read = [_read_voc(root, name) for name in names]
+    found, sizes = [objects for objects, _ in read], [size for _, size in read]
     classes = known or tuple(sorted({label for objects in found for label, *_ in objects}))
     _require_known({label for objects in found for label, *_ in objects}, classes, listed)
     objects = [
@@ -173,23 +216,26 @@ def _open_voc(root: Path, split: str, known: tuple[str, ...] | None) -> ObjectSo
     ]
     images = [f"JPEGImages/{name}.jpg" for name in names]
     _say_empty(images, objects)
-    return ObjectSource(root, images, objects, classes, "Pascal VOC")
+    return ObjectSource(root, images, objects, sizes, classes, "Pascal VOC")
 
 
 Box = tuple[float, float, float, float]
 
 
-def _read_voc(root: Path, name: str) -> list[tuple[str, Box, bool]]:
-    """Return the name, box and difficulty of each object of an image; none without a file."""
+def _read_voc(root: Path, name: str) -> tuple[list[tuple[str, Box, bool]], Size]:
+    """Return the name, box and difficulty of each object of an image, and its size, if it is said.
+
+    Without a file there is no object.
+    """
     path = root / "Annotations" / f"{name}.xml"
     if not path.is_file():
-        return []
+        return [], None
     text = path.read_bytes()
     try:
         if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
             raise ValueError("it declares entities")
         tree = ElementTree.fromstring(text)
-        return [
+        objects = [
             (
                 _word(one, "name"),
                 (
@@ -202,6 +248,8 @@ def _read_voc(root: Path, name: str) -> list[tuple[str, Box, bool]]:
             )
             for one in tree.iter("object")
         ]
+        sides = [int(tree.findtext(f"size/{side}") or 0) for side in ("width", "height")]
+        return objects, (sides[0], sides[1]) if all(sides) else None
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"The annotation {str(path)!r} cannot be read: {error}.") from error
 
@@ -224,8 +272,13 @@ def _coco_file(root: Path, split: str) -> Path | None:
     """Return the file of a split, whose name may end in a year."""
     folder = root / "annotations"
     exact = folder / f"instances_{split}.json"
+    if exact.is_file():
+        return exact
     later = sorted(folder.glob(f"instances_{split}[0-9][0-9][0-9][0-9].json"))
-    return exact if exact.is_file() else next(iter(later), None)
+    if len(later) > 1:
+        known = ", ".join(path.stem.removeprefix("instances_") for path in later)
+        raise ValueError(f"The split {split!r} of {str(root)!r} may be any of: {known}; name one.")
+    return next(iter(later), None)
 
 
 def _open_coco(root: Path, split: str, known: tuple[str, ...] | None) -> ObjectSource:
@@ -238,6 +291,7 @@ def _open_coco(root: Path, split: str, known: tuple[str, ...] | None) -> ObjectS
         read = json.loads(file.read_bytes())
         categories = sorted((int(one["id"]), str(one["name"])) for one in read["categories"])
         found = {int(one["id"]): (str(one["file_name"]), list[Object]()) for one in read["images"]}
+        sizes = [_said_size(one) for one in {int(i["id"]): i for i in read["images"]}.values()]
         names = tuple(name for _, name in categories)
         classes = known or names
         _require_known({*names}, classes, file)
@@ -256,7 +310,12 @@ def _open_coco(root: Path, split: str, known: tuple[str, ...] | None) -> ObjectS
     images = [f"{folder}/{name}" for name, _ in found.values()]
     objects = [each for _, each in found.values()]
     _say_empty(images, objects)
-    return ObjectSource(root, images, objects, classes, "COCO")
+    return ObjectSource(root, images, objects, sizes, classes, "COCO")
+
+
+def _said_size(image: Mapping[str, Any]) -> Size:
+    width, height = (int(image.get(side) or 0) for side in ("width", "height"))
+    return (width, height) if width and height else None
 
 
 def _coco_object(one: Mapping[str, Any], labels: Mapping[int, int]) -> Object:
@@ -270,6 +329,7 @@ def _coco_object(one: Mapping[str, Any], labels: Mapping[int, int]) -> Object:
         labels[int(one["category_id"])],
         bool(one.get("iscrowd", 0)),
         one.get("segmentation") or None,
+        float(one.get("area") or 0),
     )
 
 

@@ -30,7 +30,15 @@ def with_short_side(pixels: Tensor, mapped: Tensor, side: int) -> tuple[Tensor, 
     if not side or min(mapped.shape) == side:
         return pixels, mapped
     resized = tv.resize(pixels, [side], InterpolationMode.BILINEAR, antialias=True)
-    return resized, tv.resize(mapped[None], [side], InterpolationMode.NEAREST)[0]
+    return resized, nearest(mapped, resized.shape[1:])
+
+
+def nearest(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps [..., h, w] of another size, the centers of pixels where an image's are."""
+    if not maps.numel():
+        return maps.new_zeros(*maps.shape[:-2], *size)
+    found = tv.resize(maps[None], list(size), InterpolationMode.NEAREST_EXACT)
+    return found[0]
 
 
 def normalized(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
@@ -86,8 +94,8 @@ class ScaledCrops(Dataset[MapBatch | ValueError]):
         low, high = self.config.scale
         factor = low + (high - low) * units(self.seed, "scale", *key, count=1).item()
         size = [max(round(side * factor), 1) for side in mapped.shape]
-        pair = (tv_tensors.Image(pixels), tv_tensors.Mask(mapped))
-        resized = [tv.resize(one, size, InterpolationMode.BILINEAR, antialias=True) for one in pair]
+        resized = tv.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
+        pair = (tv_tensors.Image(resized), tv_tensors.Mask(nearest(mapped, size)))
         with seeded(self.seed, "scaled crop", *key):
-            image, mask = self._transform(resized)
+            image, mask = self._transform(pair)
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)

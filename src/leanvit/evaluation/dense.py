@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -31,7 +32,7 @@ from leanvit.evaluation.tuned import Folder, Tuning
 from leanvit.methods.averaged import Averaged
 from leanvit.train.facts import gather_facts
 from leanvit.train.state import TrainState
-from leanvit.weights.file import FILE, HEAD_FILE, HEADER, facts_of_run, header
+from leanvit.weights.file import DENSE_FILE, FILE, HEADER, facts_of_run, header
 from leanvit.weights.report import Weights
 
 C = TypeVar("C", bound=DenseConfig)
@@ -52,6 +53,11 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "every": ("watch.every",),
 }
 """Option of a dense task -> what it is called in a run."""
+BUILT: Mapping[str, tuple[str, ...]] = {
+    "train_batch": ("train.batch",),
+    "drop_path": ("backbone.drop_path",),
+}
+"""Those that are not set there, but named."""
 
 
 def settle(config: C, recipe: C, images: int) -> C:
@@ -62,7 +68,7 @@ def settle(config: C, recipe: C, images: int) -> C:
     assert recipe.train_batch != "auto"
     recipe = replace(recipe, train_batch=min(recipe.train_batch, max(images // 8, 1)))
     if config.frozen:
-        recipe = replace(recipe, layer_decay=1.0)
+        recipe = replace(recipe, layer_decay=1.0, drop_path=0.0)
     names = [field.name for field in fields(config)]
     left = [n for n in names if getattr(config, n) == "auto" and getattr(recipe, n) != "auto"]
     return replace(config, **{name: getattr(recipe, name) for name in left})
@@ -94,14 +100,8 @@ def run_of(
         watch=WatchConfig(images=0),
     )
     options = {place: getattr(config, name) for name, places in OPTIONS.items() for place in places}
-    try:
+    with in_own_words():
         return resolve(compose(run, options=options), gather_facts(learn)).config
-    except ValueError as error:
-        text = str(error)
-        for name, places in {**OPTIONS, "train_batch": ("train.batch",)}.items():
-            for place in places:
-                text = text.replace(place, name)
-        raise ValueError(text) from error
 
 
 def _schedule(config: DenseConfig) -> Schedule:
@@ -134,7 +134,49 @@ def test_split_of(config: DenseConfig, has: Callable[[str, str], bool]) -> str:
     """Return the split to test on; empty for none. has: whether a folder has a split."""
     if config.test_split != "auto":
         return config.test_split
-    return TESTED if config.val_split != TESTED and has(config.data, TESTED) else ""
+    other = TESTED not in (config.train_split, config.val_split)
+    return TESTED if other and has(config.data, TESTED) else ""
+
+
+def require_apart(config: DenseConfig, sources: Sequence[Source | None]) -> None:
+    """Raise ValueError if an image is in two of the splits to learn from, choose by and test on."""
+    names = [{source.name(i) for i in range(len(source))} for source in sources if source]
+    splits = [f"train_split {config.train_split!r}", f"val_split {config.val_split!r}"]
+    splits.append(f"test_split {test_split_of(config, lambda *_: True)!r}")
+    for second in range(len(names)):
+        for first in range(second):
+            if both := names[first] & names[second]:
+                raise ValueError(
+                    f"{len(both)} images are in {splits[first]} and in {splits[second]}, such "
+                    f"as {min(both)!r}: what is learned from, chosen by and tested on lies apart."
+                )
+
+
+@contextmanager
+def in_own_words() -> Iterator[None]:
+    """Name options of a run, in what is said of them, as those of a dense task are called."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for name, places in {**OPTIONS, **BUILT}.items():
+            for place in places:
+                text = text.replace(place, name)
+        raise ValueError(text) from error
+
+
+@contextmanager
+def hinting(config: DenseConfig) -> Iterator[None]:
+    """Say, in a mistake of a test split that nobody asked for, how to do without it."""
+    try:
+        yield
+    except ValueError as error:
+        if config.test_split != "auto":
+            raise
+        raise ValueError(
+            f"{error} The split {TESTED!r} was taken since it is there; leave it out by "
+            f"--test-split ''."
+        ) from error
 
 
 def test_note(config: DenseConfig, images: int, figures: str, *, tested: bool) -> str:
@@ -220,7 +262,7 @@ class DenseTraining(Tuning):
         step = int(self.best()["step"])
         about = header(self.method.encoder(), facts_of_run(self.config, step))
         named = {HEADER: json.dumps({"classes": self.learn.classes, **self.about_head()})}
-        return {FILE: (backbone, about), HEAD_FILE: (rest, named)}
+        return {FILE: (backbone, about), DENSE_FILE: (rest, named)}
 
     def about_head(self) -> dict[str, Any]:
         """Return what the file of the head says of it."""

@@ -29,6 +29,9 @@ from leanvit.evaluation.dense import (
     DenseTraining,
     begin,
     decides,
+    hinting,
+    in_own_words,
+    require_apart,
     require_one_process,
     run_of,
     settle,
@@ -65,11 +68,22 @@ class Splits:
 def open_splits(config: DetectConfig) -> Splits:
     """Return the images of a request. Raises ValueError if a split is missing, or differs."""
     learn = open_objects(config.data, config.train_split)
-    if not learn.classes:
-        raise ValueError(f"No image of the split {config.train_split!r} has an object.")
+    learn.require_objects()
     val = open_objects(config.data, config.val_split, learn.classes)
     name = test_split_of(config, has_objects)
-    return Splits(learn, val, open_objects(config.data, name, learn.classes) if name else None)
+    with hinting(config):
+        test = open_objects(config.data, name, learn.classes) if name else None
+    require_apart(config, (learn, val, test))
+    return Splits(learn, val, test)
+
+
+def require_fitting(config: DetectConfig, splits: Splits) -> None:
+    """Raise ValueError for objects to choose by or to test on that are wrong, before hours pass."""
+    masks = config.masks is True
+    splits.val.require_fitting(masks=masks)
+    with hinting(config):
+        if splits.test:
+            splits.test.require_fitting(masks=masks)
 
 
 def detect_result(config: DetectConfig, model: str | Path, quiet: bool) -> Result:
@@ -80,13 +94,15 @@ def detect_result(config: DetectConfig, model: str | Path, quiet: bool) -> Resul
     """
     require_one_process("detect")
     require_pycocotools()
-    splits = open_splits(config)
     recipe = look_up("recipe", config.recipe, DETECT_RECIPES)()
+    weights = open_weights(model)
+    splits = open_splits(config)
     config = settle(config, recipe, len(splits.learn))
     config = replace(config, masks=_masks(config, splits))
-    weights = open_weights(model)
     assert config.drop_path != "auto"
     weights = replace(weights, config=replace(weights.config, drop_path=config.drop_path))
+    run_of(config, _method(config, splits), weights, splits.learn, 0)  # refuses what cannot run
+    require_fitting(config, splits)
     states = {"untrained" if weights.state is None else "trained": weights.state}
     if config.untrained:
         states["untrained"] = None
@@ -119,7 +135,8 @@ def _train(
     """Return a training from one start with one seed, when it is over."""
     run = run_of(config, _method(config, splits), weights, splits.learn, seed)
     assert isinstance(run.method, DetectorConfig)
-    method = build_detector(run.method, run.backbone, seed)
+    with in_own_words():
+        method = build_detector(run.method, run.backbone, seed)
     begin(method, state, run)
     about = decides(model, splits.learn, splits.val)
     folder = Folder(config.out, config.resume, run, about, DetectTraining.measures)
@@ -140,6 +157,10 @@ def _method(config: DetectConfig, splits: Splits) -> DetectorConfig:
     assert config.channels != "auto" and config.hidden != "auto" and config.crop != "auto"
     assert config.average != "auto" and config.distort != "auto"
     assert config.masks != "auto" and config.min_scale != "auto" and config.max_scale != "auto"
+    if config.min_scale > config.max_scale:
+        raise ValueError(
+            f"min_scale is {config.min_scale:g}, above max_scale, which is {config.max_scale:g}."
+        )
     return DetectorConfig(
         classes=len(splits.learn.classes),
         masks=config.masks,
@@ -214,19 +235,22 @@ class DetectTraining(DenseTraining):
         """Return what is found in an image, in its own pixels, on the CPU."""
         data = self.config.data
         assert self.options.crop != "auto"
-        small, scale = fitted(image.pixels, self.options.crop)
+        small = fitted(image.pixels, self.options.crop)
         seen = normalized(small, data.mean, data.std)[None].to(self.state.device)
         precision = self.config.train.precision
         with evaluating(self.method.tested), autocast(precision, self.state.device.type):
             (found,) = self.method.tested.find(seen)
-        boxes = found.boxes.cpu() / scale
         height, width = image.pixels.shape[1:]
+        ratio = torch.tensor([width / small.shape[2], height / small.shape[1]])
+        boxes = found.boxes.cpu() * ratio.repeat(2)
         boxes[:, 0::2].clamp_(0, width)
         boxes[:, 1::2].clamp_(0, height)
         masks = None
         if found.masks is not None:
-            pasted = paste_masks_in_image(found.masks.cpu(), boxes, (height, width))
-            masks = (pasted[:, 0] > OUTSIDE).to(torch.uint8)
+            masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+            for mask, one, box in zip(masks, found.masks.cpu(), boxes, strict=True):
+                pasted = paste_masks_in_image(one[None], box[None], (height, width))
+                mask.copy_(pasted[0, 0] > OUTSIDE)
         return Told(boxes, found.labels.cpu(), found.scores.cpu(), masks)
 
     def draw(self) -> None:
@@ -321,7 +345,7 @@ def _result(
         minutes = {"minutes": training.minutes}
         rows.append({**which, "epoch": best["epoch"], "val ap": best["ap"], **scores, **minutes})
         facts["curve"] += [{**which, **row} for row in training.curve]
-        facts["ap"].append({**which, **precision.of_classes()})
+        facts["ap"].append({**which, "classes": precision.of_classes()})
     note = test_note(config, len(last), "ap and the rest", tested=splits.test is not None)
     notes = [note, *over_seeds(rows, "ap", "AP")]
     top = headline(rows, "detection", "ap", of="network")

@@ -59,7 +59,14 @@ class Precision:
         self._masks &= told.masks is not None and there.masks is not None
         for place in range(len(there.labels)):
             entry = self._entry(number, there, place)
-            self._there.append({**entry, "iscrowd": int(there.crowd[place])})
+            said = 0.0 if there.areas is None else float(there.areas[place])
+            self._there.append(
+                {
+                    **entry,
+                    "iscrowd": int(there.crowd[place]),
+                    "area": said or entry["drawn"] or entry["area"],
+                }
+            )
         best = told.scores.argsort(descending=True, stable=True)[:MOST]
         for place in best.tolist():
             entry = self._entry(number, told, place)
@@ -72,6 +79,7 @@ class Precision:
             "category_id": int(objects.labels[place]) + 1,
             "bbox": [left, top, right - left, bottom - top],
             "area": (right - left) * (bottom - top),
+            "drawn": 0.0,
             "id": len(self._told if isinstance(objects, Told) else self._there) + 1,
         }
         if objects.masks is not None:
@@ -79,7 +87,7 @@ class Precision:
 
             drawn = np.asfortranarray(objects.masks[place].numpy().astype(np.uint8))
             entry["segmentation"] = coco.encode(drawn)
-            entry["area"] = float(drawn.sum())
+            entry["drawn"] = float(drawn.sum())
         return entry
 
     def scores(self) -> dict[str, float]:
@@ -124,7 +132,10 @@ class Precision:
             told = COCO()
             told.dataset = {
                 "images": self._images,
-                "annotations": [{**one, "iscrowd": 0} for one in self._told],
+                "annotations": [
+                    {**one, "iscrowd": 0, "area": one["area" if kind == "bbox" else "drawn"]}
+                    for one in self._told
+                ],
                 "categories": categories,
             }
             told.createIndex()

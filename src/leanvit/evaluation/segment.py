@@ -28,6 +28,9 @@ from leanvit.evaluation.dense import (
     DenseTraining,
     begin,
     decides,
+    hinting,
+    in_own_words,
+    require_apart,
     require_one_process,
     run_of,
     settle,
@@ -66,7 +69,18 @@ def open_splits(config: SegmentConfig) -> Splits:
         for split in (config.train_split, config.val_split)
     )
     name = test_split_of(config, has_split)
-    return Splits(learn, val, open_masks(config.data, name, config.ignore) if name else None)
+    with hinting(config):
+        test = open_masks(config.data, name, config.ignore) if name else None
+    require_apart(config, (learn, val, test))
+    return Splits(learn, val, test)
+
+
+def require_fitting(config: SegmentConfig, splits: Splits) -> None:
+    """Raise ValueError for a mask to choose by or to test on that is wrong, before hours pass."""
+    splits.val.require_fitting()
+    with hinting(config):
+        if splits.test:
+            splits.test.require_fitting()
 
 
 def segment_result(config: SegmentConfig, model: str | Path, quiet: bool) -> Result:
@@ -76,14 +90,14 @@ def segment_result(config: SegmentConfig, model: str | Path, quiet: bool) -> Res
     request and NonFiniteError for a training that diverged.
     """
     require_one_process("segment")
-    splits = open_splits(config)
-    for source in filter(None, (splits.val, splits.test)):  # now, not after hours of training
-        source.require_fitting()
     recipe = look_up("recipe", config.recipe, SEGMENT_RECIPES)()
-    config = settle(config, recipe, len(splits.learn))
     weights = open_weights(model)
+    splits = open_splits(config)
+    config = settle(config, recipe, len(splits.learn))
     assert config.drop_path != "auto"
     weights = replace(weights, config=replace(weights.config, drop_path=config.drop_path))
+    run_of(config, _method(config, splits), weights, splits.learn, 0)  # refuses what cannot run
+    require_fitting(config, splits)
     states = {"untrained" if weights.state is None else "trained": weights.state}
     if config.untrained:
         states["untrained"] = None
@@ -108,7 +122,8 @@ def _train(
     """Return a training from one start with one seed, when it is over."""
     run = run_of(config, _method(config, splits), weights, splits.learn, seed)
     assert isinstance(run.method, SegmenterConfig)
-    method = build_segmenter(run.method, run.backbone, seed)
+    with in_own_words():
+        method = build_segmenter(run.method, run.backbone, seed)
     begin(method, state, run)
     images = decides(model, splits.learn, splits.val)
     about = {**images, "short_side": config.short_side, "slide": config.slide}
@@ -327,7 +342,7 @@ def _result(
         )
         facts["curve"] += [{**which, **row} for row in training.curve]
         overlaps = dict(zip(last.classes, confusion.overlaps(), strict=True))
-        facts["iou"].append({**which, **overlaps})
+        facts["iou"].append({**which, "classes": overlaps})
     figures = "miou, pixels and classes"
     note = test_note(config, len(last), figures, tested=splits.test is not None)
     notes = [note, *over_seeds(rows, "miou", "mean IoU")]

@@ -35,6 +35,8 @@ class Replacing(Batch, Protocol):
 
 B = TypeVar("B", bound=Replacing)
 
+NEUTRAL: Mapping[str, Any] = {"workers": 0, "source": "", "max_unreadable": 0.0}
+"""What changes no number of a training."""
 BEST = "best."
 """What the names of kept tensors begin with, in a checkpoint."""
 Files = Mapping[str, tuple[Mapping[str, Tensor], dict[str, str]]]
@@ -125,7 +127,7 @@ class Folder:
     @staticmethod
     def _asked(record: Mapping[str, Any]) -> str:
         """Return a record as a word, without what changes no number."""
-        run = {**record["run"], "data": {**record["run"]["data"], "workers": 0, "source": ""}}
+        run = {**record["run"], "data": {**record["run"]["data"], **NEUTRAL}}
         return json.dumps({**record, "run": run}, sort_keys=True)
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import initLevelMapper
 
 from leanvit.backbones.base import PLAIN, Ask, Backbone
 from leanvit.backbones.catalogue import build_backbone
@@ -49,6 +51,24 @@ class Found:
     """[n] between 0 and 1, the highest first."""
     masks: Tensor | None
     """[n, 1, 28, 28] probability of the object in its box; None where masks are not learned."""
+
+
+class Sampler:
+    """Draws the boxes that are learned from on the CPU, whose generator a step has seeded."""
+
+    def __init__(self, count: int, share: float) -> None:
+        """count: boxes of an image; share: of objects among them, at most."""
+        self._drawing = BalancedPositiveNegativeSampler(count, share)
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return masks of what is drawn, objects and background, of each image.
+
+        matched_idxs: of each image, 1 or more for an object, 0 for background, -1 for neither.
+        """
+        device = matched_idxs[0].device
+        drawn = self._drawing([matched.cpu() for matched in matched_idxs])
+        objects, background = ([mask.to(device) for mask in part] for part in drawn)
+        return objects, background
 
 
 class PyramidMaps(nn.Module):
@@ -115,6 +135,14 @@ class ObjectNetwork(nn.Module):
         kind = MaskRCNN if config.masks else FasterRCNN
         whole = kind(self.maps, **parts)
         self.proposing, self.telling = whole.rpn, whole.roi_heads
+        for part in (self.proposing, self.telling):
+            sampler = part.fg_bg_sampler
+            part.fg_bg_sampler = Sampler(sampler.batch_size_per_image, sampler.positive_fraction)
+        pools = [self.telling.box_roi_pool, *([self.telling.mask_roi_pool] if config.masks else [])]
+        for pool in pools:  # which would guess them from the first image, without its padding
+            first, last = (round(math.log2(s)) for s in (strides[0], self.maps.strides[-1]))
+            pool.scales = [1 / stride for stride in self.maps.strides]
+            pool.map_levels = initLevelMapper(first, last)
 
     @property
     def backbone(self) -> Backbone:

@@ -51,7 +51,8 @@ class Pyramid(nn.Module):
             self._from_one_scale(backbone, spread)
 
     def _from_stages(self, backbone: Backbone) -> None:
-        self.blocks, self.dims = tuple(backbone.stage_ends[:-1]), tuple(backbone.stage_dims)
+        self.blocks = tuple(backbone.stage_ends[:-1])
+        self.dims = (*backbone.stage_dims[:-1], backbone.feature_dim)
         self.strides = tuple(map(float, backbone.stage_strides))
         self.norms = nn.ModuleList(ChannelNorm(dim) for dim in self.dims[:-1])
         self.scales = nn.ModuleList(nn.Identity() for _ in self.dims)

@@ -19,6 +19,8 @@ STUDENT = "student.safetensors"
 """Beside it, the network that took the gradients."""
 HEAD_FILE = "head.safetensors"
 """Beside a fine-tuned backbone, what tells classes: weight [C, D] and bias [C]."""
+DENSE_FILE = "dense.safetensors"
+"""Beside the backbone of a dense task, all that stands on it."""
 HEADER = "leanvit"
 
 
