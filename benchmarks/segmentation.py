@@ -45,7 +45,10 @@ scenes (an effective rank of 1.3), and with its own teacher's temperature, 0.07,
 NETWORKS = {"untrained": "swin_nano", "view": "dino_laptop", "view + region": "esvit_laptop"}
 """Row -> a backbone's name, or the recipe that pre-trains it."""
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "frozen, linear": {"frozen": True, "head": "linear", "duration": "4ep", "seeds": (0, 1)},
+    "frozen, linear": {
+        **{"frozen": True, "head": "linear", "lr": 3e-2, "average": 0.0},
+        **{"duration": "4ep", "seeds": (0, 1)},
+    },
     "all weights, Semantic FPN": {"duration": "6ep"},
 }
 
