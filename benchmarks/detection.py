@@ -147,7 +147,7 @@ def write(tables: Mapping[str, Mapping[str, Result]]) -> None:
         )
         lines.append("|---|" + "---|" * (len(columns) + len(facts["classes"]) + 1))
         for name, result in found.items():
-            row, each = result.rows[0], result.facts["ap"][0]
+            row, each = result.rows[0], result.facts["ap"][0]["classes"]
             cells = [f"{row[c]:.1f}" for c in columns]
             cells += [f"{each[c]:.1f}" for c in facts["classes"]]
             lines.append(f"| {name} | {' | '.join(cells)} | {row['minutes']:.1f} |")

@@ -112,7 +112,7 @@ def write(tables: Mapping[str, Mapping[str, Result]]) -> None:
     lines.append("\n## Intersection over union of each class, all weights, first seed\n")
     lines.append(f"| class | {' | '.join(last)} |\n|---|{'---|' * len(last)}")
     for name in next(iter(last.values())).facts["classes"]:
-        cells = [f"{result.facts['iou'][0][name]:.1f}" for result in last.values()]
+        cells = [f"{result.facts['iou'][0]['classes'][name]:.1f}" for result in last.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     TABLE.write_text("\n".join(lines) + "\n")
 

@@ -310,6 +310,7 @@ class Run:
         except ValueError as error:
             if state.step == 0:
                 raise
+            self.store.settle()  # so that the newest save is told of
             raise RunError(
                 f"{error}. {self.store} --resume continues once they are back."
             ) from error

@@ -64,9 +64,9 @@ def test_the_table(model: Path, data: Path) -> None:
 
 
 def test_it_learns(model: Path, data: Path) -> None:
-    options = {"duration": "90st", "every": "30st", "lr": 3e-3, "min_scale": 0.9, "max_scale": 1.1}
-    found = detect(model, data, **options, train_batch=4, channels=32, hidden=64)
-    assert found.rows[0]["ap50"] > 30
+    options = {"duration": "40st", "every": "40st", "lr": 4e-3, "min_scale": 0.9, "max_scale": 1.1}
+    found = detect(model, data, **options, train_batch=4, channels=16, hidden=32)
+    assert found.rows[0]["ap50"] > 10
 
 
 CHANGES: Mapping[str, tuple[Any, Mapping[str, Any]]] = {

@@ -35,9 +35,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def coarse(rows: int, seed: int) -> Tensor:
-    """Return rows of few directions, some of length 0: many similarities are equal to the bit."""
+    """Return rows of few directions, some of length 0: many similarities are equal to the bit.
+
+    Along an axis, or with all of four numbers equal but for their signs: unit rows are halves and
+    ones then, and sums of products exact in any order, as processors differ in it.
+    """
     draw = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, 2, (rows, 3), generator=draw) * (1.0 + torch.arange(rows)[:, None] % 3)
+    signs = torch.randint(0, 2, (rows, 4), generator=draw) * 2.0 - 1
+    axis = functional.one_hot(torch.randint(0, 4, (rows,), generator=draw), 4)
+    kind = torch.randint(0, 5, (rows, 1), generator=draw)
+    drawn = torch.where(kind < 2, signs, signs * axis) * (kind < 4)
+    return drawn * (1.0 + torch.arange(rows)[:, None] % 3)
 
 
 def sorted_out(rows: Tensor, queries: Tensor, leave_one_out: bool) -> tuple[Tensor, Tensor]:

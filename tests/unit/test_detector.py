@@ -162,9 +162,9 @@ def test_it_learns_to_find_a_rectangle() -> None:
     taught = ObjectBatch(images, tuple(found), torch.arange(4))
     method = detector(channels=16, hidden=32)
     optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
-    for step in range(60):
+    for step in range(40):
         optimizer.zero_grad()
-        method(taught, Moment(step, 60, 0, 0)).total.backward()
+        method(taught, Moment(step, 40, 0, 0)).total.backward()
         optimizer.step()
     told = method.eval().tested.find(images)
     for one, there in zip(told, found, strict=True):
