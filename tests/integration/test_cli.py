@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import leanvit
-from leanvit.cli import COMMANDS, COMMON, main
+from leanvit.cli import COMMANDS, main
+from leanvit.commands.runs import COMMON
 from leanvit.config import to_dict
 from leanvit.config.convert import leaves
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig

@@ -48,12 +48,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("run",),
     ("preflight", "replaying"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "request", "store", "run", "preflight", "replaying", "cli")
+TOP = ("folder", "request", "store", "run", "preflight", "replaying", "commands", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone.
 
 Evaluation sees the recipes too, those of fine-tuning.
@@ -62,7 +63,7 @@ Evaluation sees the recipes too, those of fine-tuning.
 FINETUNING = "recipes/finetuning.py"
 """Recipes of fine-tuning, which have a table of their own."""
 
-WITHOUT_TORCH = ("leanvit", "config", "recipes", "cli", "__main__")
+WITHOUT_TORCH = ("leanvit", "config", "recipes", "commands", "cli", "__main__")
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 N = TypeVar("N", bound=ast.AST)
@@ -138,7 +139,7 @@ def test_the_floors_are_those_of_the_design() -> None:
     below = {"config", "core", "kernels", "backbones", "losses", "data", "weights", "methods"}
     assert may_import("train") == {"train", *below}
     assert "data" not in may_import("losses") and "losses" not in may_import("backbones")
-    assert "run" in may_import("cli") and "cli" not in may_import("run")
+    assert "run" in may_import("commands") and "commands" not in may_import("run")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_the_floors_are_those_of_the_design() -> None:
 )
 def test_words_need_no_torch(file: str) -> None:
     for name, node in imports(file):
-        if part_of(file) == "cli" and function_of(node):
+        if part_of(file) in ("commands", "cli") and function_of(node):
             continue  # a command that runs
         light = name.split(".")[0] in sys.stdlib_module_names
         light = light or name.startswith("leanvit.core.errors.")

@@ -1,0 +1,128 @@
+"""Commands about finished backbones: evaluate, compare, embed, convert, list them."""
+
+import json
+
+from leanvit.commands.words import add_common, model_request
+from leanvit.config import BACKBONES, look_up
+from leanvit.config.evaluation import (
+    EVALUATION_CONFIGS,
+    FEATURE_FILES,
+    CompareConfig,
+    EmbedConfig,
+)
+from leanvit.config.weights import ConvertConfig
+from leanvit.config.words import Parser, add_options, parse_options
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`leanvit evaluate NAME`, of those of `EVALUATION_CONFIGS`, or compare."""
+    if not arguments:
+        raise ValueError(f"Name an evaluation: {', '.join(EVALUATION_CONFIGS)}.")
+    if arguments[0].startswith("-"):
+        print("usage: leanvit evaluate NAME MODEL --data SOURCE [options]\n\nNAME is one of:")
+        for name, kind in EVALUATION_CONFIGS.items():
+            print(f"  {name:14} {kind.__doc__}")
+        print(f"  {'compare':14} {CompareConfig.__doc__}")
+        print("\n`leanvit evaluate NAME --help` lists the options.")
+        return 0
+    name = arguments[0]
+    if name == "compare":
+        return compare(arguments[1:])
+    config = look_up("evaluation", name, EVALUATION_CONFIGS)()
+    found = model_request(f"evaluate {name}", config, arguments[1:])
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.core.distributed import rank
+    from leanvit.evaluation.evaluate import evaluate as run
+
+    result = run(name, names.model, options=options)
+    if rank() == 0:  # it speaks for all
+        print(json.dumps(result.to_dict(), indent=2) if names.json else result)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """`leanvit evaluate compare`: one table of several backbones, and a picture."""
+    config = CompareConfig()
+    parser = Parser(
+        prog="leanvit evaluate compare",
+        usage="leanvit evaluate compare MODEL [MODEL ...] [--out FOLDER] [options]",
+        description=f"{config.__doc__} MODEL is the folder of a run that was evaluated, or any "
+        "other whose results are in the file --results.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("--out", default="", help="folder for the picture efficiency.png")
+    parser.add_argument("--results", default="", help="file of results of models without a folder")
+    add_common(parser)
+    names, rest = parser.parse_known_args(arguments)
+    if names.help:
+        add_options(parser, config)
+        print(parser.format_help())
+        return 0
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if not count:
+        raise ValueError("Name the models to compare first: folders of runs.")
+    options = parse_options(config, rest[count:], ("out", "results", "json"))
+    from leanvit.analysis.comparison import compare as run
+
+    found = run(rest[:count], out=names.out, results=names.results, options=options)
+    print(json.dumps(found.to_dict(), indent=2) if names.json else found)
+    return 0
+
+
+def embed(arguments: list[str]) -> int:
+    """`leanvit embed`: features to a file."""
+    endings = " or ".join([", ".join(FEATURE_FILES[:-1]), FEATURE_FILES[-1]])
+    usage = "--data SOURCE --out FILE"
+    found = model_request("embed", EmbedConfig(), arguments, usage, f"file: {endings}")
+    if found is None:
+        return 0
+    names, options = found
+    if not names.out:
+        raise ValueError(f"Name a file for the features: --out FILE, ending in {endings}.")
+    from leanvit.evaluation.embedding import embed as run
+
+    written = run(names.model, out=names.out, options=options)
+    print(json.dumps({"features": str(written)}) if names.json else f"Features are in {written}")
+    return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """`leanvit convert`: weights of any known code in any known format."""
+    usage = "[--to FORMAT --out PATH]"
+    found = model_request("convert", ConvertConfig(), arguments, usage, "file or folder to write")
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.weights.converting import convert as run
+
+    converted = run(names.model, out=names.out, options=options)
+    print(json.dumps(converted.to_dict(), indent=2) if names.json else converted)
+    return 0
+
+
+def backbones(arguments: list[str]) -> int:
+    """`leanvit backbones [NAME ...]`: the catalogue in figures."""
+    parser = Parser(
+        prog="leanvit backbones",
+        usage="leanvit backbones [NAME ...] [--json]",
+        description="Parameters, multiply-adds and region features of backbones, all if none is "
+        "named.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="timm:NAME, or any of " + ", ".join(BACKBONES)
+    )
+    add_common(parser)
+    names = parser.parse_args(arguments)
+    if names.help:
+        print(parser.format_help())
+        return 0
+    from leanvit.backbones.sizes import describe_backbones
+
+    table = describe_backbones(names.names)
+    print(json.dumps(table.to_dict(), indent=2) if names.json else table)
+    return 0

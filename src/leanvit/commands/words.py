@@ -1,0 +1,48 @@
+"""What several commands understand in the same way."""
+
+from argparse import SUPPRESS, Namespace
+from typing import Any
+
+from leanvit.config.dense import DenseConfig
+from leanvit.config.evaluation import EmbedConfig, EvaluationConfig
+from leanvit.config.weights import ConvertConfig
+from leanvit.config.words import Parser, add_options, parse_options
+
+
+def add_common(parser: Parser) -> None:
+    """Add what every command answers."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("-h", "--help", action="store_true", help="list the options")
+
+
+def model_request(
+    command: str,
+    config: EmbedConfig | EvaluationConfig | DenseConfig | ConvertConfig,
+    arguments: list[str],
+    usage: str = "--data SOURCE",
+    out: str = "",
+) -> tuple[Namespace, dict[str, Any]] | None:
+    """Return the names and the options of what is done with a model; None after help."""
+    parser = Parser(
+        prog=f"leanvit {command}",
+        usage=f"leanvit {command} MODEL {usage} [options]",
+        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, a "
+        "checkpoint of another code, timm:NAME.TAG, or a backbone's name.",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    if out:
+        parser.add_argument("--out", default="", help=out)
+    add_common(parser)
+    parser.add_argument("--help-all", action="store_true", help=SUPPRESS)  # --help lists all here
+    names, rest = parser.parse_known_args(arguments)
+    if names.help or names.help_all:
+        add_options(parser, config)
+        print(parser.format_help())
+        return None
+    if not rest or rest[0].startswith("-"):
+        raise ValueError(
+            "Name a model first: the folder of a run, a file of weights or a backbone's name."
+        )
+    names.model = rest[0]
+    return names, parse_options(config, rest[1:], ("out", "json") if out else ("json",))
