@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from leanvit.analysis.analyze import analyze
     from leanvit.analysis.comparison import compare
     from leanvit.backbones.catalogue import list_backbones
     from leanvit.backbones.sizes import describe_backbones
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "analyze": "leanvit.analysis.analyze",
     "check": "leanvit.preflight",
     "compare": "leanvit.analysis.comparison",
     "convert": "leanvit.weights.converting",
@@ -34,6 +36,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "analyze",
     "check",
     "compare",
     "convert",

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import leanvit
 from leanvit.commands.bench import bench
-from leanvit.commands.models import backbones, convert, embed, evaluate
+from leanvit.commands.models import analyze, backbones, convert, embed, evaluate
 from leanvit.commands.runs import check, pretrain, replay
 from leanvit.config import look_up
 from leanvit.core.errors import GoneError, RunError, Stopped
@@ -24,6 +24,8 @@ USAGE = """leanvit: turn a folder of unlabelled images into a small, strong visi
   leanvit evaluate robust MODEL --data FOLDER   classes under noise, blur and weather
   leanvit evaluate correspondence MODEL --data FOLDER   regions found again in a second view
   leanvit evaluate compare RUN [RUN ...]        what was found of several backbones, side by side
+  leanvit analyze report MODEL [MODEL ...] --data FOLDER    a page of what they learned
+  leanvit analyze attention MODEL [MODEL ...] --data FOLDER   cka, layers, rank, pca, ... too
   leanvit embed MODEL --data FOLDER --out FILE  features to .npz, .parquet, .safetensors or .csv
   leanvit convert MODEL [--to FORMAT --out PATH]        weights of other codes in, other formats out
   leanvit backbones [NAME ...]                  the networks that have a name, in figures
@@ -95,6 +97,7 @@ COMMANDS: Mapping[str, Callable[[list[str]], int]] = MappingProxyType(
         "pretrain": pretrain,
         "replay": replay,
         "evaluate": evaluate,
+        "analyze": analyze,
         "embed": embed,
         "convert": convert,
         "backbones": backbones,

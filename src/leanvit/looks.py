@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from leanvit.analysis.match_pictures import matched_regions
 from leanvit.analysis.matches import Matches, match_stereo, match_views
-from leanvit.analysis.pictures import matched_regions
 from leanvit.analysis.reconstructions import Reconstructions
 from leanvit.analysis.watch import Watch
 from leanvit.config import RunConfig

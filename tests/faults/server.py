@@ -37,14 +37,14 @@ def _command(place: Path, words: Sequence[str], env: Mapping[str, str], plant: P
     assert threads == 1, f"the server has {threads} threads: it ran something"
     import torch
 
-    from leanvit import run
+    from leanvit import looks, run
     from leanvit.cli import main
 
     set_start_method("fork", force=True)  # what a command that nobody forked would find
 
     torch.set_num_threads(1)
-    for picture in ("loss_curves", "matched_regions"):  # they take longer than all else
-        setattr(run, picture, _draw_nothing)
+    for part, picture in ((run, "loss_curves"), (looks, "matched_regions")):
+        setattr(part, picture, _draw_nothing)  # they take longer than all else
     plant()
     sys.exit(main(list(words)))
 

@@ -50,7 +50,7 @@ def test_json_has_the_ratios_and_all_that_they_come_from(found: dict[str, object
 @pytest.fixture
 def without_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is fastest on a CPU without matrix units, wherever the test runs."""
-    monkeypatch.setattr("leanvit.bench.loss.best_form", lambda *_: "residuals")
+    monkeypatch.setattr("leanvit.bench.loss.best_form", lambda *_, **__: "residuals")
 
 
 def report() -> LossReport:

@@ -386,6 +386,7 @@ def test_the_form_follows_device_and_dtype(fresh: None, monkeypatch: pytest.Monk
         best_form.cache_clear()
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda units=units: units)
         assert best_form("cpu", torch.bfloat16) == form
+        assert best_form("cpu", torch.bfloat16, many=False) == "residuals"
 
 
 def test_what_is_missing_is_not_chosen(

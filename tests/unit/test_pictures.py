@@ -14,13 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from leanvit.analysis.match_pictures import matched_regions, strongest_matches
 from leanvit.analysis.pictures import (
     BLUE,
     INK,
     ORANGE,
     loss_curves,
-    matched_regions,
-    strongest_matches,
     view_grid,
 )
 

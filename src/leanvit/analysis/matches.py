@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from leanvit.analysis.pictures import strongest_matches
+from leanvit.analysis.match_pictures import strongest_matches
 from leanvit.backbones.base import Backbone, evaluating
 from leanvit.core import random
 from leanvit.data.render import render
@@ -54,7 +54,7 @@ def match(backbone: Backbone, left: Tensor, right: Tensor, truth: Truth, count: 
         seen = backbone([((side - mean) / std)[None].to(device) for side in (left, right)])
     grids = [features.grid[0].cpu() for features in seen]
     (h, w), (h2, w2) = ((grid.shape[0], grid.shape[1]) for grid in grids)
-    true = truth(_centers(h, w))
+    true = truth(centers(h, w))
     known = torch.nonzero(true.isfinite().all(1))[:, 0]
     if not len(known):
         raise ValueError("No region of the left picture can be seen on the right.")
@@ -62,7 +62,7 @@ def match(backbone: Backbone, left: Tensor, right: Tensor, truth: Truth, count: 
         grids[0].flatten(0, 1)[known], grids[1].flatten(0, 1), len(known)
     )
     pairs[:, 0] = known[pairs[:, 0]]
-    away = (_centers(h2, w2)[pairs[:, 1]] - true[pairs[:, 0]]).abs() * torch.tensor([w2, h2])
+    away = (centers(h2, w2)[pairs[:, 1]] - true[pairs[:, 0]]).abs() * torch.tensor([w2, h2])
     correct = (away <= 1).all(1)
     return Matches(
         left,
@@ -75,7 +75,7 @@ def match(backbone: Backbone, left: Tensor, right: Tensor, truth: Truth, count: 
     )
 
 
-def _centers(h: int, w: int) -> Tensor:
+def centers(h: int, w: int) -> Tensor:
     """Return the middle [h * w, 2] of each region as (x, y) from 0 to 1."""
     y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], 1)
@@ -93,7 +93,7 @@ def match_views(backbone: Backbone, pixels: Tensor, view: View, *, count: int = 
         units = random.units(0, "matches", attempt, count=2 * UNITS).reshape(2, UNITS)
         left, right = (plan(view, row, height, width) for row in units)
         truth = between(left, right)
-        if truth(_centers(8, 8)).isfinite().all(1).sum() >= 16:
+        if truth(centers(8, 8)).isfinite().all(1).sum() >= 16:
             break
     return match(backbone, render(left, pixels), render(right, pixels), truth, count)
 

@@ -35,9 +35,15 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu[0],
-        "units": torch.backends.cpu.get_cpu_capability(),
+        "units": _units(),
         "torch": torch.__version__,
     }
+
+
+def _units() -> str:
+    """Return what the CPU multiplies with."""
+    matrix = torch.cpu._is_amx_tile_supported()
+    return torch.backends.cpu.get_cpu_capability() + (", matrix units (AMX)" if matrix else "")
 
 
 def in_own_process(function: Callable[..., T], *arguments: Any) -> T:

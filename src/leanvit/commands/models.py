@@ -1,9 +1,11 @@
 """Commands about finished backbones: evaluate, compare, embed, convert, list them."""
 
 import json
+from pathlib import Path
 
-from leanvit.commands.words import add_common, model_request
+from leanvit.commands.words import add_common, model_request, models_request
 from leanvit.config import BACKBONES, look_up
+from leanvit.config.analysis import ANALYSIS_CONFIGS
 from leanvit.config.evaluation import (
     EVALUATION_CONFIGS,
     FEATURE_FILES,
@@ -11,7 +13,7 @@ from leanvit.config.evaluation import (
     EmbedConfig,
 )
 from leanvit.config.weights import ConvertConfig
-from leanvit.config.words import Parser, add_options, parse_options
+from leanvit.config.words import Parser
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -44,31 +46,60 @@ def evaluate(arguments: list[str]) -> int:
 
 def compare(arguments: list[str]) -> int:
     """`leanvit evaluate compare`: one table of several backbones, and a picture."""
-    config = CompareConfig()
-    parser = Parser(
-        prog="leanvit evaluate compare",
-        usage="leanvit evaluate compare MODEL [MODEL ...] [--out FOLDER] [options]",
-        description=f"{config.__doc__} MODEL is the folder of a run that was evaluated, or any "
-        "other whose results are in the file --results.",
-        allow_abbrev=False,
-        add_help=False,
+    found = models_request(
+        "evaluate compare",
+        CompareConfig(),
+        arguments,
+        usage="[--out FOLDER]",
+        text="MODEL is the folder of a run that was evaluated, or any other whose results are in "
+        "the file --results.",
+        out="folder for the picture efficiency.png",
+        results="file of results of models without a folder",
     )
-    parser.add_argument("--out", default="", help="folder for the picture efficiency.png")
-    parser.add_argument("--results", default="", help="file of results of models without a folder")
-    add_common(parser)
-    names, rest = parser.parse_known_args(arguments)
-    if names.help:
-        add_options(parser, config)
-        print(parser.format_help())
+    if found is None:
         return 0
-    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
-    if not count:
-        raise ValueError("Name the models to compare first: folders of runs.")
-    options = parse_options(config, rest[count:], ("out", "results", "json"))
+    names, options = found
     from leanvit.analysis.comparison import compare as run
 
-    found = run(rest[:count], out=names.out, results=names.results, options=options)
-    print(json.dumps(found.to_dict(), indent=2) if names.json else found)
+    result = run(names.models, out=names.out, results=names.results, options=options)
+    print(json.dumps(result.to_dict(), indent=2) if names.json else result)
+    return 0
+
+
+def analyze(arguments: list[str]) -> int:
+    """`leanvit analyze NAME`, of those of `ANALYSIS_CONFIGS`."""
+    if not arguments:
+        raise ValueError(f"Name an analysis: {', '.join(ANALYSIS_CONFIGS)}.")
+    if arguments[0].startswith("-"):
+        print("usage: leanvit analyze NAME MODEL [MODEL ...] --data SOURCE [options]\n")
+        print("NAME is one of:")
+        for name, kind in ANALYSIS_CONFIGS.items():
+            print(f"  {name:14} {kind.__doc__}")
+        print("\n`leanvit analyze NAME --help` lists the options.")
+        return 0
+    name = arguments[0]
+    config = look_up("analysis", name, ANALYSIS_CONFIGS)()
+    found = models_request(
+        f"analyze {name}",
+        config,
+        arguments[1:],
+        usage="--data SOURCE [--out FOLDER]",
+        text="MODEL is the folder of a run, a backbone file, a checkpoint of another code, "
+        "timm:NAME.TAG, or a backbone's name.",
+        out="folder for pictures and figures (default analysis)",
+    )
+    if found is None:
+        return 0
+    names, options = found
+    from leanvit.analysis.analyze import FOLDER
+    from leanvit.analysis.analyze import analyze as run
+
+    result = run(name, names.models, out=names.out or FOLDER, options=options)
+    if names.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        written = ", ".join(str(Path(result.facts["out"]) / file) for file in result.facts["files"])
+        print(f"{result}\nWritten: {written}")
     return 0
 
 

@@ -3,8 +3,9 @@
 from argparse import SUPPRESS, Namespace
 from typing import Any
 
+from leanvit.config.analysis import AnyAnalysis
 from leanvit.config.dense import DenseConfig
-from leanvit.config.evaluation import EmbedConfig, EvaluationConfig
+from leanvit.config.evaluation import CompareConfig, EmbedConfig, EvaluationConfig
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
 
@@ -46,3 +47,41 @@ def model_request(
         )
     names.model = rest[0]
     return names, parse_options(config, rest[1:], ("out", "json") if out else ("json",))
+
+
+def models_request(
+    command: str,
+    config: CompareConfig | AnyAnalysis,
+    arguments: list[str],
+    *,
+    usage: str,
+    text: str,
+    **words: str,
+) -> tuple[Namespace, dict[str, Any]] | None:
+    """Return the names and the options of what is done with several models; None after help.
+
+    words: names that are no options of the configuration, such as out, and their help.
+    """
+    parser = Parser(
+        prog=f"leanvit {command}",
+        usage=f"leanvit {command} MODEL [MODEL ...] {usage} [options]",
+        description=f"{type(config).__doc__} {text}",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    for word, said in words.items():
+        parser.add_argument(f"--{word}", default="", help=said)
+    add_common(parser)
+    parser.add_argument("--help-all", action="store_true", help=SUPPRESS)  # --help lists all here
+    names, rest = parser.parse_known_args(arguments)
+    if names.help or names.help_all:
+        add_options(parser, config)
+        print(parser.format_help())
+        return None
+    count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if not count:
+        raise ValueError(
+            "Name a model or more first: folders of runs, files of weights, or backbones' names."
+        )
+    names.models = rest[:count]
+    return names, parse_options(config, rest[count:], (*words, "json"))

@@ -11,7 +11,13 @@ from typing import Any
 
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.duration import Duration, steps
-from leanvit.config.methods import DinoConfig, MixConfig, MocoV3Config, SupervisedConfig
+from leanvit.config.methods import (
+    DinoConfig,
+    EsViTConfig,
+    MixConfig,
+    MocoV3Config,
+    SupervisedConfig,
+)
 from leanvit.config.run import RunConfig
 
 
@@ -33,6 +39,8 @@ class Facts:
     """Whether that device computes in bf16 at full speed."""
     attention: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
     """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
+    attention_few: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    """The same where the student has few rows; as with many where it is open."""
     rendering: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Who renders views where a device trains; host where it is open."""
     world: int = 1
@@ -78,6 +86,23 @@ Decisions = dict[str, tuple[Any, str]]
 """Option -> (value, why)."""
 
 
+MANY_ROWS = 512
+"""Rows of the student from which the form for many is the fastest (benchmarks/loss.md)."""
+
+
+def _student_rows(config: RunConfig) -> int:
+    """Return about how many rows a micro-batch has in the loss: regions of 32 pixels, or views."""
+    method = config.method
+    assert isinstance(method, DinoConfig)
+    views = method.views
+    sizes = [views.global_size] * 2
+    for size, count in zip(views.local_sizes, views.local_counts, strict=True):
+        sizes += [size] * count
+    regions = isinstance(method, EsViTConfig) and method.region_weight > 0
+    rows = sum(max(size // 32, 1) ** 2 for size in sizes) if regions else len(sizes)
+    return rows * config.train.batch // config.train.accumulate
+
+
 def _machine(config: RunConfig, facts: Facts) -> Decisions:
     decided: Decisions = {}
     device, precision = config.train.device, config.train.precision
@@ -91,7 +116,11 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
         decided["train.precision"] = (precision, reason)
     if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
         form = facts.attention.get((device, precision), "chunks")
-        decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
+        reason = f"the fastest on this {device} in {precision}"
+        few = facts.attention_few.get((device, precision), form)
+        if few != form and _student_rows(config) // facts.world < MANY_ROWS:
+            form, reason = few, f"{reason} for few views"
+        decided["method.attention"] = (form, reason)
     if config.data.rendering == "auto":
         who = facts.rendering.get(device, "host")
         decided["data.rendering"] = (who, f"the usual place where {device} trains")

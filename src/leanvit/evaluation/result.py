@@ -21,6 +21,8 @@ class Result:
     """Every option, as it was asked."""
     headline: Mapping[str, float] = field(default_factory=dict)
     """The figures that backbones are compared by, in percent, by name."""
+    digits: Mapping[str, int] = field(default_factory=dict)
+    """Digits after the point of a column; one in the others."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON has them."""
@@ -29,7 +31,11 @@ class Result:
     def lines(self) -> list[str]:
         """Return the table as lines of text: a head, then one line a row."""
         heads = list(self.rows[0])
-        cells = [heads, *([_cell(row[head]) for head in heads] for row in self.rows)]
+        digits = [self.digits.get(head, 1) for head in heads]
+        cells = [
+            heads,
+            *([_cell(row[h], d) for h, d in zip(heads, digits, strict=True)] for row in self.rows),
+        ]
         widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
         numeric = [not all(isinstance(row[head], str) for row in self.rows) for head in heads]
         return [
@@ -59,7 +65,7 @@ def headline(
     return found
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, digits: int) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

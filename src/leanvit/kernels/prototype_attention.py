@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from leanvit.config import look_up
+from leanvit.config.resolve import MANY_ROWS
 from leanvit.core.console import warn
 from leanvit.core.precision import full
 from leanvit.kernels.prototype_residuals import residuals
@@ -58,7 +59,8 @@ def prototype_cross_entropy(
     device = student.rows.device.type
     narrow = torch.is_autocast_enabled(device) and student.rows.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if narrow else full(student.rows).dtype
-    form = best_form(device, dtype) if form == "auto" else form
+    many = len(student.rows) >= MANY_ROWS
+    form = best_form(device, dtype, many=many) if form == "auto" else form
     require_form(form, device)
     with torch.autocast(device, enabled=False):
         z, w = full(student.rows), full(student.prototypes)
@@ -126,15 +128,16 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 @lru_cache
-def best_form(device: str, dtype: torch.dtype) -> str:
+def best_form(device: str, dtype: torch.dtype, *, many: bool = True) -> str:
     """Return the name of the fastest form for a device and the dtype of the products' operands.
 
-    On a CPU, residuals do the fewest products (benchmarks/loss.md); torch's flash multiplies in
-    bf16 only where there are matrix units.
+    many: whether the student has `MANY_ROWS`. On a CPU, residuals do the fewest products; torch's
+    flash is faster in bf16 with many rows where there are matrix units (benchmarks/loss.md).
     """
     if device == "cuda" and dtype != torch.float64 and find_spec("triton"):
         return "triton"
-    if device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+    units = device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    if units and many:
         if hasattr(torch.ops.aten, FLASH):
             return "flash"
         warn(f"torch {torch.__version__} has no {FLASH}; prototype attention takes residuals.")

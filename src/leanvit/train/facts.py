@@ -22,11 +22,8 @@ def gather_facts(source: Source) -> Facts:
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
-        attention={
-            (device, precision): best_form(device, dtype)
-            for device in ("cpu", "cuda")
-            for precision, dtype in PRECISIONS.items()
-        },
+        attention=_forms(many=True),
+        attention_few=_forms(many=False),
         rendering={
             device: "device" if multicrop.best_form(device) == "triton" else "host"
             for device in ("cpu", "cuda")
@@ -34,3 +31,12 @@ def gather_facts(source: Source) -> Facts:
         world=launched(),
         neighbours=neighbours(),
     )
+
+
+def _forms(*, many: bool) -> dict[tuple[str, str], str]:
+    """Return the fastest form of prototype attention by device and precision."""
+    return {
+        (device, precision): best_form(device, dtype, many=many)
+        for device in ("cpu", "cuda")
+        for precision, dtype in PRECISIONS.items()
+    }

@@ -1,0 +1,173 @@
+"""Regions matched between two views of an image, or between two images, there and back.
+
+Letters: S side in pixels, h and w rows and columns of regions, T = h * w regions, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanvit.analysis.matches import between, centers
+from leanvit.analysis.subjects import Scene, Subject
+from leanvit.config.analysis import CorrespondencePicturesConfig
+from leanvit.core import random
+from leanvit.data.render import render
+from leanvit.data.views import UNITS, View, plan
+
+SCALE = (0.4, 0.8)
+"""Share of an image's area that a second view shows."""
+STRENGTH = (0.4, 0.4, 0.2, 0.1)
+LEAST = 0.25
+"""Share of the first picture's regions that lie in the second at least."""
+DRAWS = 100
+"""Second views that are tried for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two pictures that are matched."""
+
+    names: tuple[str, str]
+    left: Tensor
+    """[3, S, S] in [0, 1]."""
+    right: Tensor
+    """[3, S, S] in [0, 1]."""
+    numbers: tuple[int, int]
+    """Of the images they are of, in the scene's source."""
+    plans: Any = None
+    """The plans of two views of one image, which say where regions truly lie; None otherwise."""
+
+    def truth(self, h: int, w: int) -> Tensor:
+        """Return where the middle of each left region lies on the right [T, 2]; NaN if unknown.
+
+        As (x, y) from 0 to 1.
+        """
+        if self.plans is None:
+            return torch.full((h * w, 2), torch.nan)
+        return between(*self.plans)(centers(h, w))
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """What one network makes of a pair: of each left region its match on the right."""
+
+    grid: tuple[int, int]
+    """(h, w) of both pictures."""
+    similarity: Tensor
+    """[T, T] cosine of left and right regions."""
+    match: Tensor
+    """[T] the most similar right region; of equal ones the first."""
+    cycle: Tensor
+    """[T] bool: whether that region's own match is the left region again."""
+    correct: Tensor | None
+    """[T] bool: within one region of the true place; false where that is unknown. None: nowhere."""
+    known: Tensor
+    """[T] bool: whether the true place is known."""
+
+    def strongest(self, count: int) -> Tensor:
+        """Return the left regions [P] with the most similar matches, known places first of all."""
+        value = self.similarity.gather(1, self.match[:, None])[:, 0]
+        value = torch.where(self.known, value, value - 4) if self.known.any() else value
+        found = value.sort(descending=True, stable=True).indices[:count]
+        return found[self.known[found]] if self.known.any() else found
+
+    def figures(self) -> dict[str, float | None]:
+        """Return percent of regions that are matched back, and of known ones matched rightly."""
+        right = None
+        if self.correct is not None:
+            right = 100 * float(self.correct[self.known].double().mean())
+        value = self.similarity.gather(1, self.match[:, None]).double().mean()
+        return {
+            "correct %": right,
+            "matched back %": 100 * float(self.cycle.double().mean()),
+            "similarity %": 100 * float(value),
+        }
+
+
+def matching(left: Tensor, right: Tensor, truth: Tensor) -> Matching:
+    """Match region features [h, w, D] of two pictures. truth [T, 2]: as `Pair.truth` gives it."""
+    h, w = left.shape[:2]
+    ours, others = (functional.normalize(x.flatten(0, 1).double(), dim=1) for x in (left, right))
+    similarity = ours @ others.T
+    match, back = similarity.argmax(1), similarity.argmax(0)
+    known = truth.isfinite().all(1)
+    correct = None
+    if known.any():
+        away = (centers(h, w)[match] - truth).abs() * torch.tensor([w, h])
+        correct = (away <= 1).all(1) & known
+    cycle = back[match] == torch.arange(h * w)
+    return Matching((h, w), similarity, match, cycle, correct, known)
+
+
+def pairs_of(config: CorrespondencePicturesConfig, scene: Scene) -> list[Pair]:
+    """Return the pictures to match. Raises ValueError for one image where two are matched."""
+    images = config.images if config.between == "views" else 2 * config.images
+    found = scene.some(images)
+    named = [scene.source.name(i) for i in found.index.tolist()]
+    if config.between == "views":
+        return [
+            two_views(pixels, index, name)
+            for pixels, index, name in zip(found.pixels, found.index.tolist(), named, strict=True)
+        ]
+    if len(named) < 2:
+        raise ValueError("One image cannot be matched with another; name two or more.")
+    numbers = found.index.tolist()
+    return [
+        Pair(
+            (named[i], named[i + 1]),
+            found.pixels[i],
+            found.pixels[i + 1],
+            (numbers[i], numbers[i + 1]),
+        )
+        for i in range(0, len(named) - 1, 2)
+    ]
+
+
+def two_views(pixels: Tensor, index: int, name: str) -> Pair:
+    """Return an image [3, S, S] in [0, 1] beside a random view of it, with other colors.
+
+    The first of a few fixed draws is taken that shows enough of it.
+    """
+    side = pixels.shape[-1]
+    image = (pixels * 255).round().byte()
+    second = View(side, SCALE, 0.5, jitter=0.8, jitter_strength=STRENGTH, gray=0.2)
+    first = replace(second, scale=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0)
+    for attempt in range(DRAWS):
+        units = random.units(0, "pairs", index, attempt, count=2 * UNITS).reshape(2, UNITS)
+        left = replace(plan(first, units[0], side, side), box=(0, 0, side, side), flip=False)
+        right = plan(second, units[1], side, side)
+        if between(left, right)(centers(8, 8)).isfinite().all(1).double().mean() >= LEAST:
+            break
+    return Pair((name, name), pixels, render(right, image), (index, index), (left, right))
+
+
+def look_at_pairs(pairs: Sequence[Pair], subjects: Sequence[Subject]) -> list[list[Matching]]:
+    """Return what each network makes of each pair."""
+    found = []
+    for subject in subjects:
+        mine = []
+        for pair in pairs:
+            grid = subject.says(torch.stack([pair.left, pair.right])).grid.cpu()
+            mine.append(matching(grid[0], grid[1], pair.truth(*grid.shape[1:3])))
+        found.append(mine)
+    return found
+
+
+def rows_of(
+    subjects: Sequence[Subject], pairs: Sequence[Pair], found: Sequence[Sequence[Matching]]
+) -> list[dict[str, Any]]:
+    """Return a table: a row for each network and pair."""
+    return [
+        {
+            "network": subject.name,
+            "left": pair.names[0],
+            "right": "another view" if pair.plans else pair.names[1],
+            **each.figures(),
+        }
+        for subject, mine in zip(subjects, found, strict=True)
+        for pair, each in zip(pairs, mine, strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""Which networks are analysed, and how the same images reach each of them.
+
+Letters: B images, S side in pixels.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from leanvit.backbones.base import PLAIN, Ask, Backbone, Features, evaluating
+from leanvit.config.analysis import AnalysisConfig
+from leanvit.core import random
+from leanvit.core.console import track
+from leanvit.data.batch import Unreadable
+from leanvit.data.images import Change, ImageBatch, load_images
+from leanvit.data.sources import Source, Subset, at_most, open_source
+from leanvit.evaluation.inputs import Seen, device_of, require_readable, see
+from leanvit.evaluation.models import before_training, open_networks
+from leanvit.weights.card import last_part
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network that is looked into."""
+
+    name: str
+    """What it is called in tables and pictures; no two have the same."""
+    model: str
+    """What was named on the command line."""
+    backbone: Backbone
+    size: int
+    """S that it sees."""
+    trained: bool
+
+    @torch.no_grad()
+    def says(self, pixels: Tensor, ask: Ask = PLAIN) -> Features:
+        """Return what it says of images [B, 3, S', S'] in [0, 1], brought to its size."""
+        with evaluating(self.backbone):
+            (features,) = self.backbone([self.input(pixels)], ask)
+        return features
+
+    @torch.no_grad()
+    def embeds(self, pixels: Tensor) -> Tensor | None:
+        """Return the regions [B, h, w, D] that enter the first block; None if they are unknown."""
+        if type(self.backbone).embed is Backbone.embed:
+            return None
+        with evaluating(self.backbone):
+            return self.backbone.embed([self.input(pixels)], PLAIN).tokens()[0].grid
+
+    def input(self, pixels: Tensor) -> Tensor:
+        """Return images [B, 3, S', S'] in [0, 1] as it takes them: [B, 3, S, S], normalised."""
+        device = next(self.backbone.parameters()).device
+        images = pixels.to(device)
+        if images.shape[-1] != self.size:
+            size = [self.size, self.size]
+            images = tv.resize(images, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        mean, std = (
+            torch.tensor(values, device=device).view(-1, 1, 1)
+            for values in (self.backbone.mean, self.backbone.std)
+        )
+        return (images - mean) / std
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What an analysis looks at: networks and images."""
+
+    subjects: Sequence[Subject]
+    source: Source
+    """The images, no more than were asked for."""
+    whole: int
+    """How many there are in all."""
+    seen: Seen
+
+    def batches(
+        self, text: str, change: Change | None = None, *, source: Source | None = None
+    ) -> Iterator[ImageBatch]:
+        """Yield the images that can be read, in order, under a progress bar.
+
+        change: what is made of each; source: other images. Raises ValueError at the end if too
+        many could not be read.
+        """
+        source = self.source if source is None else source
+        seen, bad = self.seen, list[Unreadable]()
+        count = -(-len(source) // seen.config.batch)
+        images = load_images(
+            source,
+            size=seen.size,
+            crop=seen.crop,
+            batch=seen.config.batch,
+            workers=seen.workers,
+            change=change,
+        )
+        with closing(track(images, text, count, quiet=seen.quiet)) as coming:
+            for found in coming:
+                bad += found.unreadable
+                if len(found.index):
+                    yield found
+        seen.notes.extend(require_readable(bad, len(source), seen.config.max_unreadable))
+
+    def some(self, count: int) -> ImageBatch:
+        """Return a few images that can be read, drawn once and for all from all of them."""
+        order = random.permutation(0, "some", count=len(self.source))
+        chosen = torch.from_numpy(np.sort(order[:count]))
+        part = Subset(self.source, chosen.tolist())
+        found = list(self.batches("images", source=part))
+        return ImageBatch(
+            torch.cat([batch.pixels for batch in found]),
+            torch.cat([chosen[batch.index] for batch in found]),
+            torch.cat([batch.target for batch in found]),
+            (),
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Return what was looked at, for the result."""
+        return {
+            "models": [subject.name for subject in self.subjects],
+            "images": len(self.source),
+            "of": self.whole,
+            "sizes": [subject.size for subject in self.subjects],
+            "crop": self.seen.crop,
+        }
+
+
+def open_scene(config: AnalysisConfig, models: Sequence[str | Path], quiet: bool) -> Scene:
+    """Return networks and images. Raises ValueError if there is no model, or one twice."""
+    subjects = open_subjects(config, models, quiet)
+    whole = open_source(config.data)
+    source = at_most(whole, config.images)
+    seen = see(config, max(subject.size for subject in subjects), source, quiet)
+    return Scene(subjects, source, len(whole), seen)
+
+
+def open_subjects(
+    config: AnalysisConfig, models: Sequence[str | Path], quiet: bool
+) -> list[Subject]:
+    """Return the networks that models stand for; of a run with two, its teacher.
+
+    Those before training come first. Raises ValueError if there is no model, or one twice.
+    """
+    if not models:
+        raise ValueError("Name a model or more: folders of runs, files of weights, or names.")
+    twice = [str(model) for model in models if list(models).count(model) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is named twice.")
+    names = names_of(models)
+    found: list[Subject] = []
+    for model, name in zip(models, names, strict=True):
+        row, backbone = next(iter(open_networks(model, device_of(config), quiet).items()))
+        nominal = backbone.config.image_size
+        size = nominal if config.image_size == "auto" else config.image_size
+        trained = row != "untrained"
+        if trained and config.untrained:
+            fresh = before_training(model, backbone)
+            if all(other.trained or not alike(other.backbone, fresh) for other in found):
+                found.append(Subject(f"{name}, untrained", str(model), fresh, size, False))
+        found.append(Subject(name, str(model), backbone, size, trained))
+    return sorted(found, key=lambda subject: subject.trained)
+
+
+def alike(left: Backbone, right: Backbone) -> bool:
+    """Return whether two networks are one and the same, weights and all."""
+    mine, other = left.state_dict(), right.state_dict()
+    return mine.keys() == other.keys() and all(
+        mine[name].shape == other[name].shape and torch.equal(mine[name], other[name])
+        for name in mine
+    )
+
+
+def names_of(models: Sequence[str | Path]) -> list[str]:
+    """Return the last part of each name, or the whole where that is not enough to tell."""
+    short = [last_part(str(model)) or str(model) for model in models]
+    many = Counter(short)
+    return [
+        name if many[name] == 1 else str(model) for name, model in zip(short, models, strict=True)
+    ]
