@@ -18,7 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.backbones.base import Ask, Backbone, Tokens
+from leanvit.analysis.attention import PAPER_STEP, attention_of, measure
+from leanvit.analysis.cka import MiniBatchCka, grams
+from leanvit.backbones.base import Ask, Backbone, Logits, Tokens
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.vit import sincos_positions
 from leanvit.config import (
@@ -81,9 +83,13 @@ def runner(name: str, golden: Golden) -> Callable[[Golden, dict[str, Tensor]], N
         if family not in PUBLISHED:
             pytest.skip(f"not yet built: {family} ({name})")
         return check_backbone if kind == "backbone" else check_training
-    checks = {"loss": check_loss, "knn": check_knn, "mae": check_mae}
-    if kind not in checks:
-        pytest.skip(f"not yet built: {kind} ({name})")
+    checks = {
+        "loss": check_loss,
+        "knn": check_knn,
+        "mae": check_mae,
+        "attention": check_attention,
+        "cka": check_cka,
+    }
     return checks[kind]
 
 
@@ -395,3 +401,34 @@ def check_knn(golden: Golden, figures: dict[str, Tensor]) -> None:
         temperature=golden["temperature"],
     )
     assert {k: tuple(round(v, 6) for v in values) for k, values in found.items()} == expected
+
+
+def check_attention(golden: Golden, figures: dict[str, Tensor]) -> None:
+    batch, heads, tokens = golden["batch"], golden["heads"], golden["tokens"]
+    side = int(tokens**0.5)
+    logits = 2 * fill("input.logits", batch, heads, tokens, tokens, seed=golden["seed"])
+    seen = attention_of(
+        Logits(logits[:, None].double(), torch.arange(tokens)[None, None]),
+        Tokens(torch.zeros(batch, side, side, 1), None),
+    )
+    found = measure(seen, (PAPER_STEP, PAPER_STEP)).mean(0)
+    close(found[:, 0], figures["distance_factor14"], 1e-5)
+    close(found[:, 1], figures["entropy"], 1e-5)
+
+
+def check_cka(golden: Golden, figures: dict[str, Tensor]) -> None:
+    seed, shape = golden["seed"], (golden["batch"], golden["tokens"])
+    found = MiniBatchCka()
+    for batch in range(golden["batches"]):
+        shared = 0.7 * fill(f"input.shared.{batch}", *shape, golden["width_a"], seed=seed)
+        kernels = []
+        for model in "ab":
+            width = golden[f"width_{model}"]
+            layers = [
+                fill(f"input.{model}.{batch}.{layer}", *shape, width, seed=seed)
+                + shared[..., :width]
+                for layer in range(golden[f"layers_{model}"])
+            ]
+            kernels.append(grams(layers))
+        found.add(*kernels)
+    close(found.value(), figures["cka"], 1e-5)

@@ -124,9 +124,9 @@ def _rank(config: RankConfig, scene: Scene, folder: Path) -> Result:
 
 
 def _pca(config: PcaConfig, scene: Scene, folder: Path) -> Result:
-    pixels, found = pca.look_at_components(config, scene)
-    facts = {"files": draw_components(pixels, found, folder / "pca.png")}
-    return Result("pca", facts, pca.rows_of(found))
+    found = pca.look_at_components(config, scene)
+    facts = {"files": draw_components(found, folder / "pca.png")}
+    return Result("pca", facts, pca.rows_of(found.networks))
 
 
 def _correspondence(config: CorrespondencePicturesConfig, scene: Scene, folder: Path) -> Result:

@@ -51,6 +51,17 @@ class Attention:
         found[image] = found[image].scatter_add(2, where, self.values[image, window, :, place])
         return found[..., :-1]
 
+    def matrix(self) -> Tensor:
+        """Return how much every region looks at every other [B, H, N, N]; rows add up to 1."""
+        b, windows, heads, tokens = self.values.shape[:4]
+        size = self.grid[0] * self.grid[1] + 1
+        region = self.region.expand(b, -1, -1) % size  # -1 is beyond the last
+        place = region[..., :, None] * size + region[..., None, :]
+        found = self.values.new_zeros(b, heads, size * size)
+        values = self.values.transpose(1, 2).reshape(b, heads, windows * tokens * tokens)
+        found.scatter_(2, place.reshape(b, 1, -1).expand(-1, heads, -1), values)
+        return found.view(b, heads, size, size)[..., :-1, :-1]
+
 
 def attention_of(logits: Logits, tokens: Tokens) -> Attention:
     """Return the attention among regions of a block whose output is `tokens`."""

@@ -59,10 +59,10 @@ def draw_heads(found: Sequence[Heads], path: Path, *, paper: bool) -> list[str]:
         _boxes(axes, found, place)
         if name in found[0].even[0]:
             even = [block[name] for block in found[0].even]
-            blocks = np.arange(1, len(even) + 1)
+            blocks = np.arange(len(even))
             axes.step(blocks, even, where="mid", color=FAINT, linestyle="--", linewidth=1)
         label = PAPER_AXIS if paper and name == "distance" else AXES[name]
-        _plain(axes, "block" if place == 2 else "", label)
+        _plain(axes, "block, from 0" if place == 2 else "", label)
         axes.set_ylim(bottom=0)
     legend = [_key(number, each.subject.name) for number, each in enumerate(found)]
     legend.append(Line2D([], [], color=FAINT, linestyle="--", label="everywhere alike"))
@@ -73,7 +73,7 @@ def draw_heads(found: Sequence[Heads], path: Path, *, paper: bool) -> list[str]:
 def _boxes(axes: Axes, found: Sequence[Heads], place: int) -> None:
     width = 0.8 / len(found)
     for number, each in enumerate(found):
-        blocks = range(1, len(each.values) + 1)
+        blocks = range(len(each.values))
         middle = [block + (number - (len(found) - 1) / 2) * width for block in blocks]
         values = [block[:, place].numpy() for block in each.values]
         color = color_of(number)

@@ -94,7 +94,7 @@ def compare(
     entries = [_entry(model, str(results), config, notes, quiet) for model in models]
     speed = _speeds(entries, config, quiet) if config.rounds else {}
     columns = list(dict.fromkeys(key for entry in entries for key in entry.figures))
-    titles = _titles(columns)
+    titles = titles_of(columns)
     rows = [
         {"backbone": entry.name, "M parameters": entry.parameters}
         | ({"images/s": speed[entry.name]} if speed else {})
@@ -123,14 +123,7 @@ def _entry(
             f"Nothing was found of {str(model)!r} yet ({where}): evaluate it first, such as by "
             f"leanvit evaluate knn."
         )
-    weights, figures, left = weights_of(model), dict[Question, float](), set[str]()
-    for entry in read_results(place):
-        if weights and entry.get("weights") != weights:
-            left |= {entry["name"]} if place_of(model, "") else set()
-        elif weights or entry["facts"].get("model") == str(model):
-            asked = _asked(entry.get("config", {}))
-            titles = entry.get("headline", {}).items()
-            figures |= {Question(title, asked): value for title, value in titles}
+    figures, left = figures_of(model, place)
     if left:
         notes.append(
             f"{model}: {', '.join(sorted(left))} of other weights than are there now: left out."
@@ -141,11 +134,27 @@ def _entry(
     return _Entry(str(model), backbone_size(network.config).parameters / 1e6, figures, network)
 
 
+def figures_of(model: str | Path, place: Path) -> tuple[Figures, set[str]]:
+    """Return the newest figures of a model in a file of results, by what they answer.
+
+    And the evaluations that are left out because they are of other weights than are there now.
+    """
+    weights, figures, left = weights_of(model), dict[Question, float](), set[str]()
+    for entry in read_results(place):
+        if weights and entry.get("weights") != weights:
+            left |= {entry["name"]} if place_of(model, "") else set()
+        elif weights or entry["facts"].get("model") == str(model):
+            asked = _asked(entry.get("config", {}))
+            titles = entry.get("headline", {}).items()
+            figures |= {Question(title, asked): value for title, value in titles}
+    return figures, left
+
+
 def _asked(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(config[name])) for name in sorted({*config} - UNASKED))
 
 
-def _titles(columns: Sequence[Question]) -> dict[Question, str]:
+def titles_of(columns: Sequence[Question]) -> dict[Question, str]:
     """Return the head of each column: with what it was asked where several have its title."""
     found = {}
     for column in columns:

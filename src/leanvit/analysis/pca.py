@@ -88,21 +88,32 @@ def _away_from_border(first: Tensor) -> Tensor:
     return positive if inner > outer else ~positive
 
 
-def look_at_components(
-    config: PcaConfig, scene: Scene
-) -> tuple[Tensor, list[tuple[Subject, Components]]]:
-    """Return the images [B, 3, S, S] that can be read, and their colors for every network."""
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """Images and the colors of their regions for every network."""
+
+    pixels: Tensor
+    """[B, 3, S, S] in [0, 1]."""
+    index: Tensor
+    """[B] numbers of the images in the scene's source."""
+    networks: Sequence[tuple[Subject, Components]]
+
+
+def look_at_components(config: PcaConfig, scene: Scene) -> Painted:
+    """Return the images that can be read, and their colors for every network."""
     pixels: list[Tensor] = []
+    index: list[Tensor] = []
     grids: dict[str, list[Tensor]] = {subject.name: [] for subject in scene.subjects}
     for batch in scene.batches("regions"):
         pixels.append(batch.pixels)
+        index.append(batch.index)
         for subject in scene.subjects:
             grids[subject.name].append(subject.says(batch.pixels).grid.float().cpu())
     found = [
         (subject, components(torch.cat(grids[subject.name]), foreground=config.foreground))
         for subject in scene.subjects
     ]
-    return torch.cat(pixels), found
+    return Painted(torch.cat(pixels), torch.cat(index), found)
 
 
 def rows_of(found: Sequence[tuple[Subject, Components]]) -> list[dict[str, object]]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from leanvit.analysis.galleries import Cell, agrees, draw_gallery, pixels_of
-from leanvit.analysis.pca import Components
+from leanvit.analysis.pca import Components, Painted
 from leanvit.analysis.retrieval import Found
-from leanvit.analysis.subjects import Scene, Subject
+from leanvit.analysis.subjects import Scene
 from leanvit.data.images import load_images
 from leanvit.data.sources import Subset
 
@@ -26,18 +26,16 @@ def colors_of(each: Components, image: int) -> Tensor:
     return colors.permute(2, 0, 1)
 
 
-def draw_components(
-    pixels: Tensor, found: Sequence[tuple[Subject, Components]], path: Path
-) -> list[str]:
-    """Draw images [B, 3, S, S] in a column, and beside them what every network makes of them."""
+def draw_components(found: Painted, path: Path) -> list[str]:
+    """Draw images in a column, and beside them what every network makes of them."""
     rows = [
         [
             Cell(pixels_of(image)),
-            *(Cell(pixels_of(colors_of(each, number))) for _, each in found),
+            *(Cell(pixels_of(colors_of(each, number))) for _, each in found.networks),
         ]
-        for number, image in enumerate(pixels)
+        for number, image in enumerate(found.pixels)
     ]
-    return draw_gallery(["image", *(subject.name for subject, _ in found)], rows, path)
+    return draw_gallery(["image", *(subject.name for subject, _ in found.networks)], rows, path)
 
 
 def pictures_of(scene: Scene, numbers: Sequence[int]) -> dict[int, Tensor]:

@@ -63,7 +63,7 @@ class Space:
     subject: Subject
     values: Tensor
     """Singular values of the features [min(N, D)], largest first."""
-    figures: dict[str, float]
+    figures: dict[str, float | int]
 
 
 def look_at_space(config: RankConfig, scene: Scene) -> list[Space]:
@@ -84,10 +84,10 @@ def space_of(subject: Subject, features: Tensor) -> Space:
     values = torch.linalg.svdvals(images)
     centered = torch.linalg.svdvals(images - images.mean(0)).square()
     share = centered.cumsum(0) / centered.sum().clamp_min(1e-300)
-    figures = {
-        "dims": float(images.shape[1]),
+    figures: dict[str, float | int] = {
+        "dims": images.shape[1],
         "effective rank": effective_rank(images),
-        "dims of 90 %": float((share < 0.9).sum() + 1),
+        "dims of 90 %": int((share < 0.9).sum()) + 1,
         "uniformity": uniformity(images),
         "alignment": alignment(features[:, 1].double(), features[:, 2].double()),
         **prototypes_of(subject, features[:, 0]),
@@ -120,7 +120,7 @@ def alignment(left: Tensor, right: Tensor) -> float:
 
 
 @torch.no_grad()
-def prototypes_of(subject: Subject, features: Tensor) -> dict[str, float]:
+def prototypes_of(subject: Subject, features: Tensor) -> dict[str, float | int]:
     """Return which prototypes are the nearest of images whose view features [N, D] are given.
 
     How many there are, how many are taken, and the perplexity of the choice: exp of its entropy, as
@@ -139,8 +139,8 @@ def prototypes_of(subject: Subject, features: Tensor) -> dict[str, float]:
     taken = torch.cat(chosen).bincount(minlength=len(center)).double()
     share = taken[taken > 0] / taken.sum()
     return {
-        "prototypes": float(len(center)),
-        "taken": float((taken > 0).sum()),
+        "prototypes": len(center),
+        "taken": int((taken > 0).sum()),
         "perplexity": float(torch.exp(-(share * share.log()).sum())),
     }
 

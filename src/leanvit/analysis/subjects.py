@@ -6,7 +6,7 @@ Letters: B images, S side in pixels.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -153,17 +153,22 @@ def open_subjects(
         raise ValueError(f"{twice[0]!r} is named twice.")
     names = names_of(models)
     found: list[Subject] = []
+    fresh_ones: list[Subject] = []
     for model, name in zip(models, names, strict=True):
         row, backbone = next(iter(open_networks(model, device_of(config), quiet).items()))
         nominal = backbone.config.image_size
         size = nominal if config.image_size == "auto" else config.image_size
         trained = row != "untrained"
-        if trained and config.untrained:
-            fresh = before_training(model, backbone)
-            if all(other.trained or not alike(other.backbone, fresh) for other in found):
-                found.append(Subject(f"{name}, untrained", str(model), fresh, size, False))
         found.append(Subject(name, str(model), backbone, size, trained))
-    return sorted(found, key=lambda subject: subject.trained)
+        if trained and config.untrained:
+            fresh = Subject(
+                f"{name}, untrained", str(model), before_training(model, backbone), size, False
+            )
+            if not any(alike(fresh.backbone, other.backbone) for other in fresh_ones):
+                fresh_ones.append(fresh)
+    if len(fresh_ones) == 1:
+        fresh_ones = [replace(fresh_ones[0], name="untrained")]
+    return [*fresh_ones, *found]
 
 
 def alike(left: Backbone, right: Backbone) -> bool:

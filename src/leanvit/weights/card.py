@@ -77,7 +77,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
     these weights: lines of `Result.to_dict`, of those that asked the same the newest. Files that
     are not there are passed over. Raises ValueError for one that is damaged.
     """
-    found = _objects(folder / RESOLVED, whole=True)
+    found = objects(folder / RESOLVED, whole=True)
     run = found[0] if found else None
     k = _at(run, "config.watch.k")
     names = {
@@ -85,7 +85,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
         "effective_rank": "effective rank",
         "correct_matches": "regions matched rightly, %",
     }
-    looks = [row for row in _objects(folder / METRICS) if row.keys() & names.keys()]
+    looks = [row for row in objects(folder / METRICS) if row.keys() & names.keys()]
     rows = [
         {"evaluation": "while training", "step": row["step"]}
         | {title: row[name] for name, title in names.items() if name in row}
@@ -93,7 +93,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
     ]
     present = weights_of(folder)
     newest: dict[str, dict[str, Any]] = {}  # what was asked -> the result that came last
-    for result in _objects(folder / RESULTS):
+    for result in objects(folder / RESULTS):
         if result.get("weights", present) == present:
             newest[json.dumps([result["name"], result.get("config")])] = result
     for result in newest.values():
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]
     return run, rows
 
 
-def _objects(path: Path, whole: bool = False) -> list[dict[str, Any]]:
+def objects(path: Path, whole: bool = False) -> list[dict[str, Any]]:
     """Return the objects of a file, one a line or one in all; nothing if there is no file."""
     if not path.is_file():
         return []
@@ -140,19 +140,19 @@ def card(
     """
     config = backbone.config
     method = str(facts.get("method") or _at(run, "config.method.kind") or "")
-    name = _name(config)
+    name = name_of(config)
     license_ = str(facts.get("license") or "")
     parts = [
         _front_matter(license_, library, config.kind, method),
         f"# {name}{f', pre-trained with {method}' if method else ''}",
         "A vision backbone: it turns an image into one view feature and a grid of region features.",
-        _table(_size_facts(backbone, name)),
+        _table(size_facts(backbone, name)),
         "## Usage",
         f"```python\n{usage.strip()}\n```",
     ]
     if notes:
         parts.append("\n".join(f"- {' '.join(note.split())}" for note in notes))
-    trained = _training(facts, run)
+    trained = training_facts(facts, run)
     if trained:
         parts += ["## Training", _table(trained)]
     options = dict(_options(run))
@@ -186,7 +186,7 @@ def _word(text: str) -> str:
     return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text)
 
 
-def _name(config: BackboneConfig) -> str:
+def name_of(config: BackboneConfig) -> str:
     """Return what the catalogue calls a network, of any image size; otherwise its family."""
     if isinstance(config, TimmConfig):
         return f"{TIMM}{config.name}"
@@ -197,7 +197,8 @@ def _name(config: BackboneConfig) -> str:
     return config.kind
 
 
-def _size_facts(backbone: Backbone, name: str) -> dict[str, Any]:
+def size_facts(backbone: Backbone, name: str) -> dict[str, Any]:
+    """Return what is known of a network's size, by the name that a reader sees."""
     size = backbone_size(backbone.config)
     rows, columns = size.regions
     return {
@@ -213,7 +214,7 @@ def _size_facts(backbone: Backbone, name: str) -> dict[str, Any]:
     }
 
 
-def _training(facts: Plain, run: Plain | None) -> dict[str, Any]:
+def training_facts(facts: Plain, run: Plain | None) -> dict[str, Any]:
     """Return what is known of how the weights came to be, by the name that a reader sees."""
     planned = str(_at(run, "config.train.duration") or "")
     end = int(planned.removesuffix("st")) if re.fullmatch(r"\d+st", planned) else None

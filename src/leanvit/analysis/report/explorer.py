@@ -1,0 +1,138 @@
+"""What a reader of the report can explore: matches and attention of every region of a few pairs.
+
+Letters: h and w rows and columns of regions, T = h * w regions, H heads, D channels.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from leanvit.analysis.attention import attention_of
+from leanvit.analysis.pairs import Matching, Pair, matching
+from leanvit.analysis.report.pictures import as_bytes, photograph
+from leanvit.analysis.subjects import Subject
+from leanvit.backbones.base import Ask, Backbone
+
+LAYERS = 4
+"""Layers of a network that can be chosen, the final one among them."""
+FINEST = 16
+"""Rows or columns of regions at most; finer grids are averaged to so many."""
+FINAL = "final"
+
+
+def explorer(
+    subjects: Sequence[Subject], pairs: Sequence[Pair], *, most_bytes: float
+) -> dict[str, Any]:
+    """Return pairs, matches and attention as the page takes them.
+
+    Attention comes from the last block backwards, as long as all stays below `most_bytes`.
+    """
+    shown = [
+        {
+            "name": pair.names[0] if pair.plans else " and ".join(pair.names),
+            "left": photograph(pair.left),
+            "right": photograph(pair.right),
+            "known": pair.plans is not None,
+        }
+        for pair in pairs
+    ]
+    matches = [
+        {"model": model, "layer": layer, "pair": number, **as_plain(found, pair)}
+        for model, subject in enumerate(subjects)
+        for number, pair in enumerate(pairs)
+        for layer, found in matches_of(subject, pair)
+    ]
+    used = sum(len(entry["similarity"]) for entry in matches)
+    attention = []
+    for entry in _attention(subjects, pairs):
+        used += len(entry["values"])
+        if used > most_bytes:
+            break
+        attention.append(entry)
+    return {"pairs": shown, "matches": matches, "attention": attention}
+
+
+def blocks_of(backbone: Backbone) -> list[int]:
+    """Return the blocks whose outputs can be chosen besides the final features, evenly spread.
+
+    Of a network of several stages, the ends of those before the last.
+    """
+    ends = list(backbone.stage_ends[:-1])
+    if not ends:
+        ends = [round(backbone.depth * part / LAYERS) - 1 for part in range(1, LAYERS)]
+    return sorted({end for end in ends[1 - LAYERS :] if 0 <= end < backbone.depth - 1})
+
+
+def matches_of(subject: Subject, pair: Pair) -> Iterator[tuple[str, Matching]]:
+    """Yield what a network makes of a pair, layer by layer, the final one first."""
+    blocks = blocks_of(subject.backbone)
+    features = subject.says(torch.stack([pair.left, pair.right]), Ask(hidden=tuple(blocks)))
+    named = [(FINAL, features.grid)]
+    named += [(f"block {b}", t.grid) for b, t in zip(blocks, features.hidden, strict=True)][::-1]
+    for name, grid in named:
+        coarse = coarser(grid)
+        if coarse.shape != grid.shape:
+            name += f" (regions of {grid.shape[1] / coarse.shape[1]:g} tokens a side)"
+        left, right = coarse.cpu()
+        yield name, matching(left, right, pair.truth(*left.shape[:2]))
+
+
+def coarser(grid: Tensor) -> Tensor:
+    """Return region features [B, h, w, D] of no more than `FINEST` rows and columns."""
+    h, w = grid.shape[1:3]
+    sides = min(h, FINEST), min(w, FINEST)
+    if sides == (h, w):
+        return grid
+    return functional.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2).float(), sides).permute(
+        0, 2, 3, 1
+    )
+
+
+def as_plain(found: Matching, pair: Pair) -> dict[str, Any]:
+    """Return a matching in numbers: similarity as bytes between its least and its greatest."""
+    h, w = found.grid
+    low, high = float(found.similarity.min()), float(found.similarity.max())
+    truth = None
+    if found.correct is not None:
+        places = pair.truth(h, w)
+        column, row = ((places[:, i] * n).floor().nan_to_num(0).long() for i, n in ((0, w), (1, h)))
+        truth = torch.where(found.known, row * w + column, -1).tolist()
+    return {
+        "grid": [h, w],
+        "similarity": as_bytes((found.similarity - low) / max(high - low, 1e-12)),
+        "range": [low, high],
+        "match": found.match.tolist(),
+        "cycle": found.cycle.long().tolist(),
+        "truth": truth,
+        "correct": None if found.correct is None else found.correct.long().tolist(),
+    }
+
+
+def _attention(subjects: Sequence[Subject], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
+    """Yield the attention of left pictures, the last blocks of all networks first."""
+    able = [(n, s) for n, s in enumerate(subjects) if "logits" in s.backbone.can]
+    lists = {number: [*blocks_of(s.backbone), s.backbone.depth - 1][::-1] for number, s in able}
+    for place in range(LAYERS):
+        for number, subject in able:
+            if place >= len(lists[number]):
+                continue
+            block = lists[number][place]
+            ask = Ask(hidden=(block,), logits=(block,))
+            for pair_number, pair in enumerate(pairs):
+                features = subject.says(pair.left[None], ask)
+                attention = attention_of(features.logits[0], features.hidden[0])
+                if max(attention.grid) > FINEST:
+                    break
+                values = attention.matrix()[0].cpu()
+                peak = values.amax(-1, keepdim=True).clamp_min(1e-12)
+                yield {
+                    "model": number,
+                    "block": block,
+                    "pair": pair_number,
+                    "grid": list(attention.grid),
+                    "heads": len(values),
+                    "values": as_bytes(values / peak),
+                }
