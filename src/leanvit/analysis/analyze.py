@@ -1,6 +1,5 @@
 """`leanvit analyze`: from a name to figures, pictures and a table."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +7,20 @@ from types import MappingProxyType
 from typing import Any
 
 from leanvit.analysis import attention, cka, depth, pairs, pca, retrieval, spectrum
-from leanvit.analysis.attention_maps import draw_maps
-from leanvit.analysis.charts import draw_depth, draw_heads, draw_likeness, draw_spectra
-from leanvit.analysis.pair_pictures import draw_matchings
+from leanvit.analysis.charts import draw_depth
 from leanvit.analysis.report.build import report_result
-from leanvit.analysis.sheets import draw_components, draw_neighbors
 from leanvit.analysis.subjects import Scene, open_scene
-from leanvit.config import look_up, replace_options, to_dict
+from leanvit.analysis.tell import (
+    keep,
+    tell_attention,
+    tell_components,
+    tell_likeness,
+    tell_neighbors,
+    tell_pairs,
+    tell_space,
+    with_scene,
+)
+from leanvit.config import look_up, replace_options
 from leanvit.config.analysis import (
     ANALYSIS_CONFIGS,
     AnalysisConfig,
@@ -28,7 +34,7 @@ from leanvit.config.analysis import (
     RetrievalConfig,
 )
 from leanvit.core.distributed import require_alone
-from leanvit.core.files import Replacing, require_writable, writing
+from leanvit.core.files import require_writable, writing
 from leanvit.evaluation.result import Result
 
 FOLDER = "analysis"
@@ -59,8 +65,7 @@ def analyze(
     folder = Path(out)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    place = folder / f"{name}.json"
-    require_writable(place)
+    require_writable(folder / f"{name}.json")
     if isinstance(config, DepthConfig):
         result = _depth(config, named, folder, quiet)
     elif isinstance(config, ReportConfig):
@@ -68,80 +73,33 @@ def analyze(
     else:
         assert isinstance(config, AnalysisConfig)
         scene = open_scene(config, named, quiet)
-        result = RUNNERS[name](config, scene, folder)
-        notes = [*scene.seen.notes, *result.notes]
-        result = replace(result, facts={**scene.facts(), **result.facts}, notes=notes)
-    files = [*result.facts.get("files", ()), place.name]
-    facts = {"data": config.data, "out": str(folder), **result.facts, "files": files}
-    result = replace(result, facts=facts, config=to_dict(config))
-    with writing(place), Replacing(place) as beside:
-        beside.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
-    return result
+        result = with_scene(RUNNERS[name](config, scene, folder), scene)
+    return keep(result, config, folder)
 
 
 def _attention(config: AttentionConfig, scene: Scene, folder: Path) -> Result:
-    found = attention.look_at_heads(config, scene)
-    files = draw_heads(found, folder / "attention.png", paper=config.distance == "paper")
-    if config.maps:
-        files += draw_maps(config, scene, folder / "maps.png")
-    facts: dict[str, Any] = {
-        "measures": list(attention.MEASURES),
-        "heads": {each.subject.name: [block.tolist() for block in each.values] for each in found},
-        "uniform": {each.subject.name: list(each.even) for each in found},
-        "files": files,
-    }
-    digits = {"entropy": 2, "uniform entropy": 2}
-    return Result("attention", facts, attention.rows_of(found), digits=digits)
+    return tell_attention(config, scene, attention.look_at_heads(config, scene), folder)
 
 
 def _cka(config: CkaConfig, scene: Scene, folder: Path) -> Result:
-    found, images = cka.look_at_likeness(config, scene)
-    notes = [] if images == len(scene.source) else [f"CKA is of {images} images: full batches."]
-    facts: dict[str, Any] = {
-        "cka": [
-            {
-                "left": pair.left,
-                "right": pair.right,
-                "left_layers": list(pair.layers[0]),
-                "right_layers": list(pair.layers[1]),
-                "values": pair.values.tolist(),
-            }
-            for pair in found
-        ],
-        "files": draw_likeness(found, folder / "cka.png"),
-    }
-    return Result("cka", facts, cka.rows_of(found), notes)
+    return tell_likeness(config, scene, cka.look_at_likeness(config, scene), folder)
 
 
 def _rank(config: RankConfig, scene: Scene, folder: Path) -> Result:
-    found = spectrum.look_at_space(config, scene)
-    facts: dict[str, Any] = {
-        "singular_values": {each.subject.name: each.values.tolist() for each in found},
-        "files": draw_spectra(found, folder / "rank.png"),
-    }
-    digits = {"uniformity": 2, "alignment": 3}
-    return Result("rank", facts, spectrum.rows_of(found), digits=digits)
+    return tell_space(spectrum.look_at_space(config, scene), folder)
 
 
 def _pca(config: PcaConfig, scene: Scene, folder: Path) -> Result:
-    found = pca.look_at_components(config, scene)
-    facts = {"files": draw_components(found, folder / "pca.png")}
-    return Result("pca", facts, pca.rows_of(found.networks))
+    return tell_components(pca.look_at_components(config, scene), folder)
 
 
 def _correspondence(config: CorrespondencePicturesConfig, scene: Scene, folder: Path) -> Result:
     chosen = pairs.pairs_of(config, scene)
-    found = pairs.look_at_pairs(chosen, scene.subjects)
-    names = [subject.name for subject in scene.subjects]
-    files = draw_matchings(names, chosen, found, folder / "matches.png", count=config.pairs)
-    facts = {"between": config.between, "files": files}
-    return Result("correspondence", facts, pairs.rows_of(scene.subjects, chosen, found))
+    return tell_pairs(config, scene, chosen, pairs.look_at_pairs(chosen, scene.subjects), folder)
 
 
 def _retrieval(config: RetrievalConfig, scene: Scene, folder: Path) -> Result:
-    found = retrieval.look_at_neighbors(config, scene)
-    facts = {"files": draw_neighbors(scene, found, folder / "retrieval.png")}
-    return Result("retrieval", facts, retrieval.rows_of(scene, found))
+    return tell_neighbors(scene, retrieval.look_at_neighbors(config, scene), folder)
 
 
 def _depth(config: DepthConfig, models: Models, folder: Path, quiet: bool) -> Result:

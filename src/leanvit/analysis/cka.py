@@ -119,10 +119,12 @@ class Likeness:
     layers: tuple[Sequence[str], Sequence[str]]
     values: Tensor
     """[L_a, L_b]."""
+    images: int
+    """How many it is of."""
 
 
-def look_at_likeness(config: CkaConfig, scene: Scene) -> tuple[list[Likeness], int]:
-    """Return CKA of every two networks, or of one with itself; and the images that it is of.
+def look_at_likeness(config: CkaConfig, scene: Scene) -> list[Likeness]:
+    """Return CKA of every two networks, or of one with itself.
 
     Only full batches count, unless there is none. Raises ValueError for fewer than four images.
     """
@@ -148,11 +150,15 @@ def look_at_likeness(config: CkaConfig, scene: Scene) -> tuple[list[Likeness], i
             f"{len(scene.source)} images are too few for CKA: its estimator needs {LEAST} at "
             f"least, and some dozens before its figures mean much."
         )
-    found = [
-        Likeness(subjects[a].name, subjects[b].name, (names[a], names[b]), one.value().cpu())
+    return [
+        Likeness(
+            *(subjects[a].name, subjects[b].name),
+            (names[a], names[b]),
+            one.value().cpu(),
+            images,
+        )
         for (a, b), one in zip(pairs, gathered, strict=True)
     ]
-    return found, images
 
 
 def rows_of(found: Sequence[Likeness]) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -13,11 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.analysis import attention, cka, pca, retrieval, spectrum
-from leanvit.analysis.pairs import pairs_of
+from leanvit.analysis.pairs import Matching, Pair, look_at_pairs, pairs_of
 from leanvit.analysis.report import sections
-from leanvit.analysis.report.explorer import FINAL, explorer
+from leanvit.analysis.report.explorer import explorer
 from leanvit.analysis.subjects import Scene, open_scene
+from leanvit.analysis.tell import (
+    keep,
+    tell_attention,
+    tell_components,
+    tell_likeness,
+    tell_neighbors,
+    tell_pairs,
+    tell_space,
+    with_scene,
+)
 from leanvit.config.analysis import (
+    AnyAnalysis,
     AttentionConfig,
     CkaConfig,
     CorrespondencePicturesConfig,
@@ -27,7 +38,7 @@ from leanvit.config.analysis import (
     RetrievalConfig,
 )
 from leanvit.core.files import Replacing, writing
-from leanvit.data.sources import at_most
+from leanvit.data.sources import Subset, at_most
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import last_part
 
@@ -37,96 +48,135 @@ ASKED = 6
 """Images whose neighbours are shown."""
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What all analyses found."""
+
+    heads: Sequence[attention.Heads]
+    """Of the networks whose attention can be looked at."""
+    likeness: Sequence[cka.Likeness]
+    spaces: Sequence[spectrum.Space]
+    painted: pca.Painted
+    neighbors: retrieval.Found
+    pairs: Sequence[Pair]
+    matchings: Sequence[Sequence[Matching]]
+
+
 def report_result(
     config: ReportConfig, models: Sequence[str | Path], folder: Path, quiet: bool
 ) -> Result:
-    """Analyse networks and write the page; return a table of what stands in it.
+    """Analyse networks; write the page and, beside it, every picture and number in it.
 
     Raises ValueError for a mistake in the request, or if plotly is not installed.
     """
     charts = _charts()
     scene = open_scene(config, models, quiet)
     notes: list[str] = []
-    found = content(config, scene, notes, room=config.megabytes * MEGABYTE - len(charts))
-    page = assemble(found, charts)
-    path = folder / PAGE
+    found = look(config, scene, notes)
+    shown = content(config, scene, found, notes, room=config.megabytes * MEGABYTE - len(charts))
+    page, path = assemble(shown, charts), folder / PAGE
     with writing(path), Replacing(path) as beside:
         beside.write_text(page)
+    files = [PAGE, *(name for result in tell(found, scene, folder) for name in result)]
     rows = [
         {
-            "network": subject.name,
-            "effective rank": space["figures"]["effective rank"],
-            "uniformity": space["figures"]["uniformity"],
-            "alignment": space["figures"]["alignment"],
-            "matched rightly %": _right(found["explorer"]["matches"], number),
+            "network": space.subject.name,
+            "effective rank": space.figures["effective rank"],
+            "uniformity": space.figures["uniformity"],
+            "alignment": space.figures["alignment"],
+            "matched rightly %": _right(mine),
         }
-        for number, (subject, space) in enumerate(zip(scene.subjects, found["rank"], strict=True))
+        for space, mine in zip(found.spaces, found.matchings, strict=True)
     ]
-    size = len(page.encode()) / MEGABYTE
-    facts = {**scene.facts(), "page": str(path), "megabytes": round(size, 1), "files": [PAGE]}
+    size = round(len(page.encode()) / MEGABYTE, 1)
+    facts = {**scene.facts(), "page": str(path), "megabytes": size, "files": files}
     digits = {"uniformity": 2, "alignment": 3}
     return Result("report", facts, rows, [*scene.seen.notes, *notes], digits=digits)
 
 
-def _right(matches: Sequence[Mapping[str, Any]], model: int) -> float | None:
-    """Return percent of regions with a known place that a network's final features find."""
-    known = right = 0
-    for entry in matches:
-        if entry["model"] == model and entry["layer"] == FINAL and entry["truth"] is not None:
-            known += sum(place >= 0 for place in entry["truth"])
-            right += sum(entry["correct"])
+def _right(matchings: Sequence[Matching]) -> float | None:
+    """Return percent of the regions whose place is known that are matched rightly."""
+    known = sum(int(each.known.sum()) for each in matchings)
+    right = sum(int(each.correct.sum()) for each in matchings if each.correct is not None)
     return 100 * right / known if known else None
 
 
-def content(config: ReportConfig, scene: Scene, notes: list[str], *, room: float) -> dict[str, Any]:
-    """Return everything that the page shows, as plain values. notes: what to say is added there.
-
-    room: bytes that it may take, of which pictures and matches take what they need.
-    """
-    found: dict[str, Any] = {
-        "title": ", ".join(subject.name for subject in scene.subjects if subject.trained)
-        or ", ".join(subject.name for subject in scene.subjects),
-        "made": datetime.now(UTC).date().isoformat(),
-        "leanvit": version("leanvit"),
-        "data": last_part(config.data) or config.data,
-        "images": len(scene.source),
-        "models": sections.models(scene.subjects),
-        "curves": sections.curves(scene.subjects),
-        "results": sections.results(scene.subjects),
-        "pictures": sections.run_pictures(scene.subjects),
-    }
-    few = replace(scene, source=at_most(scene.source, config.gallery))
-    found |= sections.gallery(few, pca.look_at_components(PcaConfig(), few))
-    found["attention"] = _attention(AttentionConfig(), scene, notes)
-    found["cka"] = _likeness(scene, config, notes)
-    found["rank"] = sections.spectra(spectrum.look_at_space(RankConfig(), scene))
-    asked = RetrievalConfig(queries=ASKED)
-    found["retrieval"] = sections.neighbors(scene, retrieval.look_at_neighbors(asked, scene))
-    used = len(json.dumps(found))
-    pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
-    found["explorer"] = explorer(scene.subjects, pairs, most_bytes=room - used)
-    found["notes"] = [*scene.seen.notes, *notes]
-    return found
-
-
-def _attention(config: AttentionConfig, scene: Scene, notes: list[str]) -> dict[str, Any] | None:
+def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
+    """Return what all analyses find. notes: what was left out is added there."""
     able = [subject for subject in scene.subjects if "logits" in subject.backbone.can]
     notes += [
         f"{subject.name}: its attention cannot be looked at, and is left out."
         for subject in scene.subjects
         if subject not in able
     ]
-    if not able:
-        return None
-    return sections.heads(scene, attention.look_at_heads(config, replace(scene, subjects=able)))
-
-
-def _likeness(scene: Scene, config: ReportConfig, notes: list[str]) -> list[dict[str, Any]]:
-    if len(scene.source) < cka.LEAST or config.batch < cka.LEAST:
+    seen_heads = replace(scene, subjects=able)
+    enough = min(len(scene.source), config.batch) >= cka.LEAST
+    if not enough:
         notes.append(f"CKA is left out: it needs {cka.LEAST} images at a time at least.")
-        return []
-    asked = CkaConfig(batch=config.batch)
-    return sections.likeness(scene, cka.look_at_likeness(asked, scene)[0])
+    few = replace(scene, source=at_most(scene.source, config.gallery))
+    pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
+    return Findings(
+        attention.look_at_heads(AttentionConfig(), seen_heads) if able else [],
+        cka.look_at_likeness(CkaConfig(batch=config.batch), scene) if enough else [],
+        spectrum.look_at_space(RankConfig(), scene),
+        pca.look_at_components(PcaConfig(), few),
+        retrieval.look_at_neighbors(RetrievalConfig(queries=ASKED), scene),
+        pairs,
+        look_at_pairs(pairs, scene.subjects),
+    )
+
+
+def tell(found: Findings, scene: Scene, folder: Path) -> Iterator[Sequence[str]]:
+    """Write the pictures and numbers of every analysis; yield the names of the files of each."""
+    able = replace(scene, subjects=[each.subject for each in found.heads])
+    few = replace(scene, source=Subset(scene.source, found.painted.index.tolist()))
+    told: list[tuple[AnyAnalysis, Scene, Result]] = []
+    if found.heads:
+        heads = AttentionConfig()
+        told.append((heads, able, tell_attention(heads, able, found.heads, folder)))
+    if found.likeness:
+        asked = CkaConfig()
+        told.append((asked, scene, tell_likeness(asked, scene, found.likeness, folder)))
+    matched = CorrespondencePicturesConfig(images=len(found.pairs))
+    pairs = tell_pairs(matched, scene, found.pairs, found.matchings, folder)
+    told += [
+        (RankConfig(), scene, tell_space(found.spaces, folder)),
+        (PcaConfig(), few, tell_components(found.painted, folder)),
+        (matched, scene, pairs),
+        (RetrievalConfig(), scene, tell_neighbors(scene, found.neighbors, folder)),
+    ]
+    for config, seen, result in told:
+        yield keep(with_scene(result, seen), config, folder).facts["files"]
+
+
+def content(
+    config: ReportConfig, scene: Scene, found: Findings, notes: Sequence[str], *, room: float
+) -> dict[str, Any]:
+    """Return everything that the page shows, as plain values.
+
+    room: bytes that it may take, of which pictures and matches take what they need.
+    """
+    subjects = scene.subjects
+    trained = [subject.name for subject in subjects if subject.trained]
+    shown: dict[str, Any] = {
+        "title": ", ".join(trained or [subject.name for subject in subjects]),
+        "made": datetime.now(UTC).date().isoformat(),
+        "leanvit": version("leanvit"),
+        "data": last_part(config.data) or config.data,
+        "images": len(scene.source),
+        "notes": [*scene.seen.notes, *notes],
+        "models": sections.models(subjects),
+        "curves": sections.curves(subjects),
+        "results": sections.results(subjects),
+        "pictures": sections.run_pictures(subjects),
+        **sections.gallery(scene, found.painted),
+        "attention": sections.heads(scene, found.heads) if found.heads else None,
+        "cka": sections.likeness(scene, found.likeness),
+        "rank": sections.spectra(found.spaces),
+        "retrieval": sections.neighbors(scene, found.neighbors),
+    }
+    room -= len(json.dumps(shown))
+    return {**shown, "explorer": explorer(subjects, found.pairs, most_bytes=room)}
 
 
 def assemble(found: Mapping[str, Any], charts: str) -> str:
