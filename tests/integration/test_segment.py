@@ -26,6 +26,7 @@ from leanvit.weights.file import DENSE_FILE, FILE
 from leanvit.weights.loading import load_backbone
 from tests.integration.command import Says
 from tests.tables import write_maps, write_network, write_run
+from tests.tiny import CVT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAST: Mapping[str, Any] = {
@@ -190,6 +191,17 @@ def test_a_frozen_backbone_stays_as_it_is(
     segment(model, data, frozen=frozen, head="linear", lr=1e-2, out=str(tmp_path / "out"))
     before, after = (load_backbone(path).state_dict() for path in (model, tmp_path / "out"))
     assert all(before[name].equal(after[name]) for name in before) == frozen
+
+
+def test_a_step_on_frozen_batch_norms_may_be_split(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_network(tmp_path / "cvt.safetensors", config=CVT)
+    options = {"scale": (1.0, 1.0), "distort": 0.0, "frozen": True}
+    first, split = (segment(model, data, **options, accumulate=n).rows[0] for n in (1, 2))
+    assert split["miou"] == pytest.approx(first["miou"], abs=5)
+    with pytest.raises(ValueError, match="Batch norm in the backbone couples the images"):
+        segment(model, data, accumulate=2)
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
