@@ -176,6 +176,17 @@ def test_what_was_cut_off_continues_as_if_it_had_not_been(
         assert drawn.width == 2 * 488 + 8
 
 
+def test_an_edited_annotation_is_another(model: Path, tmp_path: Path) -> None:
+    data = write_discs(tmp_path / "discs")
+    detect(model, data, out=str(tmp_path / "out"))
+    file = data / "annotations" / "instances_val.json"
+    text = file.read_text()
+    file.write_text(text.replace('"category_id": 1', '"category_id": 2', 1))
+    assert file.read_text() != text
+    with pytest.raises(ValueError, match="began with another model, other images or other"):
+        detect(model, data, out=str(tmp_path / "out"), resume=True)
+
+
 def test_pictures_show_what_is_there(tmp_path: Path) -> None:
     pixels = torch.full((3, 48, 48), 90, dtype=torch.uint8)
     mask = torch.zeros(1, 48, 48, dtype=torch.uint8)

@@ -1,6 +1,7 @@
 """Segmentation from the command line to the table: choosing, testing, continuing, refusing."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -231,6 +232,22 @@ def test_what_was_cut_off_continues_as_if_it_had_not_been(
         segment(model, data, out=str(tmp_path / "cut"), resume=True, **options, slide=True)
     with pytest.raises(ValueError, match="is not empty: continue the training in it"):
         segment(model, data, out=str(tmp_path / "cut"), **options)
+
+
+def test_an_edited_mask_is_another_and_a_copied_folder_is_not(model: Path, tmp_path: Path) -> None:
+    data = write_maps(tmp_path / "maps")
+    file = data / "train" / "masks" / "0.png"
+    mapped = np.asarray(Image.open(file))
+    Image.fromarray(mapped).save(file, compress_level=0)
+    options = {"out": str(tmp_path / "out"), "test_split": ""}
+    segment(model, data, **options)
+    copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    segment(model, copy, **options, resume=True)
+    size = file.stat().st_size
+    Image.fromarray(1 - mapped.clip(max=1)).save(file, compress_level=0)
+    assert file.stat().st_size == size
+    with pytest.raises(ValueError, match="began with another model, other images or other"):
+        segment(model, data, **options, resume=True)
 
 
 def test_pictures_show_what_is_told(model: Path, data: Path, tmp_path: Path) -> None:

@@ -102,10 +102,18 @@ class MaskSource(FileSource):
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of all paths, of what values mean, and of the masks' sizes in bytes."""
-        sizes = [(self.root / mask).stat().st_size for mask in self._masks]
-        words = f"{super().fingerprint()} {self.classes} {sizes}".encode() + self._table.tobytes()
-        return hashlib.sha256(words).hexdigest()
+        """Return a digest of all paths, of what values mean, and of the masks, which are all read.
+
+        Raises ValueError for one that cannot be read.
+        """
+        words = f"{super().fingerprint()} {self.classes}".encode() + self._table.tobytes()
+        found = hashlib.sha256(words)
+        for name in self._masks:
+            try:
+                found.update(hashlib.sha256((self.root / name).read_bytes()).digest())
+            except OSError as error:
+                raise ValueError(f"The mask {name!r} cannot be read: {error}.") from error
+        return found.hexdigest()
 
     def _known(self) -> str:
         values = np.flatnonzero((self._table >= 0) & (self._table != IGNORED))

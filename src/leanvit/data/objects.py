@@ -121,7 +121,7 @@ class ObjectSource(FileSource):
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of all paths, objects and classes."""
+        """Return a digest of all paths, of the objects as they were read, and of classes."""
         words = f"{super().fingerprint()} {self.classes} {self._objects!r}".encode()
         return hashlib.sha256(words).hexdigest()
 

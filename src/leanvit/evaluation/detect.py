@@ -138,7 +138,7 @@ def _train(
     with in_own_words():
         method = build_detector(run.method, run.backbone, seed)
     begin(method, state, run)
-    about = decides(model, splits.learn, splits.val)
+    about = decides(model, splits.learn, splits.val) if config.out else {}
     folder = Folder(config.out, config.resume, run, about, DetectTraining.measures)
     training = DetectTraining(config, run, method, splits.learn, splits.val, folder, quiet)
     if not quiet:

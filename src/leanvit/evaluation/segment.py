@@ -125,8 +125,8 @@ def _train(
     with in_own_words():
         method = build_segmenter(run.method, run.backbone, seed)
     begin(method, state, run)
-    images = decides(model, splits.learn, splits.val)
-    about = {**images, "short_side": config.short_side, "slide": config.slide}
+    more = {"short_side": config.short_side, "slide": config.slide}
+    about = decides(model, splits.learn, splits.val, **more) if config.out else {}
     folder = Folder(config.out, config.resume, run, about, SegmentTraining.measures)
     training = SegmentTraining(config, run, method, splits.learn, splits.val, folder, quiet)
     if not quiet:
