@@ -16,7 +16,7 @@ from torch import Tensor
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.names import IMAGE_SUFFIXES
-from leanvit.data.sources import About, FileSource, is_folder
+from leanvit.data.sources import About, FileSource, is_folder, needed_folder
 
 IGNORED = 255
 """What a map holds where a pixel has no class: not learned, not counted."""
@@ -159,11 +159,8 @@ def open_masks(folder: str, split: str, ignore: Sequence[int] = ()) -> MaskSourc
     ignore: values of masks that are no class, besides 255. Raises ValueError if the folder has no
     known layout, if the split has no image, or if an image has no mask.
     """
-    root = Path(folder)
-    if not folder or not is_folder(root):
-        given = f"the folder {folder!r} does not exist" if folder else "no folder was named"
-        raise ValueError(f"Images with masks are needed (--data FOLDER), and {given}.")
-    layout = next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
+    root = needed_folder(folder, "masks")
+    layout = _layout(root)
     pairs = layout.pairs(root, split)
     if not pairs:
         raise ValueError(
@@ -193,9 +190,11 @@ def _without(
 
 def has_split(folder: str, split: str) -> bool:
     """Whether a folder has images for a split."""
-    root = Path(folder)
-    layout = next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
-    return bool(layout.pairs(root, split))
+    return bool(_layout(Path(folder)).pairs(Path(folder), split))
+
+
+def _layout(root: Path) -> Layout:
+    return next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
 
 
 def _images_below(folder: Path) -> list[str]:
