@@ -15,7 +15,7 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config.dense import DetectConfig
 from leanvit.core.errors import Stopped
-from leanvit.evaluation import detect as module
+from leanvit.evaluation import dense_task as module
 from leanvit.evaluation.object_pictures import ObjectPicture, draw_objects
 from leanvit.evaluation.record import read_results
 from leanvit.evaluation.result import Result

@@ -16,7 +16,7 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config.dense import SegmentConfig
 from leanvit.core.errors import Stopped
-from leanvit.evaluation import segment as module
+from leanvit.evaluation import dense_task as module
 from leanvit.evaluation.map_pictures import MapPicture, draw_maps, palette
 from leanvit.evaluation.record import read_results
 from leanvit.evaluation.result import Result
