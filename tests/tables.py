@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import leanvit
 from leanvit.backbones.base import Backbone
+from leanvit.config import BackboneConfig
 from leanvit.core.files import save_tensors
 from leanvit.data.decode import to_pixels
 from leanvit.data.images import PAPER_CROP, middle
@@ -59,12 +60,12 @@ def write_colored(folder: Path) -> Path:
     return folder
 
 
-def write_network(path: Path, *, norm: float = 1.0) -> Path:
+def write_network(path: Path, *, norm: float = 1.0, config: BackboneConfig = SWIN) -> Path:
     """Write a backbone of four blocks, whose input has 32 pixels, to a file.
 
     norm: factor of the final norm's scale, which makes it another network.
     """
-    backbone = build(SWIN)
+    backbone = build(config)
     assert isinstance(backbone.norm, nn.LayerNorm)
     backbone.norm.weight.data.mul_(torch.linspace(1, norm, len(backbone.norm.weight)))
     facts = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3), "seed": SEED}

@@ -15,7 +15,7 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config.dense import DetectConfig
 from leanvit.core.errors import Stopped
-from leanvit.evaluation import detect as module
+from leanvit.evaluation import dense_task as module
 from leanvit.evaluation.object_pictures import ObjectPicture, draw_objects
 from leanvit.evaluation.record import read_results
 from leanvit.evaluation.result import Result
@@ -174,6 +174,17 @@ def test_what_was_cut_off_continues_as_if_it_had_not_been(
         assert first == second
     with Image.open(tmp_path / "cut" / "objects.png") as drawn:
         assert drawn.width == 2 * 488 + 8
+
+
+def test_an_edited_annotation_is_another(model: Path, tmp_path: Path) -> None:
+    data = write_discs(tmp_path / "discs")
+    detect(model, data, out=str(tmp_path / "out"))
+    file = data / "annotations" / "instances_val.json"
+    text = file.read_text()
+    file.write_text(text.replace('"category_id": 1', '"category_id": 2', 1))
+    assert file.read_text() != text
+    with pytest.raises(ValueError, match="began with another model, other images or other"):
+        detect(model, data, out=str(tmp_path / "out"), resume=True)
 
 
 def test_pictures_show_what_is_there(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Segmentation from the command line to the table: choosing, testing, continuing, refusing."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ import leanvit
 from leanvit.cli import main
 from leanvit.config.dense import SegmentConfig
 from leanvit.core.errors import Stopped
-from leanvit.evaluation import segment as module
+from leanvit.evaluation import dense_task as module
 from leanvit.evaluation.map_pictures import MapPicture, draw_maps, palette
 from leanvit.evaluation.record import read_results
 from leanvit.evaluation.result import Result
@@ -26,6 +27,7 @@ from leanvit.weights.file import DENSE_FILE, FILE
 from leanvit.weights.loading import load_backbone
 from tests.integration.command import Says
 from tests.tables import write_maps, write_network, write_run
+from tests.tiny import CVT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAST: Mapping[str, Any] = {
@@ -192,6 +194,17 @@ def test_a_frozen_backbone_stays_as_it_is(
     assert all(before[name].equal(after[name]) for name in before) == frozen
 
 
+def test_a_step_on_frozen_batch_norms_may_be_split(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_network(tmp_path / "cvt.safetensors", config=CVT)
+    options = {"scale": (1.0, 1.0), "distort": 0.0, "frozen": True}
+    first, split = (segment(model, data, **options, accumulate=n).rows[0] for n in (1, 2))
+    assert split["miou"] == pytest.approx(first["miou"], abs=5)
+    with pytest.raises(ValueError, match="Batch norm in the backbone couples the images"):
+        segment(model, data, accumulate=2)
+
+
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_what_was_cut_off_continues_as_if_it_had_not_been(
     average: float, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +232,22 @@ def test_what_was_cut_off_continues_as_if_it_had_not_been(
         segment(model, data, out=str(tmp_path / "cut"), resume=True, **options, slide=True)
     with pytest.raises(ValueError, match="is not empty: continue the training in it"):
         segment(model, data, out=str(tmp_path / "cut"), **options)
+
+
+def test_an_edited_mask_is_another_and_a_copied_folder_is_not(model: Path, tmp_path: Path) -> None:
+    data = write_maps(tmp_path / "maps")
+    file = data / "train" / "masks" / "0.png"
+    mapped = np.asarray(Image.open(file))
+    Image.fromarray(mapped).save(file, compress_level=0)
+    options = {"out": str(tmp_path / "out"), "test_split": ""}
+    segment(model, data, **options)
+    copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    segment(model, copy, **options, resume=True)
+    size = file.stat().st_size
+    Image.fromarray(1 - mapped.clip(max=1)).save(file, compress_level=0)
+    assert file.stat().st_size == size
+    with pytest.raises(ValueError, match="began with another model, other images or other"):
+        segment(model, data, **options, resume=True)
 
 
 def test_pictures_show_what_is_told(model: Path, data: Path, tmp_path: Path) -> None:

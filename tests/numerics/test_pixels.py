@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 def test_scores_are_those_of_torchmetrics(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     classes = 2 + seed
-    found = Confusion(classes)
+    found = Confusion(tuple(map(str, range(classes))))
     settings: dict[str, Any] = {"num_classes": classes, "ignore_index": IGNORED}
     theirs = {
         "miou": MulticlassJaccardIndex(**settings, average="macro"),
@@ -44,10 +44,11 @@ def test_scores_are_those_of_torchmetrics(seed: int) -> None:
 
 
 def test_scores_by_hand() -> None:
-    found = Confusion(4)
+    found = Confusion(("a", "b", "c", "d"))
     truth = torch.tensor([[0, 0, 1, 1, 255]], dtype=torch.uint8)
     found.add(torch.tensor([[0, 1, 1, 2, 3]]), truth)
     assert found.overlaps() == [50.0, pytest.approx(100 / 3), 0.0, None]
+    assert found.of_classes() == dict(zip("abcd", found.overlaps(), strict=True))
     assert found.scores() == {
         "miou": pytest.approx((50 + 100 / 3) / 3),
         "pixels": 50.0,
@@ -56,7 +57,7 @@ def test_scores_by_hand() -> None:
 
 
 def test_nothing_to_count() -> None:
-    found = Confusion(2)
+    found = Confusion(("a", "b"))
     found.add(torch.zeros(2, 2), torch.full((2, 2), IGNORED, dtype=torch.uint8))
     with pytest.raises(ValueError, match="No pixel of the images to test on has a class"):
         found.scores()

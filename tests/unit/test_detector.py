@@ -12,7 +12,7 @@ from leanvit.config.dense import DetectorConfig
 from leanvit.data.batch import ObjectBatch, Objects
 from leanvit.methods.base import Moment
 from leanvit.methods.detector import NAMES, Detector, Sampler, build_detector
-from tests.tiny import FAMILIES, SWIN, VIT, noise
+from tests.tiny import CVT, FAMILIES, SWIN, VIT, noise
 
 AT = Moment(0, 10, 0, 0)
 CONFIG = DetectorConfig(classes=3, channels=8, hidden=16)
@@ -132,6 +132,14 @@ def test_a_frozen_backbone_gets_no_gradient() -> None:
     method(batch(), AT).total.backward()
     backbone = dict(method.network.backbone.named_parameters())
     assert all(p.grad is None and not p.requires_grad for p in backbone.values())
+
+
+def test_batch_norm_couples_no_images_where_it_is_frozen() -> None:
+    assert detector(CVT).coupled() and not detector(CVT, frozen=True, average=0.5).coupled()
+    network = detector(CVT, frozen=True).network.train()
+    found = noise(4, 3, 64, 64)
+    whole, first = network.maps(found), network.maps(found[:1])
+    assert all((whole[name][:1] - first[name]).abs().max() < 1e-5 for name in whole)
 
 
 def test_images_without_objects_teach_what_is_none() -> None:

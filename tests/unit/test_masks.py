@@ -1,5 +1,7 @@
 """Images with masks: every layout as it lies on disk, and what is wrong with a folder."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +123,21 @@ def test_a_source_changes_with_its_labels(tmp_path: Path) -> None:
     write_plain(tmp_path)
     mask(tmp_path / "val/masks/1.png", [0, 1, 1, 0, 1, 0, 0, 1, 2])
     assert open_masks(str(tmp_path), "val").fingerprint() != first
+
+
+def test_a_source_changes_with_a_mask_of_as_many_bytes_and_not_by_a_copy(tmp_path: Path) -> None:
+    write_plain(tmp_path / "first")
+    file = tmp_path / "first/val/masks/1.png"
+    before = open_masks(str(tmp_path / "first"), "val").fingerprint()
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "copy/val/masks/1.png", (0, 0))
+    assert open_masks(str(tmp_path / "copy"), "val").fingerprint() == before
+    file.write_bytes(bytes(file.stat().st_size))
+    source = open_masks(str(tmp_path / "first"), "val")
+    assert source.fingerprint() != before
+    file.unlink()
+    with pytest.raises(ValueError, match=r"mask 'val/masks/1.png' cannot be read: .*No such"):
+        source.fingerprint()
 
 
 def wrong_size(root: Path) -> None:

@@ -236,3 +236,6 @@ def test_a_source_changes_with_its_objects(tmp_path: Path) -> None:
     first = open_objects(str(write_coco(tmp_path)), "train").fingerprint()
     assert open_objects(str(write_coco(tmp_path)), "train").fingerprint() == first
     assert open_objects(str(write_coco(tmp_path, annotations=[])), "train").fingerprint() != first
+    file = write_coco(tmp_path) / "annotations/instances_train2017.json"
+    file.write_text(file.read_text().replace("[2, 3, 10, 17]", "[2, 3, 10, 18]"))
+    assert open_objects(str(tmp_path), "train").fingerprint() != first, "as many bytes"

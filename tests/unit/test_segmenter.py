@@ -16,7 +16,7 @@ from leanvit.methods.base import Moment
 from leanvit.methods.map_heads import HEADS
 from leanvit.methods.pyramid import Pyramid, look, region_side
 from leanvit.methods.segmenter import Segmenter, build_segmenter
-from tests.tiny import FAMILIES, SWIN, VIT, build, noise
+from tests.tiny import CVT, FAMILIES, SWIN, VIT, build, noise
 
 AT = Moment(0, 10, 0, 0)
 CONFIG = SegmenterConfig(classes=5, head="fpn", channels=8)
@@ -129,6 +129,26 @@ def test_micro_batches_are_exact() -> None:
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         if one.grad is not None:
             assert other.grad is not None and (one.grad - other.grad).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("backbone", [CVT, TimmConfig(image_size=64, name="test_resnet")])
+def test_batch_norm_couples_no_images_where_it_is_frozen(backbone: BackboneConfig) -> None:
+    """Batches of any size give the same gradients, bit for bit but for the order of sums."""
+    whole, parts = (segmenter(backbone, frozen=True, average=0.5, head="fpn") for _ in range(2))
+    assert not whole.coupled() and segmenter(backbone).coupled() and not segmenter(SWIN).coupled()
+    before = {name: value.clone() for name, value in parts.network.backbone.named_buffers()}
+    found = batch(64)
+    found.maps[:] = found.maps.clamp(max=4)
+    whole(found, AT).total.backward()
+    for part in found.split(2):
+        (parts(part, AT).total / 2).backward()
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        if one.grad is not None:
+            assert other.grad is not None and (one.grad - other.grad).abs().max() < 1e-5
+    parts.after_step(AT, torch.tensor(1.0))
+    for network in (parts.network, parts.average):
+        assert network is not None
+        assert all(before[n].equal(v) for n, v in network.backbone.named_buffers())
 
 
 def test_the_average_follows_the_network() -> None:

@@ -181,24 +181,15 @@ class SegmentConfig(DenseConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectCropConfig:
-    """The view of detection: the image scaled, a square crop of it, flipped, recolored."""
+class ObjectCropConfig(ScaledCropConfig):
+    """The view of detection: the same of an image that the square just holds, by its factor."""
 
     size: int = 640
-    """Side of the square in pixels."""
+    """Side of the square crop in pixels."""
     scale: tuple[float, float] = (0.1, 2.0)
     """Range of the factor of an image's size; at 1 the square just holds it."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
     distort: float = 0.0
     """Probability that brightness, contrast, saturation and hue are changed."""
-
-    def __post_init__(self) -> None:
-        require(self, AT_LEAST_ONE, "size")
-        require(self, POSITIVE, "scale")
-        require(self, SHARE, "flip", "distort")
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale goes from small to large, not {self.scale}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvit.config.convert import leaves, replace_options, to_dict
+from leanvit.config.dense import DetectorConfig, SegmenterConfig
 from leanvit.config.duration import Duration, steps
 from leanvit.config.methods import (
     DinoConfig,
@@ -228,7 +229,8 @@ def _check(config: RunConfig, facts: Facts) -> None:
         )
     if train.device == "cuda" and facts.device != "cuda":
         raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
-    if train.accumulate > 1 and config.backbone.batch_norm:
+    frozen = isinstance(config.method, SegmenterConfig | DetectorConfig) and config.method.frozen
+    if train.accumulate > 1 and config.backbone.batch_norm and not frozen:
         raise ValueError(
             "Batch norm in the backbone couples the images of a batch, so a step cannot be split: "
             "set train.accumulate to 1, or choose another backbone and heads without batch norm."

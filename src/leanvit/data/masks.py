@@ -16,7 +16,7 @@ from torch import Tensor
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.names import IMAGE_SUFFIXES
-from leanvit.data.sources import About, FileSource, is_folder
+from leanvit.data.sources import About, FileSource, is_folder, needed_folder
 
 IGNORED = 255
 """What a map holds where a pixel has no class: not learned, not counted."""
@@ -102,10 +102,18 @@ class MaskSource(FileSource):
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of all paths, of what values mean, and of the masks' sizes in bytes."""
-        sizes = [(self.root / mask).stat().st_size for mask in self._masks]
-        words = f"{super().fingerprint()} {self.classes} {sizes}".encode() + self._table.tobytes()
-        return hashlib.sha256(words).hexdigest()
+        """Return a digest of all paths, of what values mean, and of the masks, which are all read.
+
+        Raises ValueError for one that cannot be read.
+        """
+        words = f"{super().fingerprint()} {self.classes}".encode() + self._table.tobytes()
+        found = hashlib.sha256(words)
+        for name in self._masks:
+            try:
+                found.update(hashlib.sha256((self.root / name).read_bytes()).digest())
+            except OSError as error:
+                raise ValueError(f"The mask {name!r} cannot be read: {error}.") from error
+        return found.hexdigest()
 
     def _known(self) -> str:
         values = np.flatnonzero((self._table >= 0) & (self._table != IGNORED))
@@ -151,11 +159,8 @@ def open_masks(folder: str, split: str, ignore: Sequence[int] = ()) -> MaskSourc
     ignore: values of masks that are no class, besides 255. Raises ValueError if the folder has no
     known layout, if the split has no image, or if an image has no mask.
     """
-    root = Path(folder)
-    if not folder or not is_folder(root):
-        given = f"the folder {folder!r} does not exist" if folder else "no folder was named"
-        raise ValueError(f"Images with masks are needed (--data FOLDER), and {given}.")
-    layout = next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
+    root = needed_folder(folder, "masks")
+    layout = _layout(root)
     pairs = layout.pairs(root, split)
     if not pairs:
         raise ValueError(
@@ -185,9 +190,11 @@ def _without(
 
 def has_split(folder: str, split: str) -> bool:
     """Whether a folder has images for a split."""
-    root = Path(folder)
-    layout = next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
-    return bool(layout.pairs(root, split))
+    return bool(_layout(Path(folder)).pairs(Path(folder), split))
+
+
+def _layout(root: Path) -> Layout:
+    return next((one for one in LAYOUTS if all((root / p).exists() for p in one.mark)), PLAIN)
 
 
 def _images_below(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from leanvit.config.dense import ObjectCropConfig
@@ -18,7 +17,7 @@ from leanvit.data.batch import ObjectBatch, Objects
 from leanvit.data.loader import Decoded, examples
 from leanvit.data.objects import ObjectSource
 from leanvit.data.sampler import Key, draw_key
-from leanvit.data.scaled_crops import JITTER, nearest, normalized
+from leanvit.data.scaled_crops import cropping, nearest, normalized
 from leanvit.kernels.multicrop import Channels
 
 SMALLEST = 1.0
@@ -48,14 +47,7 @@ class ObjectCrops(Dataset[ObjectBatch | ValueError]):
     ) -> None:
         self.source, self.config, self.masks, self.seed = source, config, masks, seed
         self.mean, self.std = mean, std
-        fill = {tv_tensors.Image: [255 * m for m in mean], tv_tensors.Mask: 0}
-        self._transform = v2.Compose(
-            [
-                v2.RandomCrop(config.size, pad_if_needed=True, fill=fill),
-                v2.RandomHorizontalFlip(config.flip),
-                v2.RandomApply([v2.ColorJitter(**JITTER)], config.distort),
-            ]
-        )
+        self._transform = cropping(config, mean, 0)
 
     def batch(self, keys: Sequence[Key]) -> ObjectBatch | ValueError:
         """Return a batch, or the error of the first image or outline that is none."""

@@ -22,7 +22,7 @@ from leanvit.config.names import unknown_name
 from leanvit.core.console import warn
 from leanvit.data.batch import Objects, Unreadable
 from leanvit.data.decode import read_image
-from leanvit.data.sources import About, FileSource, is_folder
+from leanvit.data.sources import About, FileSource, needed_folder
 
 Polygon = Sequence[float]
 """x and y of its corners, in turns."""
@@ -121,7 +121,7 @@ class ObjectSource(FileSource):
             )
 
     def fingerprint(self) -> str:
-        """Return a digest of all paths, objects and classes."""
+        """Return a digest of all paths, of the objects as they were read, and of classes."""
         words = f"{super().fingerprint()} {self.classes} {self._objects!r}".encode()
         return hashlib.sha256(words).hexdigest()
 
@@ -168,10 +168,7 @@ def open_objects(folder: str, split: str, known: tuple[str, ...] | None = None) 
     known: the classes of the images that these are compared with. Raises ValueError if the folder
     has no known layout, if the split has no image, and for annotations that say nothing.
     """
-    root = Path(folder)
-    if not folder or not is_folder(root):
-        given = f"the folder {folder!r} does not exist" if folder else "no folder was named"
-        raise ValueError(f"Images with objects are needed (--data FOLDER), and {given}.")
+    root = needed_folder(folder, "objects")
     layout = _layout(root)
     if layout is None:
         raise ValueError(

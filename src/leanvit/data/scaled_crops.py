@@ -46,6 +46,18 @@ def normalized(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
     return tv.normalize(pixels.float() / 255, list(mean), list(std))
 
 
+def cropping(config: ScaledCropConfig, mean: Channels, outside: int) -> v2.Compose:
+    """Return what crops, flips and recolors; outside: what masks hold beyond the image."""
+    fill = {tv_tensors.Image: [255 * m for m in mean], tv_tensors.Mask: outside}
+    return v2.Compose(
+        [
+            v2.RandomCrop(config.size, pad_if_needed=True, fill=fill),
+            v2.RandomHorizontalFlip(config.flip),
+            v2.RandomApply([v2.ColorJitter(**JITTER)], config.distort),
+        ]
+    )
+
+
 class ScaledCrops(Dataset[MapBatch | ValueError]):
     """The examples at given places of the order, drawn by (seed, epoch, image)."""
 
@@ -61,14 +73,7 @@ class ScaledCrops(Dataset[MapBatch | ValueError]):
     ) -> None:
         self.source, self.config, self.short_side, self.seed = source, config, short_side, seed
         self.mean, self.std = mean, std
-        fill = {tv_tensors.Image: [255 * m for m in mean], tv_tensors.Mask: IGNORED}
-        self._transform = v2.Compose(
-            [
-                v2.RandomCrop(config.size, pad_if_needed=True, fill=fill),
-                v2.RandomHorizontalFlip(config.flip),
-                v2.RandomApply([v2.ColorJitter(**JITTER)], config.distort),
-            ]
-        )
+        self._transform = cropping(config, mean, IGNORED)
 
     def batch(self, keys: Sequence[Key]) -> MapBatch | ValueError:
         """Return a batch, or the error of the first image or mask that is none."""

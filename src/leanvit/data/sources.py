@@ -399,6 +399,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def needed_folder(name: str, what: str) -> Path:
+    """Return the folder of images with such annotations. Raises ValueError if there is none."""
+    if not name or not is_folder(Path(name)):
+        given = f"the folder {name!r} does not exist" if name else "no folder was named"
+        raise ValueError(f"Images with {what} are needed (--data FOLDER), and {given}.")
+    return Path(name)
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file."""
     try:

@@ -15,7 +15,6 @@ from torch import Tensor
 from leanvit.backbones.base import evaluating
 from leanvit.config import (
     AdamWConfig,
-    DataConfig,
     FineTuneViewsConfig,
     MixConfig,
     RunConfig,
@@ -38,7 +37,16 @@ from leanvit.evaluation.adapting import fit_to_tune, keep_first
 from leanvit.evaluation.features import Described, describe_classes
 from leanvit.evaluation.inputs import Seen, see
 from leanvit.evaluation.result import Result, headline
-from leanvit.evaluation.tuned import Files, Folder, Tuning, with_readable
+from leanvit.evaluation.tuned import (
+    COMMON,
+    Files,
+    Folder,
+    Tuning,
+    begin,
+    data_of,
+    in_own_words,
+    with_readable,
+)
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.supervised import Supervised
 from leanvit.recipes.finetuning import FINETUNE_RECIPES
@@ -49,19 +57,8 @@ from leanvit.weights.loading import open_weights
 from leanvit.weights.report import Weights
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "duration": ("train.duration",),
-    "accumulate": ("train.accumulate",),
-    "precision": ("train.precision",),
-    "device": ("train.device",),
+    **COMMON,
     "lr": ("optim.lr.peak",),
-    "warmup": ("optim.lr.warmup",),
-    "layer_decay": ("optim.layer_decay",),
-    "weight_decay": (
-        "optim.weight_decay.start",
-        "optim.weight_decay.peak",
-        "optim.weight_decay.end",
-    ),
-    "clip": ("optim.clip",),
     "randaugment": ("method.views.randaugment",),
     "erase": ("method.views.erase",),
     "repeats": ("method.views.repeats",),
@@ -71,7 +68,6 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "distillation": ("method.distillation",),
     "distillation_weight": ("method.distillation_weight",),
     "distillation_temperature": ("method.distillation_temperature",),
-    "every": ("watch.every",),
 }
 """Option of fine-tuning -> what it is called in a run."""
 LAST = (
@@ -160,13 +156,7 @@ def run_config(
             else MixConfig(),
         ),
         backbone=weights.config,
-        data=DataConfig(
-            source=config.data,
-            workers=seen.workers,
-            mean=three(weights.mean),
-            std=three(weights.std),
-            max_unreadable=config.max_unreadable,
-        ),
+        data=data_of(config, weights, seen.workers),
         optim=AdamWConfig(
             lr=Schedule(peak=1.0, end=1e-6), weight_decay=constant(0.0), clip_by="global"
         ),
@@ -177,24 +167,8 @@ def run_config(
     run = compose(run, optimizer=config.optimizer, options=options)
     if config.optimizer == "sgd":
         run = compose(run, options={"optim.nesterov": True})
-    try:
+    with in_own_words({**OPTIONS, "train_batch": ("train.batch",)}):
         return resolve(run, gather_facts(learn)).config
-    except ValueError as error:
-        raise ValueError(_in_own_words(str(error))) from error
-
-
-def _in_own_words(text: str) -> str:
-    """Return what is said of a run's options with the names that fine-tuning has for them."""
-    for name, places in {**OPTIONS, "train_batch": ("train.batch",)}.items():
-        for place in places:
-            text = text.replace(place, name)
-    return text
-
-
-def three(channels: tuple[float, ...]) -> tuple[float, float, float]:
-    """Return the values of three channels as a configuration has them."""
-    red, green, blue = channels
-    return red, green, blue
 
 
 def start(
@@ -209,10 +183,7 @@ def start(
     assert isinstance(method, Supervised)
     if state is not None and isinstance(keep_blocks, int):
         state = keep_first(state, method.backbone, keep_blocks)
-    for network in method.backbones():
-        if state is not None:
-            network.load_state_dict(state)
-        network.mean, network.std = run.data.mean, run.data.std
+    begin(method, state, run)
     return method
 
 

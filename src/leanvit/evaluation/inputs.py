@@ -256,10 +256,15 @@ def see(config: ImagesConfig, nominal: int, source: Source, quiet: bool) -> Seen
     device = device_of(config)
     size = nominal if config.image_size == "auto" else config.image_size
     crop = usual_crop(source, size) if config.crop == "auto" else config.crop
-    cores = len(os.sched_getaffinity(0))
-    workers = min(cores - 1, 16) if config.workers == "auto" else config.workers
     keeps = isinstance(config, EvaluationConfig) and config.keep_features
-    return Seen(config, device, size, crop, workers, keeps, quiet)
+    return Seen(config, device, size, crop, workers_of(config), keeps, quiet)
+
+
+def workers_of(config: ImagesConfig | DenseConfig) -> int:
+    """Return how many processes read images."""
+    if config.workers != "auto":
+        return config.workers
+    return min(len(os.sched_getaffinity(0)) - 1, 16)
 
 
 def protocols_of(config: ProbeConfig) -> tuple[str, ...]:

@@ -15,17 +15,18 @@ from leanvit.data.masks import IGNORED
 class Confusion:
     """How many pixels of each class (rows) were told as which (columns)."""
 
-    classes: int
+    classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.classes, self.classes, dtype=torch.int64)
+        self.counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
 
     def add(self, told: Tensor, truth: Tensor) -> None:
         """Count the pixels of an image: told [h, w], truth [h, w] with IGNORED for no class."""
         there = truth != IGNORED
-        pairs = self.classes * truth[there].long() + told[there].long()
-        found = torch.bincount(pairs.flatten(), minlength=self.classes**2)
-        self.counts += found.view(self.classes, self.classes).cpu()
+        count = len(self.classes)
+        pairs = count * truth[there].long() + told[there].long()
+        found = torch.bincount(pairs.flatten(), minlength=count**2)
+        self.counts += found.view(count, count).cpu()
 
     def overlaps(self) -> list[float | None]:
         """Return intersection over union of each class in percent; None for one that nowhere is.
@@ -37,6 +38,10 @@ class Confusion:
         return [
             100 * float(hit / all_) if all_ else None for hit, all_ in zip(hits, union, strict=True)
         ]
+
+    def of_classes(self) -> dict[str, float | None]:
+        """Return the overlap of each class by its name."""
+        return dict(zip(self.classes, self.overlaps(), strict=True))
 
     def scores(self) -> dict[str, float]:
         """Return mean IoU, and the accuracy of pixels and of classes (mean), in percent.

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -10,12 +11,15 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from leanvit.config import RunConfig, to_dict
+from leanvit.config import DataConfig, RunConfig, to_dict
+from leanvit.config.dense import DenseConfig
+from leanvit.config.evaluation import FinetuneConfig
 from leanvit.core.console import warn
 from leanvit.core.files import refusals_named
 from leanvit.data.batch import Batch, Unreadable
 from leanvit.data.sampler import Order
 from leanvit.evaluation.inputs import require_readable
+from leanvit.methods.base import Method
 from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint, save_checkpoint
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer
@@ -23,6 +27,61 @@ from leanvit.train.state import TrainState
 from leanvit.train.terminal import Terminal
 from leanvit.weights.card import METRICS
 from leanvit.weights.file import replace_file
+from leanvit.weights.report import Weights
+
+COMMON: Mapping[str, tuple[str, ...]] = {
+    "duration": ("train.duration",),
+    "accumulate": ("train.accumulate",),
+    "precision": ("train.precision",),
+    "device": ("train.device",),
+    "warmup": ("optim.lr.warmup",),
+    "layer_decay": ("optim.layer_decay",),
+    "weight_decay": (
+        "optim.weight_decay.start",
+        "optim.weight_decay.peak",
+        "optim.weight_decay.end",
+    ),
+    "clip": ("optim.clip",),
+    "every": ("watch.every",),
+}
+"""Option of all such trainings -> what it is called in a run."""
+
+
+def data_of(config: DenseConfig | FinetuneConfig, weights: Weights, workers: int) -> DataConfig:
+    """Return the images of a run, with the channels that its weights know."""
+    return DataConfig(
+        source=config.data,
+        workers=workers,
+        mean=_three(weights.mean),
+        std=_three(weights.std),
+        max_unreadable=config.max_unreadable,
+    )
+
+
+def _three(channels: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = channels
+    return red, green, blue
+
+
+@contextmanager
+def in_own_words(options: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
+    """Name options of a run, in what is said of them, as an evaluation calls them."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for name, places in options.items():
+            for place in places:
+                text = text.replace(place, name)
+        raise ValueError(text) from error
+
+
+def begin(method: Method, state: Mapping[str, Tensor] | None, run: RunConfig) -> None:
+    """Give a method's backbones the weights that they start from; None for those that they have."""
+    for network in method.backbones():
+        if state is not None:
+            network.load_state_dict(state)
+        network.mean, network.std = run.data.mean, run.data.std
 
 
 class Replacing(Batch, Protocol):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from leanvit.backbones.base import Backbone
 from leanvit.core.ema import ema_update, follow_buffers
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.base import Method, Moment
 
 N = TypeVar("N", bound=nn.Module)
@@ -43,6 +44,13 @@ class Averaged(Method, Generic[N]):
     def part(self, name: str) -> str:
         """Return the network's part that a parameter belongs to."""
         return name.split(".")[1]
+
+    def coupled(self) -> bool:
+        """Whether batch norm couples images; a frozen backbone's norms by what it knows already."""
+        backbone = backbone_of(self.network)
+        learns = any(parameter.requires_grad for parameter in backbone.parameters())
+        still = set() if learns else {*backbone.modules()}
+        return any(isinstance(part, SyncBatchNorm) for part in {*self.network.modules()} - still)
 
     @torch.no_grad()
     def after_step(self, at: Moment, sound: Tensor) -> None:

@@ -16,6 +16,7 @@ from leanvit.config import Schedule
 from leanvit.core import random
 from leanvit.core.precision import to_device
 from leanvit.core.schedules import schedule_value
+from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.data.views import ViewSpec
 
 
@@ -89,6 +90,10 @@ class Method(nn.Module):
     def frozen(self, at: Moment) -> list[nn.Parameter]:
         """Return the parameters that get no gradient and no update now, used or not."""
         return []
+
+    def coupled(self) -> bool:
+        """Whether batch norm couples the images of a batch, so that a step cannot be split."""
+        return any(isinstance(module, SyncBatchNorm) for module in self.modules())
 
 
 COPIES = 1 << 40

@@ -9,7 +9,6 @@ from torch import Tensor
 from leanvit.config import RunConfig
 from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
-from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.methods.base import Method, Moment, StepOutput
 from leanvit.train.guard import Event, Guard
 from leanvit.train.metrics import Meter
@@ -28,8 +27,7 @@ class TrainState:
     """The method under training and everything that a checkpoint must hold."""
 
     def __init__(self, method: Method, config: RunConfig, *, epoch_steps: int) -> None:
-        coupled = any(isinstance(module, SyncBatchNorm) for module in method.modules())
-        if coupled and config.train.accumulate > 1:  # what timm's networks hold shows only now
+        if config.train.accumulate > 1 and method.coupled():  # timm's networks show it only now
             raise ValueError(
                 "Batch norm couples the images of a batch, so a step cannot be split: set "
                 "train.accumulate to 1 or choose another backbone, and heads without batch norm."
