@@ -12,6 +12,8 @@ from torch import Tensor
 from leanvit.analysis.subjects import Scene, Subject
 from leanvit.config.analysis import PcaConfig
 
+SHADES = 3
+"""Components that make a color."""
 LIMITS = (0.02, 0.98)
 """Quantiles of a component that become the darkest and the brightest shade."""
 FEWEST = 0.05
@@ -46,7 +48,7 @@ def components(grid: Tensor, *, foreground: bool) -> Components:
         first = _project(rows, 1)[0][:, 0].view(b, h, w)
         inside = _away_from_border(first)
     chosen = rows[inside.flatten()]
-    values, explained = _project(chosen, 3)
+    values, explained = _project(chosen, SHADES)
     low, high = (torch.quantile(values, share, dim=0) for share in LIMITS)
     shades = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
     colors = torch.zeros(b * h * w, 3, dtype=shades.dtype)

@@ -181,9 +181,12 @@ def alike(left: Backbone, right: Backbone) -> bool:
 
 
 def names_of(models: Sequence[str | Path]) -> list[str]:
-    """Return the last part of each name, or the whole where that is not enough to tell."""
-    short = [last_part(str(model)) or str(model) for model in models]
-    many = Counter(short)
-    return [
-        name if many[name] == 1 else str(model) for name, model in zip(short, models, strict=True)
-    ]
+    """Return the end of each name, of as few parts as tell it from the others."""
+    found = [last_part(str(model)) or str(model) for model in models]
+    for parts in range(2, max(len(Path(model).parts) for model in models) + 1):
+        many = Counter(found)
+        found = [
+            name if many[name] == 1 else "/".join(Path(model).parts[-parts:])
+            for name, model in zip(found, models, strict=True)
+        ]
+    return found

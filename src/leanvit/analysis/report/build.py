@@ -44,6 +44,8 @@ from leanvit.weights.card import last_part
 
 PAGE = "report.html"
 MEGABYTE = 10**6
+FINE = 7
+"""Rows or columns of regions from which the page tells foreground from background."""
 ASKED = 6
 """Images whose neighbours are shown."""
 
@@ -56,7 +58,8 @@ class Findings:
     """Of the networks whose attention can be looked at."""
     likeness: Sequence[cka.Likeness]
     spaces: Sequence[spectrum.Space]
-    painted: pca.Painted
+    painted: pca.Painted | None
+    """None of too few regions for components."""
     neighbors: retrieval.Found
     pairs: Sequence[Pair]
     matchings: Sequence[Sequence[Matching]]
@@ -113,23 +116,31 @@ def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
     enough = min(len(scene.source), config.batch) >= cka.LEAST
     if not enough:
         notes.append(f"CKA is left out: it needs {cka.LEAST} images at a time at least.")
-    few = replace(scene, source=at_most(scene.source, config.gallery))
     pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
     return Findings(
         attention.look_at_heads(AttentionConfig(), seen_heads) if able else [],
         cka.look_at_likeness(CkaConfig(batch=config.batch), scene) if enough else [],
         spectrum.look_at_space(RankConfig(), scene),
-        pca.look_at_components(PcaConfig(), few),
+        _painted(config, scene, notes),
         retrieval.look_at_neighbors(RetrievalConfig(queries=ASKED), scene),
         pairs,
         look_at_pairs(pairs, scene.subjects),
     )
 
 
+def _painted(config: ReportConfig, scene: Scene, notes: list[str]) -> pca.Painted | None:
+    """Return a few images and the colors of their regions; of few regions none are left out."""
+    few = replace(scene, source=at_most(scene.source, config.gallery))
+    grids = [sections.grid_of(subject) for subject in scene.subjects]
+    if min(h * w for h, w in grids) * len(few.source) <= pca.SHADES:
+        notes.append("Components of region features are left out: there are too few regions.")
+        return None
+    return pca.look_at_components(PcaConfig(foreground=min(map(min, grids)) >= FINE), few)
+
+
 def tell(found: Findings, scene: Scene, folder: Path) -> Iterator[Sequence[str]]:
     """Write the pictures and numbers of every analysis; yield the names of the files of each."""
     able = replace(scene, subjects=[each.subject for each in found.heads])
-    few = replace(scene, source=Subset(scene.source, found.painted.index.tolist()))
     told: list[tuple[AnyAnalysis, Scene, Result]] = []
     if found.heads:
         heads = AttentionConfig()
@@ -139,9 +150,11 @@ def tell(found: Findings, scene: Scene, folder: Path) -> Iterator[Sequence[str]]
         told.append((asked, scene, tell_likeness(asked, scene, found.likeness, folder)))
     matched = CorrespondencePicturesConfig(images=len(found.pairs))
     pairs = tell_pairs(matched, scene, found.pairs, found.matchings, folder)
+    if found.painted:
+        few = replace(scene, source=Subset(scene.source, found.painted.index.tolist()))
+        told.append((PcaConfig(), few, tell_components(found.painted, folder)))
     told += [
         (RankConfig(), scene, tell_space(found.spaces, folder)),
-        (PcaConfig(), few, tell_components(found.painted, folder)),
         (matched, scene, pairs),
         (RetrievalConfig(), scene, tell_neighbors(scene, found.neighbors, folder)),
     ]

@@ -123,8 +123,16 @@ def run_pictures(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     ]
 
 
-def gallery(scene: Scene, found: pca.Painted) -> dict[str, Any]:
+def grid_of(subject: Subject) -> tuple[int, int]:
+    """Return the rows and columns of regions that a network has."""
+    h, w = subject.says(torch.zeros(1, 3, subject.size, subject.size)).grid.shape[1:3]
+    return h, w
+
+
+def gallery(scene: Scene, found: pca.Painted | None) -> dict[str, Any]:
     """Return images and, for each network, the colors of their regions."""
+    if found is None:
+        return {"gallery": [], "pca": []}
     source = scene.source
     shown = [
         {
