@@ -27,7 +27,9 @@ faults: install
 demo: install
 	$(BIN)/leanvit pretrain esvit_laptop --data sample --out runs/demo --overwrite
 	$(BIN)/leanvit evaluate knn runs/demo --data sample
+	$(BIN)/leanvit analyze report runs/demo --data sample --out runs/demo/report
 	@echo "Backbone, curves, views and matched regions: runs/demo (curves.png, views.png, matches.png)"
+	@echo "Open this page in a browser: runs/demo/report/report.html"
 
 clean:
 	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache

@@ -15,6 +15,7 @@ from leanvit.cli import COMMANDS, main
 from leanvit.commands.runs import COMMON
 from leanvit.config import to_dict
 from leanvit.config.convert import leaves
+from leanvit.config.analysis import ANALYSIS_CONFIGS
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig
 from leanvit.recipes import RECIPES, recipe
 from tests.integration.command import TINY, Finished, Says, contents, leanvit_process, refused
@@ -62,6 +63,8 @@ HELP = [
     ("replay", "--help"),
     ("evaluate", "--help"),
     *[("evaluate", name, "--help") for name in EVALUATION_CONFIGS],
+    ("analyze", "--help"),
+    *[("analyze", name, "--help") for name in ANALYSIS_CONFIGS],
     ("embed", "--help"),
     ("convert", "--help"),
     ("backbones", "--help"),
@@ -97,7 +100,7 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "__version__ check compare convert describe_backbones embed evaluate list_backbones "
+        "__version__ analyze check compare convert describe_backbones embed evaluate list_backbones "
         "load_backbone pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
@@ -277,7 +280,7 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 MISTAKES = [
     (
         "train",
-        "Unknown command 'train'; did you mean 'pretrain'? Known: backbones, bench, check, ",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: analyze, backbones, bench, check, ",
     ),
     ("pretrain", "Name a recipe first: d2mae, "),
     ("check --data x", "Name a recipe first: d2mae, "),

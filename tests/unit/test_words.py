@@ -16,6 +16,7 @@ from leanvit.config import (
     to_dict,
 )
 from leanvit.config.convert import KINDS, leaves
+from leanvit.config.analysis import ANALYSIS_CONFIGS
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, KnnConfig, LinearConfig
 from leanvit.config.words import Parser, add_options, field_docs, options_of, parse_options
 from leanvit.recipes import RECIPES, recipe
@@ -25,6 +26,7 @@ CONFIGS: dict[str, Any] = {
     **{name: compose(recipe("esvit"), backbone=name) for name in BACKBONES},
     **{name: compose(recipe("esvit"), optimizer=name) for name in KINDS[OptimConfig]},
     **{f"evaluate {name}": kind() for name, kind in EVALUATION_CONFIGS.items()},
+    **{f"analyze {name}": kind() for name, kind in ANALYSIS_CONFIGS.items()},
     "embed": EmbedConfig(),
 }
 """Every configuration that a command may start from."""
