@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test check faults demo clean
+.PHONY: install test test-browser check faults demo clean
 
 install: .venv/installed
 
@@ -19,7 +19,16 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --ignore=tests/browser
+
+# the report page, in a headless Chromium; LEANVIT_SCREENSHOTS names a folder for pictures of it
+test-browser: .venv/browser
+	tests/browser/browser.sh
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser
+
+.venv/browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	touch $@
 
 faults: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --count 100 --write
@@ -32,4 +41,4 @@ demo: install
 	@echo "Open this page in a browser: runs/demo/report/report.html"
 
 clean:
-	rm -rf .venv runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv runs screenshots .mypy_cache .pytest_cache .ruff_cache

@@ -53,7 +53,7 @@ const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;"
   .replace(/>/g, "&gt;").replace(/%\{/g, "%&#123;");
 
 const short = (text, most = 32) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}\u00a0%`;
 const finite = (value) => typeof value === "number" && Number.isFinite(value);
 const filled = (list) => Array.isArray(list) && list.length > 0;
 const unique = (list) => [...new Set(list)];
@@ -102,8 +102,8 @@ const untrained = (index) =>
   MODELS[index] && !MODELS[index].trained ? el("span", { class: "badge" }, "untrained") : null;
 
 /** A model's sign, name and whether it is trained. */
-const named = (index) => el("span", { class: "named" }, swatch(index),
-  el("span", { class: "name", title: modelName(index) }, modelName(index)), untrained(index));
+const named = (index) => el("span", { class: "named" }, swatch(index), el("span", { class: "who" },
+  el("span", { class: "name", title: modelName(index) }, modelName(index)), untrained(index)));
 
 // ---------------------------------------------------------------- charts
 
@@ -202,7 +202,7 @@ function overview() {
   const bare = MODELS.length - trained;
   const count = (n, word) => `${n} ${word} network${n === 1 ? "" : "s"}`;
   const who = [trained ? count(trained, "trained") : "", bare ? count(bare, "untrained") : ""].filter(Boolean);
-  $("subtitle").textContent = `${who.join(" and ")}, looked at on ${figure(DATA.images)} images of ${DATA.data}.`;
+  $("subtitle").textContent = `${who.join(" and ")}, looked at on ${figure(DATA.images)} images: ${DATA.data}.`;
   for (const [index, model] of MODELS.entries()) {
     const facts = el("dl", {}, (model.facts || []).map(([label, value]) =>
       el("div", {}, el("dt", {}, String(label)), el("dd", {}, String(value)))));
@@ -240,7 +240,15 @@ function curveOf(panel) {
       hovertemplate: `step %{x}: %{y:.4~g}<extra>${plain(short(name, 48))}</extra>` };
   });
   return { traces: [...traces, ...(names.length > 1 ? endNames(panel) : [])],
-    look: { xaxis: { title: "step" }, yaxis: { title: panel.unit || panel.title } } };
+    look: { margin: { l: 56, r: names.length > 1 ? 74 : 14, t: 12, b: 44 }, xaxis: { title: "step", ...widthOf(panel) },
+      yaxis: { title: panel.unit || panel.title } } };
+}
+
+/** The steps shown: from the first to the last, so that names stand to the right of the lines. */
+function widthOf(panel) {
+  const steps = panel.series.flatMap((one) => [one.x[0], one.x[one.x.length - 1]]).filter(finite);
+  const [first, last] = [Math.min(...steps), Math.max(...steps)];
+  return first < last ? { range: [first - 0.02 * (last - first), last + 0.01 * (last - first)] } : {};
 }
 
 /** The name of each series, written at the end of its line. */
@@ -248,8 +256,8 @@ function endNames(panel) {
   return panel.series.map((one) => {
     const last = one.y.reduce((found, y, i) => finite(y) ? i : found, -1);
     return { type: "scatter", mode: "text", x: [one.x[last]], y: [one.y[last]], meta: one.model, hoverinfo: "skip",
-      text: [plain(short(one.name, 20))], textposition: "top left", cliponaxis: false,
-      textfont: { color: color(one.model), size: 11 } };
+      text: [`\u2002${plain(short(one.name, 14))}`], textposition: "middle right", cliponaxis: false,
+      textfont: { color: ink().soft, size: 11 } };
   }).filter((trace) => trace.x[0] !== undefined);
 }
 
@@ -268,8 +276,8 @@ function bestOf(title, values) {
 /** Digits after the point, the same for the whole column. */
 function digitsOf(values) {
   const numbers = values.filter(finite);
-  if (numbers.every(Number.isInteger)) return 0;
-  return Math.max(...numbers.map(Math.abs)) >= 10 ? 1 : 3;
+  const most = Math.max(...numbers.map(Math.abs)) >= 10 ? 1 : 3;
+  return Math.min(most, Math.max(...numbers.map((value) => (String(value).split(".")[1] || "").length)));
 }
 
 function results() {
@@ -637,7 +645,7 @@ function paintStage(one, record, region) {
 
 function paintMap(canvas, values, [h, w], [low, high]) {
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // tiny: no business of the GPU
   const image = context.createImageData(w, h);
   values.forEach((value, i) => {
     image.data.set([...shade(VIRIDIS, (value - low) / (high - low || 1)), 255], 4 * i);
@@ -751,7 +759,7 @@ function paintMarks(record) {
   for (let region = 0; region < record.match.length; region++) {
     const [y, x] = place(region, record.grid);
     const verdict = hit(record, region);
-    if (verdict === "yes") ui.left.marks.append(svg("circle", { cx: x + 0.5, cy: y + 0.5, r: 0.16, class: "yes" }));
+    if (verdict === "yes") ui.left.marks.append(svg("circle", { cx: x + 0.5, cy: y + 0.5, r: 0.12, class: "yes" }));
     if (verdict === "no") ui.left.marks.append(svg("path", { d: `M${x + 0.36} ${y + 0.36}l.28 .28m0 -.28l-.28 .28`, class: "no" }));
   }
 }
