@@ -15,8 +15,8 @@ if command -v apt-get >/dev/null; then
         [ -t 0 ] && as_root="sudo"
     fi
     echo "No Chromium on PATH: trying apt-get install chromium."
-    { $as_root apt-get update -qq &&
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } \
+    { $as_root timeout 120 apt-get update -qq &&
+        $as_root timeout 300 env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; } \
         >/dev/null 2>&1
     present && exit 0
 fi
