@@ -160,7 +160,7 @@ def test_a_file_that_changed_has_no_figures(model: Path, data: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("models", "text"),
     [
-        ([], "Name the models to compare"),
+        ([], "Name a model or more first"),
         (["{first}", "{first}"], "first' is named twice"),
         (["{new}"], "Nothing was found of '.*new' yet"),
         (["swin_tiny"], "it is no run: name --results FILE"),
