@@ -16,9 +16,18 @@ from leanvit.analysis.analyze import RUNNERS
 from leanvit.analysis.pairs import Pair, matching, pairs_of
 from leanvit.cli import main
 from leanvit.config.analysis import ANALYSIS_CONFIGS
+from leanvit.config.resume import read_past
 from leanvit.core.errors import RunError
+from leanvit.data.decode import to_pixels
+from leanvit.data.images import middle
+from leanvit.data.sources import at_most, open_source
 from leanvit.evaluation.result import Result
+from leanvit.methods.catalogue import build_method
+from leanvit.methods.dino import DINO
+from leanvit.train.checkpoint import CHECKPOINTS, newest_checkpoint
 from leanvit.weights.loading import load_backbone
+from leanvit.weights.whole import strip
+from tests.integration.command import Finished
 from tests.tables import write_network, write_run
 from tests.tiny import CVT, SWIN, TIMM_CONVOLUTIONS, VIT, build, write_backbone
 
@@ -183,6 +192,34 @@ def test_names_tell_networks_apart(data: Path, tmp_path: Path) -> None:
     assert result.facts["models"] == ["a/x.safetensors", "b/x.safetensors", "run"]
 
 
+def test_prototypes_are_those_of_the_teacher(run: Finished, tmp_path: Path) -> None:
+    result = found("rank", run.out, Path(run.data), tmp_path / "out", untrained=True)
+    assert result.rows[0]["prototypes"] is None, "before training there are none to speak of"
+    checkpoint = newest_checkpoint(run.out / CHECKPOINTS)
+    assert checkpoint is not None
+    method = build_method(*configs_of(run.out), 0)
+    method.load_state_dict(strip(checkpoint.tensors(), "method."))
+    assert isinstance(method, DINO)
+    source = at_most(open_source(run.data), 10)
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (method.encoder().mean, method.encoder().std)
+    )
+    pixels = torch.stack([middle(to_pixels(source[i].image), 32, 1.0) for i in range(10)])
+    with torch.no_grad():
+        rows = method.teacher.head(method.eval().encoder().features((pixels - mean) / std).pooled)
+    chosen = (rows.rows @ rows.prototypes.T - method.center.value).argmax(1)
+    share = chosen.bincount().double()
+    share = share[share > 0] / 10
+    row = result.rows[1]
+    assert (row["prototypes"], row["taken"]) == (16, len(share))
+    assert row["perplexity"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())))
+
+
+def configs_of(folder: Path) -> tuple[Any, Any]:
+    config = read_past(folder).resolved.config
+    return config.method, config.backbone
+
+
 @pytest.mark.parametrize("name", [name for name in RUNNERS if name != "attention"])
 def test_networks_without_attention_take_part(name: str, data: Path, tmp_path: Path) -> None:
     model = write_backbone(tmp_path, build(TIMM_CONVOLUTIONS))
@@ -328,8 +365,7 @@ def test_matches_of_the_page_are_those_of_the_network(
         expected = matching(left, right, pair.truth(*left.shape[:2]))
         (entry,) = (e for e in shown if e["pair"] == number and e["layer"] == "final")
         assert entry["match"] == expected.match.tolist()
-        assert expected.correct is not None
-        assert entry["correct"] == expected.correct.long().tolist()
+        assert entry["truth"] == expected.truth.tolist() and expected.known.any()
 
 
 def test_names_cannot_leave_their_place(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import leanvit
 from leanvit.cli import COMMANDS, main
 from leanvit.commands.runs import COMMON
 from leanvit.config import to_dict
-from leanvit.config.convert import leaves
 from leanvit.config.analysis import ANALYSIS_CONFIGS
+from leanvit.config.convert import leaves
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig
 from leanvit.recipes import RECIPES, recipe
 from tests.integration.command import TINY, Finished, Says, contents, leanvit_process, refused
@@ -100,8 +100,8 @@ def test_importing_leanvit_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = (
-        "__version__ analyze check compare convert describe_backbones embed evaluate list_backbones "
-        "load_backbone pretrain replay"
+        "__version__ analyze check compare convert describe_backbones embed evaluate "
+        "list_backbones load_backbone pretrain replay"
     )
     assert done.stdout.strip() == f"{leanvit.__version__} {names} False"
 
@@ -280,7 +280,7 @@ def test_names_and_options_come_in_any_order(run: Finished, tmp_path: Path, caps
 MISTAKES = [
     (
         "train",
-        "Unknown command 'train'; did you mean 'pretrain'? Known: analyze, backbones, bench, check, ",
+        "Unknown command 'train'; did you mean 'pretrain'? Known: analyze, backbones, bench, ",
     ),
     ("pretrain", "Name a recipe first: d2mae, "),
     ("check --data x", "Name a recipe first: d2mae, "),

@@ -15,8 +15,8 @@ from leanvit.config import (
     replace_options,
     to_dict,
 )
-from leanvit.config.convert import KINDS, leaves
 from leanvit.config.analysis import ANALYSIS_CONFIGS
+from leanvit.config.convert import KINDS, leaves
 from leanvit.config.evaluation import EVALUATION_CONFIGS, EmbedConfig, KnnConfig, LinearConfig
 from leanvit.config.words import Parser, add_options, field_docs, options_of, parse_options
 from leanvit.recipes import RECIPES, recipe

@@ -35,7 +35,7 @@ def draw_matchings(
             chosen = each.strongest(count)
             matched = torch.stack([chosen, each.match[chosen]], 1)
             lines = match_panel(axes, pair.left, pair.right, matched, (each.grid, each.grid))
-            if each.correct is None:
+            if not each.known.any():
                 words = ("matched back", "not matched back")
                 lines_by_truth(axes, lines, each.cycle[chosen].numpy(), words)
             else:

@@ -63,10 +63,21 @@ class Matching:
     """[T] the most similar right region; of equal ones the first."""
     cycle: Tensor
     """[T] bool: whether that region's own match is the left region again."""
-    correct: Tensor | None
-    """[T] bool: within one region of the true place; false where that is unknown. None: nowhere."""
-    known: Tensor
-    """[T] bool: whether the true place is known."""
+    truth: Tensor
+    """[T] the right region that lies at the true place; -1 where that is unknown."""
+
+    @property
+    def known(self) -> Tensor:
+        """[T] bool: whether the true place is known."""
+        return self.truth >= 0
+
+    @property
+    def correct(self) -> Tensor:
+        """[T] bool: matched to within one region, across and down, of the true one."""
+        w = self.grid[1]
+        rows = (self.match // w - self.truth // w).abs() <= 1
+        columns = (self.match % w - self.truth % w).abs() <= 1
+        return self.known & rows & columns
 
     def strongest(self, count: int) -> Tensor:
         """Return the left regions [P] with the most similar matches, known places first of all."""
@@ -78,7 +89,7 @@ class Matching:
     def figures(self) -> dict[str, float | None]:
         """Return percent of regions that are matched back, and of known ones matched rightly."""
         right = None
-        if self.correct is not None:
+        if self.known.any():
             right = 100 * float(self.correct[self.known].double().mean())
         value = self.similarity.gather(1, self.match[:, None]).double().mean()
         return {
@@ -94,13 +105,12 @@ def matching(left: Tensor, right: Tensor, truth: Tensor) -> Matching:
     ours, others = (functional.normalize(x.flatten(0, 1).double(), dim=1) for x in (left, right))
     similarity = ours @ others.T
     match, back = similarity.argmax(1), similarity.argmax(0)
-    known = truth.isfinite().all(1)
-    correct = None
-    if known.any():
-        away = (centers(h, w)[match] - truth).abs() * torch.tensor([w, h])
-        correct = (away <= 1).all(1) & known
+    column, row = (
+        (truth[:, i] * n).nan_to_num(0).floor().long().clamp(0, n - 1) for i, n in ((0, w), (1, h))
+    )
+    place = torch.where(truth.isfinite().all(1), row * w + column, -1)
     cycle = back[match] == torch.arange(h * w)
-    return Matching((h, w), similarity, match, cycle, correct, known)
+    return Matching((h, w), similarity, match, cycle, place)
 
 
 def pairs_of(config: CorrespondencePicturesConfig, scene: Scene) -> list[Pair]:

@@ -100,7 +100,7 @@ def report_result(
 def _right(matchings: Sequence[Matching]) -> float | None:
     """Return percent of the regions whose place is known that are matched rightly."""
     known = sum(int(each.known.sum()) for each in matchings)
-    right = sum(int(each.correct.sum()) for each in matchings if each.correct is not None)
+    right = sum(int(each.correct.sum()) for each in matchings)
     return 100 * right / known if known else None
 
 

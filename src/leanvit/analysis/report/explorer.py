@@ -40,7 +40,7 @@ def explorer(
         for pair in pairs
     ]
     matches = [
-        {"model": model, "layer": layer, "pair": number, **as_plain(found, pair)}
+        {"model": model, "layer": layer, "pair": number, **as_plain(found)}
         for model, subject in enumerate(subjects)
         for number, pair in enumerate(pairs)
         for layer, found in matches_of(subject, pair)
@@ -91,23 +91,16 @@ def coarser(grid: Tensor) -> Tensor:
     )
 
 
-def as_plain(found: Matching, pair: Pair) -> dict[str, Any]:
+def as_plain(found: Matching) -> dict[str, Any]:
     """Return a matching in numbers: similarity as bytes between its least and its greatest."""
-    h, w = found.grid
     low, high = float(found.similarity.min()), float(found.similarity.max())
-    truth = None
-    if found.correct is not None:
-        places = pair.truth(h, w)
-        column, row = ((places[:, i] * n).floor().nan_to_num(0).long() for i, n in ((0, w), (1, h)))
-        truth = torch.where(found.known, row * w + column, -1).tolist()
     return {
-        "grid": [h, w],
+        "grid": list(found.grid),
         "similarity": as_bytes((found.similarity - low) / max(high - low, 1e-12)),
         "range": [low, high],
         "match": found.match.tolist(),
         "cycle": found.cycle.long().tolist(),
-        "truth": truth,
-        "correct": None if found.correct is None else found.correct.long().tolist(),
+        "truth": found.truth.tolist() if found.known.any() else None,
     }
 
 
