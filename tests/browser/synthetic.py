@@ -191,7 +191,7 @@ def _matches(model: int, layer: int, pair: int, disparity: Floats | None) -> Rep
     quality = QUALITY[model][layer]
     there = np.where(np.isfinite(targets), targets, draws.random(targets.shape))
     apart = ((there[:, None] - _centers(grid)[None]) ** 2).sum(2)
-    noise = draws.normal(size=(h * w, h * w)) * (0.04 + 0.2 * (1 - quality) if quality else 0.006)
+    noise = draws.normal(size=(h * w, h * w)) * (0.04 + 0.5 * (1 - quality) if quality else 0.006)
     drift = draws.random(h * w)[None] * (1 - quality)
     cosine = quality * np.exp(-apart / 0.03) + 0.25 * drift + noise
     if not quality:

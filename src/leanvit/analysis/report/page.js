@@ -159,7 +159,7 @@ const near = new IntersectionObserver((entries) => {
 
 /** Add a chart under a heading of its own; `make` returns {traces, look}. */
 function addChart(parent, title, unit, make, kind = "") {
-  const host = el("div", { class: `chart ${kind}` });
+  const host = el("div", { class: `chart ${kind}`, role: "img", "aria-label": title || "Heat map" });
   const heading = el("h3", {}, title, unit ? el("small", {}, unit) : null);
   parent.append(el("figure", { class: "card" }, title ? heading : null, host));
   const chart = { host, make, hidden: new Set() };
@@ -382,8 +382,15 @@ function hit(record, region) {
   return away(record.match[region], truth, record.grid) <= 1 ? "yes" : "no";
 }
 
+const tallies = new Map();
+
 /** What all regions of a pair come to; the chance is that of a match drawn at random. */
 function tally(record) {
+  if (!tallies.has(record)) tallies.set(record, tallied(record));
+  return tallies.get(record);
+}
+
+function tallied(record) {
   const size = record.match.length;
   const sum = { known: 0, right: 0, chance: 0, back: record.cycle.reduce((total, one) => total + one, 0) / size };
   for (let region = 0; region < size; region++) {
@@ -603,9 +610,15 @@ function showPicture(one, src, alt) {
   one.image = fresh;
 }
 
+/** A small stage that has its height before its picture is there, so that nothing jumps. */
+function smallStage() {
+  const { naturalWidth: width, naturalHeight: height } = ui.left.image;
+  return stage({ style: width ? `aspect-ratio:${width}/${height}` : null });
+}
+
 /** One small picture of a model, for comparing all of them. */
 function mini(model, pair) {
-  const one = stage();
+  const one = smallStage();
   showPicture(one, state.mode === "matches" ? pair.right : pair.left, modelName(model));
   const words = el("figcaption", { class: "said" });
   const root = el("figure", { class: "mini", "data-model": model }, named(model), one.root, words);
@@ -617,7 +630,7 @@ function mini(model, pair) {
 function headPictures(record, pair) {
   const heads = record ? ["mean", ...Array.from({ length: record.heads }, (_, i) => i)] : [];
   ui.heads.replaceChildren(...heads.map((head) => {
-    const one = stage();
+    const one = smallStage();
     showPicture(one, pair.left, "");
     const button = el("button", { type: "button", "data-head": head, "aria-pressed": String(String(head) === state.head) },
       one.root, head === "mean" ? "mean" : `head ${head + 1}`);
@@ -714,12 +727,15 @@ const spot = (region, grid) => {
   return `row ${y + 1}, column ${x + 1}`;
 };
 
+/** Where several models are shown, the words say whose they are. */
+const spoken = () => state.compare ? `${modelName(state.model)}: r` : "R";
+
 function sayMatch(record, { target, truth, values }) {
   const off = truth < 0 ? 0 : away(target, truth, record.grid);
   const verdict = truth < 0 ? "The right place is not known." : off === 0 ? "That is the right place."
     : off === 1 ? "That is right to within one region." : `That is wrong: the right place is ${off} regions away.`;
   const back = record.cycle[state.region] ? "It is matched back." : "It is not matched back.";
-  ui.words.textContent = `Region at ${spot(state.region, record.grid)} of ${record.grid[0]} × ${record.grid[1]}: ` +
+  ui.words.textContent = `${spoken()}egion at ${spot(state.region, record.grid)} of ${record.grid[0]} × ${record.grid[1]}: ` +
     `the best match is ${spot(target, record.grid)}, cosine ${values[target].toFixed(2)}. ${verdict} ${back}` +
     (state.held ? " Held; click again to let go." : "");
 }
@@ -735,7 +751,7 @@ function halfOf(values) {
 
 function sayAttention(record, { target, values }) {
   const head = state.head === "mean" ? "the mean of heads" : `head ${Number(state.head) + 1}`;
-  ui.words.textContent = `Region at ${spot(state.region, record.grid)}: in block ${record.block + 1}, ${head} attends the most to ` +
+  ui.words.textContent = `${spoken()}egion at ${spot(state.region, record.grid)}: in block ${record.block + 1}, ${head} attends the most to ` +
     `${spot(target, record.grid)}; half of it falls on ${halfOf(values)} of ${values.length} regions.` +
     (state.held ? " Held; click again to let go." : "");
 }
