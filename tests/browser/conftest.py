@@ -4,7 +4,9 @@ A report is a file and what was written into it. Whoever can make another one ad
 the checks of the explorer then run on it too.
 """
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 
+import leanvit
+from leanvit.analysis.report.build import assemble
 from tests.browser import synthetic
-from tests.browser.assemble import assemble
+from tests.tiny import write_classes
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -33,7 +38,7 @@ class Made:
 
 def write(folder: Path, report: dict[str, Any]) -> Made:
     path = folder / "report.html"
-    path.write_text(assemble(report), "utf-8")
+    path.write_text(assemble(report, get_plotlyjs()), "utf-8")
     return Made(path, report)
 
 
@@ -41,7 +46,27 @@ def _synthetic(folder: Path) -> Made:
     return write(folder, synthetic.make())
 
 
-SOURCES: dict[str, Callable[[Path], Made]] = {"synthetic": _synthetic}
+def _trained(folder: Path) -> Made:
+    """Report on a tiny run, beside the untrained network."""
+    data = write_classes(folder / "images", cats=6, dogs=6)
+    options = {
+        **{"backbone.image_size": 32, "backbone.patch": 2, "backbone.dim": 8},
+        **{"backbone.depths": (1, 1), "backbone.heads": (1, 2), "backbone.window": 4},
+        **{"method.views.global_size": 32, "method.views.local_sizes": (16,)},
+        **{"method.views.local_counts": (2,), "method.head.prototypes": 16},
+        **{"method.head.hidden": 16, "method.head.bottleneck": 8, "train.batch": 4},
+        **{"train.duration": "4st", "data.workers": 0, "watch.images": 8, "watch.k": 3},
+    }
+    run = folder / "run"
+    leanvit.pretrain("esvit", data=str(data), out=run, options=options, quiet=True)
+    few = {"workers": 0, "gallery": 3, "pairs": 2, "batch": 6}
+    leanvit.analyze("report", run, data=str(data), out=folder, options=few, quiet=True)
+    page = folder / "report.html"
+    (text,) = re.findall(r'id="report-data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    return Made(page, json.loads(text))
+
+
+SOURCES: dict[str, Callable[[Path], Made]] = {"synthetic": _synthetic, "trained": _trained}
 """Name -> what writes a report into an empty folder."""
 
 

@@ -43,6 +43,8 @@ from leanvit.evaluation.result import Result
 from leanvit.weights.card import last_part
 
 PAGE = "report.html"
+SCRIPTS = ("base.js", "sections.js", "explorer.js", "page.js")
+"""What the page runs, in this order, in one function."""
 MEGABYTE = 10**6
 FINE = 7
 """Rows or columns of regions from which the page tells foreground from background."""
@@ -201,11 +203,13 @@ def assemble(found: Mapping[str, Any], charts: str) -> str:
     data = json.dumps(found, allow_nan=False)
     for sign in "<>&":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
+    script = "".join(place.joinpath(name).read_text() for name in SCRIPTS)
+    script = f'(() => {{\n"use strict";\n{script}}})();'
     parts = {
         "__TITLE__": html.escape(str(found["title"])),
         "/*CSS*/": place.joinpath("page.css").read_text(),
         "/*PLOTLY*/": charts,
-        "/*JS*/": place.joinpath("page.js").read_text(),
+        "/*JS*/": script,
         "__DATA__": data,
     }
     cut = re.split(
