@@ -4,13 +4,13 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leanvit.analysis import attention, cka, pca, retrieval, spectrum
 from leanvit.analysis.pairs import Matching, Pair, look_at_pairs, pairs_of
@@ -28,6 +28,7 @@ from leanvit.analysis.tell import (
     with_scene,
 )
 from leanvit.config.analysis import (
+    AnalysisConfig,
     AnyAnalysis,
     AttentionConfig,
     CkaConfig,
@@ -38,9 +39,11 @@ from leanvit.config.analysis import (
     RetrievalConfig,
 )
 from leanvit.core.files import Replacing, writing
-from leanvit.data.sources import Subset, at_most
+from leanvit.data.sources import at_most
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import last_part
+
+A = TypeVar("A", bound=AnalysisConfig)
 
 PAGE = "report.html"
 SCRIPTS = ("base.js", "sections.js", "explorer.js", "page.js")
@@ -60,6 +63,10 @@ class Findings:
     """Of the networks whose attention can be looked at."""
     likeness: Sequence[cka.Likeness]
     spaces: Sequence[spectrum.Space]
+    few: Scene
+    """The images of the gallery."""
+    fine: bool
+    """Whether there are enough regions to tell foreground from background."""
     painted: pca.Painted | None
     """None of too few regions for components."""
     neighbors: retrieval.Found
@@ -82,7 +89,7 @@ def report_result(
     page, path = assemble(shown, charts), folder / PAGE
     with writing(path), Replacing(path) as beside:
         beside.write_text(page)
-    files = [PAGE, *(name for result in tell(found, scene, folder) for name in result)]
+    files = [PAGE, *(name for result in tell(config, found, scene, folder) for name in result)]
     rows = [
         {
             "network": space.subject.name,
@@ -118,50 +125,66 @@ def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
     enough = min(len(scene.source), config.batch) >= cka.LEAST
     if not enough:
         notes.append(f"CKA is left out: it needs {cka.LEAST} images at a time at least.")
+    few = replace(scene, source=at_most(scene.source, config.gallery))
+    fine = min(side for subject in few.subjects for side in sections.grid_of(subject)) >= FINE
     pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
     return Findings(
         attention.look_at_heads(AttentionConfig(), seen_heads) if able else [],
         cka.look_at_likeness(CkaConfig(batch=config.batch), scene) if enough else [],
         spectrum.look_at_space(RankConfig(), scene),
-        _painted(config, scene, notes),
+        few,
+        fine,
+        _painted(few, fine, notes),
         retrieval.look_at_neighbors(RetrievalConfig(queries=ASKED), scene),
         pairs,
         look_at_pairs(pairs, scene.subjects),
     )
 
 
-def _painted(config: ReportConfig, scene: Scene, notes: list[str]) -> pca.Painted | None:
+def _painted(few: Scene, fine: bool, notes: list[str]) -> pca.Painted | None:
     """Return a few images and the colors of their regions; of few regions none are left out."""
-    few = replace(scene, source=at_most(scene.source, config.gallery))
-    grids = [sections.grid_of(subject) for subject in scene.subjects]
+    grids = [sections.grid_of(subject) for subject in few.subjects]
     if min(h * w for h, w in grids) * len(few.source) <= pca.SHADES:
         notes.append("Components of region features are left out: there are too few regions.")
         return None
-    return pca.look_at_components(PcaConfig(foreground=min(map(min, grids)) >= FINE), few)
+    return pca.look_at_components(PcaConfig(foreground=fine), few)
 
 
-def tell(found: Findings, scene: Scene, folder: Path) -> Iterator[Sequence[str]]:
+def tell(
+    config: ReportConfig, found: Findings, scene: Scene, folder: Path
+) -> Iterator[Sequence[str]]:
     """Write the pictures and numbers of every analysis; yield the names of the files of each."""
     able = replace(scene, subjects=[each.subject for each in found.heads])
     told: list[tuple[AnyAnalysis, Scene, Result]] = []
     if found.heads:
-        heads = AttentionConfig()
+        heads = like(config, AttentionConfig)
         told.append((heads, able, tell_attention(heads, able, found.heads, folder)))
     if found.likeness:
-        asked = CkaConfig()
+        asked = like(config, CkaConfig)
         told.append((asked, scene, tell_likeness(asked, scene, found.likeness, folder)))
-    matched = CorrespondencePicturesConfig(images=len(found.pairs))
+    matched = like(config, CorrespondencePicturesConfig, images=config.pairs)
     pairs = tell_pairs(matched, scene, found.pairs, found.matchings, folder)
     if found.painted:
-        few = replace(scene, source=Subset(scene.source, found.painted.index.tolist()))
-        told.append((PcaConfig(), few, tell_components(found.painted, folder)))
+        few = like(config, PcaConfig, images=config.gallery, foreground=found.fine)
+        told.append((few, found.few, tell_components(found.painted, folder)))
+    near = like(config, RetrievalConfig, queries=ASKED)
     told += [
-        (RankConfig(), scene, tell_space(found.spaces, folder)),
+        (like(config, RankConfig), scene, tell_space(found.spaces, folder)),
         (matched, scene, pairs),
-        (RetrievalConfig(), scene, tell_neighbors(scene, found.neighbors, folder)),
+        (
+            like(config, RetrievalConfig, queries=ASKED),
+            scene,
+            tell_neighbors(scene, found.neighbors, folder),
+        ),
     ]
-    for config, seen, result in told:
-        yield keep(with_scene(result, seen), config, folder).facts["files"]
+    for options, seen, result in told:
+        yield keep(with_scene(result, seen), options, folder).facts["files"]
+
+
+def like(config: ReportConfig, kind: type[A], **more: Any) -> A:
+    """Return the options of an analysis that looks at the images as the report does."""
+    same = {field.name: getattr(config, field.name) for field in fields(AnalysisConfig)}
+    return kind(**{**same, **more})
 
 
 def content(
@@ -184,7 +207,7 @@ def content(
         "curves": sections.curves(subjects),
         "results": sections.results(subjects),
         "pictures": sections.run_pictures(subjects),
-        **sections.gallery(scene, found.painted),
+        **sections.gallery(found.few, found.painted),
         "attention": sections.heads(scene, found.heads) if found.heads else None,
         "cka": sections.likeness(scene, found.likeness),
         "rank": sections.spectra(found.spaces),

@@ -253,8 +253,8 @@ function refresh() {
   options(ui.model.node, models.map((i) => [i, modelName(i) + (MODELS[i] && !MODELS[i].trained ? " (untrained)" : "")]), state.model);
   if (matches) options(ui.layer.node, depths.map((one) => [one, one]), state.layer);
   else {
-    options(ui.block.node, depths.map((one) => [one, one + 1]), state.block);
-    options(ui.head.node, [["mean", "mean of heads"], ...Array.from({ length: record.heads }, (_, i) => [i, i + 1])], state.head);
+    options(ui.block.node, depths.map((one) => [one, one]), state.block);
+    options(ui.head.node, [["mean", "mean of heads"], ...Array.from({ length: record.heads }, (_, i) => [i, i])], state.head);
   }
   ui.layer.root.hidden = ui.all.root.hidden = ui.stretch.root.hidden = !matches;
   ui.block.root.hidden = ui.head.root.hidden = matches;
@@ -305,7 +305,7 @@ function headPictures(record, pair) {
     const one = smallStage();
     showPicture(one, pair.left, "");
     const button = el("button", { type: "button", "data-head": head, "aria-pressed": String(String(head) === state.head) },
-      one.root, head === "mean" ? "mean" : `head ${head + 1}`);
+      one.root, head === "mean" ? "mean" : `head ${head}`);
     button.addEventListener("click", () => { state.head = String(head); refresh(); ui.heads.querySelector(`[data-head="${head}"]`).focus(); });
     button.parts = one;
     return button;
@@ -372,7 +372,7 @@ function paintMini({ one, words, model }, chosen) {
   const { target, values } = paintStage(one, record, region);
   const figure = one.root.parentNode;
   if (state.mode === "attention") {
-    words.textContent = `block ${record.block + 1}: half on ${halfOf(values)} of ${values.length} regions`;
+    words.textContent = `block ${record.block}: half on ${halfOf(values)} of ${values.length} regions`;
     Object.assign(figure.dataset, { region, peak: target });
     return;
   }
@@ -422,8 +422,8 @@ function halfOf(values) {
 }
 
 function sayAttention(record, { target, values }) {
-  const head = state.head === "mean" ? "the mean of heads" : `head ${Number(state.head) + 1}`;
-  ui.words.textContent = `${spoken()}egion at ${spot(state.region, record.grid)}: in block ${record.block + 1}, ${head} attends the most to ` +
+  const head = state.head === "mean" ? "the mean of heads" : `head ${Number(state.head)}`;
+  ui.words.textContent = `${spoken()}egion at ${spot(state.region, record.grid)}: in block ${record.block}, ${head} attends the most to ` +
     `${spot(target, record.grid)}; half of it falls on ${halfOf(values)} of ${values.length} regions.` +
     (state.held ? " Held; click again to let go." : "");
 }

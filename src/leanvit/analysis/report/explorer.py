@@ -67,12 +67,11 @@ def blocks_of(backbone: Backbone) -> list[int]:
 
 
 def matches_of(subject: Subject, pair: Pair) -> Iterator[tuple[str, Matching]]:
-    """Yield what a network makes of a pair, layer by layer, the final one first."""
+    """Yield what a network makes of a pair, layer by layer, the final one last."""
     blocks = blocks_of(subject.backbone)
     features = subject.says(torch.stack([pair.left, pair.right]), Ask(hidden=tuple(blocks)))
-    named = [(FINAL, features.grid)]
-    named += [(f"block {b}", t.grid) for b, t in zip(blocks, features.hidden, strict=True)][::-1]
-    for name, grid in named:
+    named = [(f"block {b}", t.grid) for b, t in zip(blocks, features.hidden, strict=True)]
+    for name, grid in [*named, (FINAL, features.grid)]:
         coarse = coarser(grid)
         if coarse.shape != grid.shape:
             name += f" (regions of {grid.shape[1] / coarse.shape[1]:g} tokens a side)"

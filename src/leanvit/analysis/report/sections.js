@@ -179,7 +179,7 @@ function attention() {
 
 function boxesOf(all, measure, k) {
   const traces = all.models.map(({ model, blocks }) => {
-    const heads = blocks.flatMap((block, depth) => block.map((head, i) => [String(depth + 1), head[k], i + 1]));
+    const heads = blocks.flatMap((block, depth) => block.map((head, i) => [String(depth), head[k], i]));
     return { type: "box", meta: model, x: heads.map((one) => one[0]), y: heads.map((one) => one[1]),
       customdata: heads.map((one) => one[2]), boxpoints: "all", jitter: 0.5, pointpos: 0, line: { width: 1.3, color: color(model) },
       fillcolor: `${color(model)}33`, marker: { ...markerOf(model), size: 5, opacity: 0.85 }, offsetgroup: String(model),
@@ -188,7 +188,7 @@ function boxesOf(all, measure, k) {
   const depth = Math.max(...all.models.map((one) => one.blocks.length));
   return { traces: [...traces, ...uniformLines(all, measure.key)],
     look: { boxmode: "group", boxgap: 0.25, boxgroupgap: 0.15, yaxis: { title: measure.unit || measure.title },
-      xaxis: { title: "block", type: "category", categoryarray: Array.from({ length: depth }, (_, i) => String(i + 1)) } } };
+      xaxis: { title: "block, from 0", type: "category", categoryarray: Array.from({ length: depth }, (_, i) => String(i)) } } };
 }
 
 /** Attention that falls everywhere alike: one line, or one a model where grids differ. */
@@ -198,7 +198,7 @@ function uniformLines(all, key) {
   const longest = rows.reduce((found, row) => row.y.length > found.length ? row.y : found, []);
   const alike = rows.every(({ y }) => y.every((value, i) => Math.abs(value - longest[i]) < 1e-6));
   return (alike ? rows.filter(({ y }) => y === longest) : rows).map(({ model, y }) => ({
-    type: "scatter", mode: "lines", x: y.map((_, i) => String(i + 1)), y, meta: alike ? "uniform" : model,
+    type: "scatter", mode: "lines", x: y.map((_, i) => String(i)), y, meta: alike ? "uniform" : model,
     line: { color: alike ? ink().soft : color(model), width: 1.6, dash: "dash" },
     hovertemplate: `everywhere alike: %{y:.3~g}<extra>${alike ? "" : plain(short(modelName(model)))}</extra>` }));
 }
