@@ -171,11 +171,7 @@ def tell(
     told += [
         (like(config, RankConfig), scene, tell_space(found.spaces, folder)),
         (matched, scene, pairs),
-        (
-            like(config, RetrievalConfig, queries=ASKED),
-            scene,
-            tell_neighbors(scene, found.neighbors, folder),
-        ),
+        (near, scene, tell_neighbors(scene, found.neighbors, folder)),
     ]
     for options, seen, result in told:
         yield keep(with_scene(result, seen), options, folder).facts["files"]
