@@ -13,6 +13,9 @@ from leanvit.analysis.match_pictures import lines_by_truth, match_panel
 from leanvit.analysis.pairs import Matching, Pair
 from leanvit.analysis.pictures import DPI, INK, save_figure
 
+MOST_PAIRS = 12
+"""Pairs of pictures that are drawn."""
+
 
 def draw_matchings(
     names: Sequence[str],
@@ -24,13 +27,14 @@ def draw_matchings(
 ) -> list[str]:
     """Draw each pair of pictures as every network matches it: a row a pair, a column a network.
 
-    The `count` most similar pairs of regions; whether they are right where that is known, else
-    whether they are matched back.
+    The first few pairs are drawn, and of each the `count` most similar pairs of regions; lines say
+    whether they are right where that is known, else whether they are matched back.
     """
+    pairs = pairs[:MOST_PAIRS]
     figure = Figure(figsize=(5.6 * len(names), 3.1 * len(pairs)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(pairs), len(names), squeeze=False)
     for column, (name, mine) in enumerate(zip(names, found, strict=True)):
-        for row, (pair, each) in enumerate(zip(pairs, mine, strict=True)):
+        for row, (pair, each) in enumerate(zip(pairs, mine, strict=False)):
             axes = panels[row, column]
             chosen = each.strongest(count)
             matched = torch.stack([chosen, each.match[chosen]], 1)

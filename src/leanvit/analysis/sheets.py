@@ -16,6 +16,8 @@ from leanvit.analysis.subjects import Scene
 from leanvit.data.images import load_images
 from leanvit.data.sources import Subset
 
+MOST_QUERIES = 12
+"""Images that are drawn with their neighbours."""
 GROUND = 0.12
 """Grey of what was left out as background."""
 
@@ -52,11 +54,15 @@ def pictures_of(scene: Scene, numbers: Sequence[int]) -> dict[int, Tensor]:
 
 
 def draw_neighbors(scene: Scene, found: Found, path: Path) -> list[str]:
-    """Draw queries and their neighbours, a row a query and network; frames say if classes agree."""
-    wanted = [found.queries, *(each.images.flatten() for each in found.neighbors)]
+    """Draw queries and their neighbours, a row a query and network; frames say if classes agree.
+
+    The first few queries are drawn.
+    """
+    queries = found.queries[:MOST_QUERIES]
+    wanted = [queries, *(each.images[:MOST_QUERIES].flatten() for each in found.neighbors)]
     images = pictures_of(scene, found.index[torch.cat(wanted)].tolist())
     rows = []
-    for row, query in enumerate(found.queries.tolist()):
+    for row, query in enumerate(queries.tolist()):
         own = int(found.target[query])
         for each in found.neighbors:
             cells = [Cell(pixels_of(images[int(found.index[query])]), each.subject.name)]

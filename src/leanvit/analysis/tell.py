@@ -1,7 +1,7 @@
 """What analyses found, told: pictures and charts in a folder, and a table."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,31 @@ def tell_pairs(
     names = [subject.name for subject in scene.subjects]
     files = draw_matchings(names, chosen, found, folder / "matches.png", count=config.pairs)
     facts = {"between": config.between, "files": files}
-    return Result("correspondence", facts, pairs.rows_of(scene.subjects, chosen, found))
+    rows = pairs.rows_of(scene.subjects, chosen, found)
+    notes = means_of(rows, ("correct %", "matched back %"), "pairs")
+    return Result("correspondence", facts, rows, notes)
 
 
 def tell_neighbors(scene: Scene, found: retrieval.Found, folder: Path) -> Result:
     """Draw images beside their neighbours."""
     facts = {"files": draw_neighbors(scene, found, folder / "retrieval.png")}
-    return Result("retrieval", facts, retrieval.rows_of(scene, found))
+    rows = retrieval.rows_of(scene, found)
+    return Result("retrieval", facts, rows, means_of(rows, ("same class %",), "images"))
+
+
+def means_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], what: str) -> list[str]:
+    """Return the means of columns for each network, in words; of a column without figures none."""
+    notes = []
+    for name in dict.fromkeys(row["network"] for row in rows):
+        mine = [row for row in rows if row["network"] == name]
+        figures = []
+        for column in columns:
+            values = [row[column] for row in mine if row[column] is not None]
+            if values:
+                figures.append(f"{column.removesuffix(' %')} {sum(values) / len(values):.1f} %")
+        if figures:
+            notes.append(f"{name}, mean of {len(mine)} {what}: {', '.join(figures)}.")
+    return notes
 
 
 def with_scene(result: Result, scene: Scene) -> Result:
