@@ -81,7 +81,7 @@ def test_attention_that_goes_everywhere_alike_is_that_of_the_paper() -> None:
     step = (16.0, 16.0)
     distance, entropy, nmi = measure(seen(torch.zeros(1, 1, 196, 196), 14, 14), step)[0, 0].tolist()
     even = uniform((14, 14), step)
-    assert entropy == pytest.approx(math.log(196), abs=1e-3) and nmi == pytest.approx(0, abs=1e-5)
+    assert entropy == pytest.approx(math.log(196), abs=1e-3) and nmi == pytest.approx(0, abs=1e-4)
     assert distance == pytest.approx(even["distance"], rel=1e-5) == pytest.approx(116.5, abs=0.05)
     paper = uniform((14, 14), (PAPER_STEP, PAPER_STEP))["distance"]
     assert paper == pytest.approx(101.93, abs=0.01)

@@ -114,10 +114,22 @@ def test_a_shift_is_found_and_counted() -> None:
     assert torch.equal(found.correct, found.known)
     assert found.figures() == {
         "correct %": 100,
+        "chance %": pytest.approx(100 * by_chance(found.truth.tolist(), 4, 6)),
         "matched back %": 100,
         "similarity %": pytest.approx(100),
     }
     assert found.known[found.strongest(30)].all() and len(found.strongest(30)) == 20
+
+
+def by_chance(truth: list[int], h: int, w: int) -> float:
+    """Return the share of right matches if each were drawn from all regions."""
+    known = [place for place in truth if place >= 0]
+    hits = sum(
+        abs(place // w - other // w) <= 1 and abs(place % w - other % w) <= 1
+        for place in known
+        for other in range(h * w)
+    )
+    return hits / (len(known) * h * w)
 
 
 def test_who_is_not_matched_back() -> None:

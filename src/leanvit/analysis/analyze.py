@@ -12,6 +12,7 @@ from leanvit.analysis.report.build import report_result
 from leanvit.analysis.subjects import Scene, open_scene
 from leanvit.analysis.tell import (
     keep,
+    ready,
     tell_attention,
     tell_components,
     tell_likeness,
@@ -34,7 +35,7 @@ from leanvit.config.analysis import (
     RetrievalConfig,
 )
 from leanvit.core.distributed import require_alone
-from leanvit.core.files import require_writable, writing
+from leanvit.core.files import require_writable
 from leanvit.evaluation.result import Result
 
 FOLDER = "analysis"
@@ -63,8 +64,8 @@ def analyze(
     config = replace_options(kind(data=data), options or {})
     named = [models] if isinstance(models, str | Path) else list(models)
     folder = Path(out)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file; pictures go to a folder: name another (out).")
     require_writable(folder / f"{name}.json")
     if isinstance(config, DepthConfig):
         result = _depth(config, named, folder, quiet)
@@ -104,6 +105,7 @@ def _retrieval(config: RetrievalConfig, scene: Scene, folder: Path) -> Result:
 
 def _depth(config: DepthConfig, models: Models, folder: Path, quiet: bool) -> Result:
     result = depth.depth_result(config, models, folder, quiet)
+    ready(folder)
     studies = ("probe", "reinit") if config.study == "both" else (config.study,)
     curves = {study: depth.curves_of(result.rows, study) for study in studies}
     files = draw_depth(curves, folder / "layers.png")

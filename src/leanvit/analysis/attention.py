@@ -68,9 +68,11 @@ def attention_of(logits: Logits, tokens: Tokens) -> Attention:
     h, w = tokens.grid.shape[1:3]
     prefix = 0 if tokens.prefix is None else tokens.prefix.shape[1]
     region = torch.where(logits.where >= prefix, logits.where - prefix, -1)
-    there = region >= 0
-    values = full(logits.values).masked_fill(~there[:, :, None, None], -math.inf)
-    attention = torch.softmax(values, -1)
+    values, there = full(logits.values), region >= 0
+    if there[..., prefix:].all() and not there[..., :prefix].any():  # the rest is regions
+        inside = values[..., prefix:, prefix:]
+        return Attention(torch.softmax(inside, -1), region[..., prefix:], (h, w))
+    attention = torch.softmax(values.masked_fill(~there[:, :, None, None], -math.inf), -1)
     return Attention(
         torch.where(there[:, :, None, :, None], attention, torch.zeros_like(attention)),
         region,
@@ -91,12 +93,13 @@ def measure(attention: Attention, step: tuple[float, float]) -> Tensor:
     row, column = attention.region // attention.grid[1], attention.region % attention.grid[1]
     places = torch.stack([row * step[0], column * step[1]], -1).to(values.dtype)
     apart = torch.linalg.vector_norm(places[..., :, None, :] - places[..., None, :, :], dim=-1)
-    distance = (values * apart[:, :, None]).sum((1, 3, 4)) / count
-    entropy = -(values * (values + FLOOR).log()).sum((1, 3, 4)) / count
-    conditional = -torch.xlogy(values, values).sum((1, 3, 4)) / count
+    flat = values.flatten(-2)
+    distance = torch.einsum("bwhn,bwn->bh", flat, apart.flatten(-2).expand(*flat.shape[:2], -1))
+    distance = distance / count
+    entropy = -torch.einsum("bwhn,bwhn->bh", flat, (flat + FLOOR).log()) / count
     keys = _of_keys(attention) / count
     marginal = -torch.xlogy(keys, keys).sum(-1)
-    shared = (marginal - conditional).clamp_min(0)
+    shared = (marginal - entropy).clamp_min(0)
     most = (marginal * math.log(count)).clamp_min(0).sqrt()
     nmi = torch.where(most > 0, shared / most.clamp_min(1e-12), torch.zeros_like(shared))
     return torch.stack([distance, entropy, nmi], -1)
@@ -127,7 +130,8 @@ def require_attention(subject: Subject) -> None:
         raise ValueError(
             f"{subject.name!r} has no attention that can be looked at: "
             f"{subject.backbone.config.kind} networks give none. Leave it out, or ask for "
-            f"analyze rank, pca, cka or correspondence, which need no attention."
+            f"analyze report, which leaves its attention out, or for rank, cka, pca, "
+            f"correspondence or retrieval, which need none."
         )
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from leanvit.analysis.attention import MEASURES, Heads
 from leanvit.analysis.cka import Likeness
-from leanvit.analysis.pictures import EDGE, FAINT, INK, RULE, save_figure
+from leanvit.analysis.pictures import EDGE, FAINT, INK, RULE, as_text, save_figure
 from leanvit.analysis.spectrum import Space
 from leanvit.core.files import Replacing
 
@@ -52,19 +52,19 @@ def save_chart(figure: Figure, path: Path) -> list[str]:
 def draw_heads(found: Sequence[Heads], path: Path, *, paper: bool) -> list[str]:
     """Draw each measure by depth, a box over the heads of every block and network.
 
-    Dashed lines are attention that goes everywhere alike, of the first network.
+    Dashed lines are attention that goes everywhere alike; networks of one shape share theirs.
     """
     figure = Figure(figsize=(10, 9), dpi=150, layout="constrained")
     for axes, (place, name) in zip(figure.subplots(3, 1), enumerate(MEASURES), strict=True):
         _boxes(axes, found, place)
-        if name in found[0].even[0]:
-            even = [block[name] for block in found[0].even]
+        shapes = {tuple(block.get(name, 0.0) for block in each.even) for each in found}
+        for even in sorted(shapes) if name in found[0].even[0] else ():
             blocks = np.arange(len(even))
             axes.step(blocks, even, where="mid", color=FAINT, linestyle="--", linewidth=1)
         label = PAPER_AXIS if paper and name == "distance" else AXES[name]
         _plain(axes, "block, from 0" if place == 2 else "", label)
         axes.set_ylim(bottom=0)
-    legend = [_key(number, each.subject.name) for number, each in enumerate(found)]
+    legend = [_key(number, as_text(each.subject.name)) for number, each in enumerate(found)]
     legend.append(Line2D([], [], color=FAINT, linestyle="--", label="everywhere alike"))
     figure.legend(handles=legend, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     return save_chart(figure, path)
@@ -107,8 +107,8 @@ def draw_likeness(found: Sequence[Likeness], path: Path) -> list[str]:
             every = max(len(names) // 6, 1)
             ticks = [*range(0, len(names) - 1, every), len(names) - 1]
             axis.set_ticks(ticks, [names[tick].removeprefix("block ") for tick in ticks])
-        axes.set_ylabel(f"layer of {pair.left}", color=FAINT)
-        axes.set_xlabel(f"layer of {pair.right}", color=FAINT)
+        axes.set_ylabel(f"layer of {as_text(pair.left)}", color=FAINT)
+        axes.set_xlabel(f"layer of {as_text(pair.right)}", color=FAINT)
         axes.tick_params(colors=FAINT, labelsize=8)
         axes.tick_params(axis="x", rotation=45)
     for axes in list(panels.flat)[len(found) :]:
@@ -127,7 +127,7 @@ def draw_spectra(found: Sequence[Space], path: Path) -> list[str]:
         values = space.values.numpy()
         share = values / max(float(values[0]), 1e-300)
         rank = space.figures["effective rank"]
-        label = f"{space.subject.name}: effective rank {rank:.1f} of {len(values)}"
+        label = f"{as_text(space.subject.name)}: effective rank {rank:.1f} of {len(values)}"
         axes.plot(
             np.arange(1, len(values) + 1),
             np.maximum(share, 1e-8),
@@ -157,7 +157,7 @@ def draw_depth(
         for number, (name, points) in enumerate(networks.items()):
             blocks, values = zip(*points, strict=True)
             mark, color = MARKS[number % len(MARKS)], color_of(number)
-            axes.plot(blocks, values, color=color, marker=mark, markersize=5, label=name)
+            axes.plot(blocks, values, color=color, marker=mark, markersize=5, label=as_text(name))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _plain(axes, *titles[study])
         axes.legend(frameon=False, fontsize=9)

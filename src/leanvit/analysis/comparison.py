@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor
 
-from leanvit.analysis.pictures import BLUE, EDGE, FAINT, INK, RULE, save_figure
+from leanvit.analysis.pictures import BLUE, EDGE, FAINT, INK, RULE, as_text, save_figure
 from leanvit.backbones.base import Backbone
 from leanvit.backbones.sizes import backbone_size
 from leanvit.config import replace_options
@@ -205,7 +205,7 @@ def draw_efficiency(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.scatter([row[name] for row in there], [row[kind] for row in there], color=BLUE)
             for row in there:
                 axes.annotate(
-                    last_part(row["backbone"]),
+                    as_text(last_part(row["backbone"])),
                     (row[name], row[kind]),
                     xytext=(5, 4),
                     textcoords="offset points",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from leanvit.analysis.match_pictures import lines_by_truth, match_panel
 from leanvit.analysis.pairs import Matching, Pair
-from leanvit.analysis.pictures import DPI, INK, save_figure
+from leanvit.analysis.pictures import DPI, INK, as_text, save_figure
 
 MOST_PAIRS = 12
 """Pairs of pictures that are drawn."""
@@ -40,11 +40,12 @@ def draw_matchings(
             matched = torch.stack([chosen, each.match[chosen]], 1)
             lines = match_panel(axes, pair.left, pair.right, matched, (each.grid, each.grid))
             if not each.known.any():
-                words = ("matched back", "not matched back")
+                words = ("of these matched back", "not")
                 lines_by_truth(axes, lines, each.cycle[chosen].numpy(), words)
             else:
-                lines_by_truth(axes, lines, each.correct[chosen].numpy())
+                words = ("of these correct", "wrong")
+                lines_by_truth(axes, lines, each.correct[chosen].numpy(), words)
             if not row:
-                axes.set_title(name, loc="left", fontsize=11, color=INK, pad=8)
+                axes.set_title(as_text(name), loc="left", fontsize=11, color=INK, pad=8)
     save_figure(figure, path)
     return [path.name]

@@ -86,14 +86,26 @@ class Matching:
         found = value.sort(descending=True, stable=True).indices[:count]
         return found[self.known[found]] if self.known.any() else found
 
+    def chance(self) -> float:
+        """Return the share of known regions that a match drawn from all would have right."""
+        h, w = self.grid
+        row, column = self.truth[self.known] // w, self.truth[self.known] % w
+        near = [
+            (at + 1).clamp(max=n - 1) - (at - 1).clamp(min=0) + 1
+            for at, n in ((row, h), (column, w))
+        ]
+        return float((near[0] * near[1]).double().mean()) / (h * w)
+
     def figures(self) -> dict[str, float | None]:
         """Return percent of regions that are matched back, and of known ones matched rightly."""
-        right = None
+        right = chance = None
         if self.known.any():
             right = 100 * float(self.correct[self.known].double().mean())
+            chance = 100 * self.chance()
         value = self.similarity.gather(1, self.match[:, None]).double().mean()
         return {
             "correct %": right,
+            "chance %": chance,
             "matched back %": 100 * float(self.cycle.double().mean()),
             "similarity %": 100 * float(value),
         }

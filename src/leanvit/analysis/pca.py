@@ -14,6 +14,8 @@ from leanvit.config.analysis import PcaConfig
 
 SHADES = 3
 """Components that make a color."""
+FINE = 7
+"""Rows and columns of regions from which foreground is told from background by itself."""
 LIMITS = (0.02, 0.98)
 """Quantiles of a component that become the darkest and the brightest shade."""
 FEWEST = 0.05
@@ -101,6 +103,12 @@ class Painted:
     networks: Sequence[tuple[Subject, Components]]
 
 
+def grid_of(subject: Subject) -> tuple[int, int]:
+    """Return the rows and columns of regions that a network has."""
+    h, w = subject.says(torch.zeros(1, 3, subject.size, subject.size)).grid.shape[1:3]
+    return h, w
+
+
 def look_at_components(config: PcaConfig, scene: Scene) -> Painted:
     """Return the images that can be read, and their colors for every network."""
     pixels: list[Tensor] = []
@@ -111,8 +119,11 @@ def look_at_components(config: PcaConfig, scene: Scene) -> Painted:
         index.append(batch.index)
         for subject in scene.subjects:
             grids[subject.name].append(subject.says(batch.pixels).grid.float().cpu())
+    wanted = config.foreground
+    if wanted == "auto":
+        wanted = min(side for subject in scene.subjects for side in grid_of(subject)) >= FINE
     found = [
-        (subject, components(torch.cat(grids[subject.name]), foreground=config.foreground))
+        (subject, components(torch.cat(grids[subject.name]), foreground=wanted))
         for subject in scene.subjects
     ]
     return Painted(torch.cat(pixels), torch.cat(index), found)

@@ -298,6 +298,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 
+def as_text(name: str) -> str:
+    """Return a name as matplotlib shows it letter by letter, dollars included."""
+    return name.replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure, no more than there is of it, and without the name of its maker."""
     with Replacing(path) as beside:

@@ -64,6 +64,7 @@ class Space:
     values: Tensor
     """Singular values of the features [min(N, D)], largest first."""
     figures: dict[str, float | int]
+    images: int
 
 
 def look_at_space(config: RankConfig, scene: Scene) -> list[Space]:
@@ -92,7 +93,7 @@ def space_of(subject: Subject, features: Tensor) -> Space:
         "alignment": alignment(features[:, 1].double(), features[:, 2].double()),
         **prototypes_of(subject, features[:, 0]),
     }
-    return Space(subject, values, figures)
+    return Space(subject, values, figures, len(images))
 
 
 def uniformity(features: Tensor) -> float:
@@ -169,6 +170,16 @@ def _head_of(tensors: dict[str, Tensor], width: int, config: HeadConfig) -> tupl
         head = Head(width, config)
     head.load_state_dict(strip(tensors, place))
     return head, tensors["method.center.value"]
+
+
+def few(spaces: Sequence[Space]) -> list[str]:
+    """Return a warning if there are no more images than dimensions, which bounds their rank."""
+    short = [space for space in spaces if space.images <= int(space.figures["dims"])]
+    return [
+        f"{space.subject.name}: {space.images} images for {space.figures['dims']} dimensions: its "
+        f"rank is that of the images as much as of the network; look at more."
+        for space in short
+    ]
 
 
 def rows_of(spaces: Sequence[Space]) -> list[dict[str, Any]]:

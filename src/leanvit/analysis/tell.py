@@ -23,10 +23,17 @@ from leanvit.core.files import Replacing, writing
 from leanvit.evaluation.result import Result
 
 
+def ready(folder: Path) -> None:
+    """Make the folder, now that there is something to write."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def tell_attention(
     config: AttentionConfig, scene: Scene, found: Sequence[attention.Heads], folder: Path
 ) -> Result:
     """Draw the figures of all heads, and maps of a few images."""
+    ready(folder)
     files = draw_heads(found, folder / "attention.png", paper=config.distance == "paper")
     if config.maps:
         files += draw_maps(config, scene, folder / "maps.png")
@@ -44,6 +51,7 @@ def tell_likeness(
     config: CkaConfig, scene: Scene, found: Sequence[cka.Likeness], folder: Path
 ) -> Result:
     """Draw CKA of every two networks."""
+    ready(folder)
     images = found[0].images
     notes = [] if images == len(scene.source) else [f"CKA is of {images} images: full batches."]
     facts: dict[str, Any] = {
@@ -64,16 +72,18 @@ def tell_likeness(
 
 def tell_space(found: Sequence[spectrum.Space], folder: Path) -> Result:
     """Draw the spectra of features."""
+    ready(folder)
     facts: dict[str, Any] = {
         "singular_values": {each.subject.name: each.values.tolist() for each in found},
         "files": draw_spectra(found, folder / "rank.png"),
     }
     digits = {"uniformity": 2, "alignment": 3}
-    return Result("rank", facts, spectrum.rows_of(found), digits=digits)
+    return Result("rank", facts, spectrum.rows_of(found), spectrum.few(found), digits=digits)
 
 
 def tell_components(found: pca.Painted, folder: Path) -> Result:
     """Draw images in the colors of their components."""
+    ready(folder)
     facts = {"files": draw_components(found, folder / "pca.png")}
     return Result("pca", facts, pca.rows_of(found.networks))
 
@@ -86,16 +96,18 @@ def tell_pairs(
     folder: Path,
 ) -> Result:
     """Draw pairs of pictures as every network matches them."""
+    ready(folder)
     names = [subject.name for subject in scene.subjects]
     files = draw_matchings(names, chosen, found, folder / "matches.png", count=config.pairs)
     facts = {"between": config.between, "files": files}
     rows = pairs.rows_of(scene.subjects, chosen, found)
-    notes = means_of(rows, ("correct %", "matched back %"), "pairs")
+    notes = means_of(rows, ("correct %", "chance %", "matched back %"), "pairs")
     return Result("correspondence", facts, rows, notes)
 
 
 def tell_neighbors(scene: Scene, found: retrieval.Found, folder: Path) -> Result:
     """Draw images beside their neighbours."""
+    ready(folder)
     facts = {"files": draw_neighbors(scene, found, folder / "retrieval.png")}
     rows = retrieval.rows_of(scene, found)
     return Result("retrieval", facts, rows, means_of(rows, ("same class %",), "images"))

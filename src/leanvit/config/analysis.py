@@ -78,8 +78,8 @@ class PcaConfig(AnalysisConfig):
 
     images: int = 16
     """How many images are shown, drawn once and for all."""
-    foreground: bool = True
-    """Leave out what the first component takes for background, and color the rest alone."""
+    foreground: bool | Auto = "auto"
+    """Leave out the background, by the first component; auto: of 7 x 7 regions or more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from leanvit.analysis.report.explorer import explorer
 from leanvit.analysis.subjects import Scene, open_scene
 from leanvit.analysis.tell import (
     keep,
+    ready,
     tell_attention,
     tell_components,
     tell_likeness,
@@ -49,8 +50,8 @@ PAGE = "report.html"
 SCRIPTS = ("base.js", "sections.js", "explorer.js", "page.js")
 """What the page runs, in this order, in one function."""
 MEGABYTE = 10**6
-FINE = 7
-"""Rows or columns of regions from which the page tells foreground from background."""
+ROUND = 100_000
+"""Bytes of the page itself."""
 ASKED = 6
 """Images whose neighbours are shown."""
 
@@ -65,8 +66,6 @@ class Findings:
     spaces: Sequence[spectrum.Space]
     few: Scene
     """The images of the gallery."""
-    fine: bool
-    """Whether there are enough regions to tell foreground from background."""
     painted: pca.Painted | None
     """None of too few regions for components."""
     neighbors: retrieval.Found
@@ -87,6 +86,7 @@ def report_result(
     found = look(config, scene, notes)
     shown = content(config, scene, found, notes, room=config.megabytes * MEGABYTE - len(charts))
     page, path = assemble(shown, charts), folder / PAGE
+    ready(folder)
     with writing(path), Replacing(path) as beside:
         beside.write_text(page)
     files = [PAGE, *(name for result in tell(config, found, scene, folder) for name in result)]
@@ -96,7 +96,8 @@ def report_result(
             "effective rank": space.figures["effective rank"],
             "uniformity": space.figures["uniformity"],
             "alignment": space.figures["alignment"],
-            "matched rightly %": _right(mine),
+            "matched rightly %": _percent(mine, "correct %"),
+            "by chance %": _percent(mine, "chance %"),
         }
         for space, mine in zip(found.spaces, found.matchings, strict=True)
     ]
@@ -106,11 +107,10 @@ def report_result(
     return Result("report", facts, rows, [*scene.seen.notes, *notes], digits=digits)
 
 
-def _right(matchings: Sequence[Matching]) -> float | None:
-    """Return percent of the regions whose place is known that are matched rightly."""
-    known = sum(int(each.known.sum()) for each in matchings)
-    right = sum(int(each.correct.sum()) for each in matchings)
-    return 100 * right / known if known else None
+def _percent(matchings: Sequence[Matching], column: str) -> float | None:
+    """Return the mean of a figure over pairs of pictures; None where nothing is known."""
+    found = [value for value in (each.figures()[column] for each in matchings) if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
@@ -126,28 +126,26 @@ def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
     if not enough:
         notes.append(f"CKA is left out: it needs {cka.LEAST} images at a time at least.")
     few = replace(scene, source=at_most(scene.source, config.gallery))
-    fine = min(side for subject in few.subjects for side in sections.grid_of(subject)) >= FINE
     pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
     return Findings(
         attention.look_at_heads(AttentionConfig(), seen_heads) if able else [],
         cka.look_at_likeness(CkaConfig(batch=config.batch), scene) if enough else [],
         spectrum.look_at_space(RankConfig(), scene),
         few,
-        fine,
-        _painted(few, fine, notes),
+        _painted(few, notes),
         retrieval.look_at_neighbors(RetrievalConfig(queries=ASKED), scene),
         pairs,
         look_at_pairs(pairs, scene.subjects),
     )
 
 
-def _painted(few: Scene, fine: bool, notes: list[str]) -> pca.Painted | None:
+def _painted(few: Scene, notes: list[str]) -> pca.Painted | None:
     """Return a few images and the colors of their regions; of few regions none are left out."""
-    grids = [sections.grid_of(subject) for subject in few.subjects]
+    grids = [pca.grid_of(subject) for subject in few.subjects]
     if min(h * w for h, w in grids) * len(few.source) <= pca.SHADES:
         notes.append("Components of region features are left out: there are too few regions.")
         return None
-    return pca.look_at_components(PcaConfig(foreground=fine), few)
+    return pca.look_at_components(PcaConfig(), few)
 
 
 def tell(
@@ -165,7 +163,7 @@ def tell(
     matched = like(config, CorrespondencePicturesConfig, images=config.pairs)
     pairs = tell_pairs(matched, scene, found.pairs, found.matchings, folder)
     if found.painted:
-        few = like(config, PcaConfig, images=config.gallery, foreground=found.fine)
+        few = like(config, PcaConfig, images=config.gallery)
         told.append((few, found.few, tell_components(found.painted, folder)))
     near = like(config, RetrievalConfig, queries=ASKED)
     told += [
@@ -184,11 +182,12 @@ def like(config: ReportConfig, kind: type[A], **more: Any) -> A:
 
 
 def content(
-    config: ReportConfig, scene: Scene, found: Findings, notes: Sequence[str], *, room: float
+    config: ReportConfig, scene: Scene, found: Findings, notes: list[str], *, room: float
 ) -> dict[str, Any]:
     """Return everything that the page shows, as plain values.
 
-    room: bytes that it may take, of which pictures and matches take what they need.
+    room: bytes that it may take, of which pictures and matches take what they need. notes: what was
+    left out is added there.
     """
     subjects = scene.subjects
     trained = [subject.name for subject in subjects if subject.trained]
@@ -198,7 +197,6 @@ def content(
         "leanvit": version("leanvit"),
         "data": last_part(config.data) or config.data,
         "images": len(scene.source),
-        "notes": [*scene.seen.notes, *notes],
         "models": sections.models(subjects),
         "curves": sections.curves(subjects),
         "results": sections.results(subjects),
@@ -209,8 +207,14 @@ def content(
         "rank": sections.spectra(found.spaces),
         "retrieval": sections.neighbors(scene, found.neighbors),
     }
-    room -= len(json.dumps(shown))
-    return {**shown, "explorer": explorer(subjects, found.pairs, most_bytes=room)}
+    room -= len(json.dumps(shown)) + ROUND
+    seen, left = explorer(subjects, found.pairs, most_bytes=room)
+    if left:
+        notes.append(
+            f"For want of room ({config.megabytes:g} megabytes), attention cannot be explored in "
+            f"{left} of the blocks that could be chosen."
+        )
+    return {**shown, "notes": [*scene.seen.notes, *notes], "explorer": seen}
 
 
 def assemble(found: Mapping[str, Any], charts: str) -> str:

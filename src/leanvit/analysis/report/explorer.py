@@ -3,6 +3,7 @@
 Letters: h and w rows and columns of regions, T = h * w regions, H heads, D channels.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,10 +26,11 @@ FINAL = "final"
 
 def explorer(
     subjects: Sequence[Subject], pairs: Sequence[Pair], *, most_bytes: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], int]:
     """Return pairs, matches and attention as the page takes them.
 
-    Attention comes from the last block backwards, as long as all stays below `most_bytes`.
+    Attention comes from the last block backwards, of all networks alike, as long as all stays below
+    `most_bytes`; and how many blocks it left out.
     """
     shown = [
         {
@@ -45,14 +47,15 @@ def explorer(
         for number, pair in enumerate(pairs)
         for layer, found in matches_of(subject, pair)
     ]
-    used = sum(len(entry["similarity"]) for entry in matches)
-    attention = []
-    for entry in _attention(subjects, pairs):
-        used += len(entry["values"])
+    used = len(json.dumps([shown, matches]))
+    attention, left = list[dict[str, Any]](), 0
+    for level in _attention(subjects, pairs):
+        used += len(json.dumps(level))
         if used > most_bytes:
-            break
-        attention.append(entry)
-    return {"pairs": shown, "matches": matches, "attention": attention}
+            left += len({(entry["model"], entry["block"]) for entry in level})
+        else:
+            attention += level
+    return {"pairs": shown, "matches": matches, "attention": attention}, left
 
 
 def blocks_of(backbone: Backbone) -> list[int]:
@@ -103,28 +106,37 @@ def as_plain(found: Matching) -> dict[str, Any]:
     }
 
 
-def _attention(subjects: Sequence[Subject], pairs: Sequence[Pair]) -> Iterator[dict[str, Any]]:
-    """Yield the attention of left pictures, the last blocks of all networks first."""
+def _attention(
+    subjects: Sequence[Subject], pairs: Sequence[Pair]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the attention of left pictures: of the last block of all networks, then before it."""
     able = [(n, s) for n, s in enumerate(subjects) if "logits" in s.backbone.can]
     lists = {number: [*blocks_of(s.backbone), s.backbone.depth - 1][::-1] for number, s in able}
     for place in range(LAYERS):
-        for number, subject in able:
-            if place >= len(lists[number]):
-                continue
-            block = lists[number][place]
-            ask = Ask(hidden=(block,), logits=(block,))
-            for pair_number, pair in enumerate(pairs):
-                features = subject.says(pair.left[None], ask)
-                attention = attention_of(features.logits[0], features.hidden[0])
-                if max(attention.grid) > FINEST:
-                    break
-                values = attention.matrix()[0].cpu()
-                peak = values.amax(-1, keepdim=True).clamp_min(1e-12)
-                yield {
-                    "model": number,
-                    "block": block,
-                    "pair": pair_number,
-                    "grid": list(attention.grid),
-                    "heads": len(values),
-                    "values": as_bytes(values / peak),
-                }
+        yield [
+            entry
+            for number, subject in able
+            if place < len(lists[number])
+            for entry in _of_block(number, subject, lists[number][place], pairs)
+        ]
+
+
+def _of_block(
+    number: int, subject: Subject, block: int, pairs: Sequence[Pair]
+) -> Iterator[dict[str, Any]]:
+    """Yield a block's attention in each left picture; nothing where its regions are too fine."""
+    for pair_number, pair in enumerate(pairs):
+        features = subject.says(pair.left[None], Ask(hidden=(block,), logits=(block,)))
+        attention = attention_of(features.logits[0], features.hidden[0])
+        if max(attention.grid) > FINEST:
+            return
+        values = attention.matrix()[0].cpu()
+        peak = values.amax(-1, keepdim=True).clamp_min(1e-12)
+        yield {
+            "model": number,
+            "block": block,
+            "pair": pair_number,
+            "grid": list(attention.grid),
+            "heads": len(values),
+            "values": as_bytes(values / peak),
+        }

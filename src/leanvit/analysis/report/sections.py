@@ -78,11 +78,8 @@ def curves(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
 
 
 def _panels(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    losses = [_series(rows, name) for name in LOSSES]
-    if any(series["x"] for series in losses):
-        series = [one for one in losses if one["x"]]
-        yield {"title": "Loss", "unit": "", "series": series}
-    for name, title in PANELS.items():
+    losses = {name: "Loss" if name == "loss" else f"Loss, {name}" for name in LOSSES}
+    for name, title in {**losses, **PANELS}.items():
         curve = _series(rows, name)
         if curve["x"]:
             words, _, unit = title.partition(" (")
@@ -121,12 +118,6 @@ def run_pictures(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
         for name, (title, text) in PICTURES.items()
         if (Path(s.model) / name).is_file()
     ]
-
-
-def grid_of(subject: Subject) -> tuple[int, int]:
-    """Return the rows and columns of regions that a network has."""
-    h, w = subject.says(torch.zeros(1, 3, subject.size, subject.size)).grid.shape[1:3]
-    return h, w
 
 
 def gallery(scene: Scene, found: pca.Painted | None) -> dict[str, Any]:
