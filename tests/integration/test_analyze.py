@@ -204,7 +204,9 @@ def test_prototypes_are_those_of_the_teacher(run: Finished, tmp_path: Path) -> N
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (method.encoder().mean, method.encoder().std)
     )
-    pixels = torch.stack([middle(to_pixels(source[i].image), 32, 1.0) for i in range(10)])
+    pixels = torch.stack(
+        [middle(to_pixels(source[i].image), 32, result.facts["crop"]) for i in range(10)]
+    )
     with torch.no_grad():
         rows = method.teacher.head(method.eval().encoder().features((pixels - mean) / std).pooled)
     chosen = (rows.rows @ rows.prototypes.T - method.center.value).argmax(1)
