@@ -419,6 +419,10 @@ def test_cvt_is_reported_too(data: Path, tmp_path: Path) -> None:
     assert found("report", model, data, tmp_path / "out").rows
 
 
-def test_broken_images_are_told_of(model: Path, broken: Path, tmp_path: Path) -> None:
-    result = found("report", model, broken, tmp_path, images=63, max_unreadable=10.0)
-    assert any("cannot be read" in note for note in result.notes)
+def test_broken_images_are_told_of(
+    model: Path, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"images": 63, "max_unreadable": 10.0, "gallery": 63}
+    result = found("report", model, broken, tmp_path, **options)
+    assert sum("cannot be read" in note for note in result.notes) == 1
+    assert capsys.readouterr().err.count("cannot be read") == 1, "once is enough"

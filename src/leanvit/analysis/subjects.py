@@ -104,7 +104,8 @@ class Scene:
                 bad += found.unreadable
                 if len(found.index):
                     yield found
-        seen.notes.extend(require_readable(bad, len(source), seen.config.max_unreadable))
+        most = seen.config.max_unreadable
+        seen.notes.extend(require_readable(bad, len(source), most, seen.notes))
 
     def some(self, count: int) -> ImageBatch:
         """Return a few images that can be read, drawn once and for all from all of them."""

@@ -179,8 +179,13 @@ def require_finite(found: Described, source: Source) -> None:
             )
 
 
-def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> list[str]:
-    """Say that some images could not be read, and return it. Raises ValueError above `most` %."""
+def require_readable(
+    bad: Sequence[Unreadable], images: int, most: float, said: Sequence[str] = ()
+) -> list[str]:
+    """Say that some images could not be read, and return it; nothing if it was `said` before.
+
+    Raises ValueError above `most` %.
+    """
     if not bad:
         return []
     if len(bad) == images:
@@ -188,9 +193,12 @@ def require_readable(bad: Sequence[Unreadable], images: int, most: float) -> lis
     text = f"{len(bad)} of {images} images cannot be read, such as {bad[0].name!r} ({bad[0].error})"
     if 100 * len(bad) / images > most:
         raise ValueError(f"{text}; at most {most:g} % may be (max_unreadable).")
+    note = f"{text}; left out."
+    if note in said:
+        return []
     if rank() == 0:
-        warn(f"{text}; left out.")
-    return [f"{text}; left out."]
+        warn(note)
+    return [note]
 
 
 def open_both(config: ClassesConfig) -> tuple[Source, Source, list[str]]:
