@@ -97,8 +97,10 @@ function swatch(index) {
   return svg("svg", { class: "swatch", viewBox: "0 0 34 14", "aria-hidden": "true" }, line, sign);
 }
 
+/** Whether a model's name says already that it is untrained. */
+const saysSo = (index) => /untrained$/.test(modelName(index));
 const untrained = (index) =>
-  MODELS[index] && !MODELS[index].trained ? el("span", { class: "badge" }, "untrained") : null;
+  MODELS[index] && !MODELS[index].trained && !saysSo(index) ? el("span", { class: "badge" }, "untrained") : null;
 
 /** A model's sign, name and whether it is trained. */
 const named = (index) => el("span", { class: "named" }, swatch(index), el("span", { class: "who" },

@@ -250,7 +250,7 @@ function refresh() {
   const record = current();
   for (const button of ui.modes) set(button, { "aria-pressed": String(button.id === `mode-${state.mode}`) });
   options(ui.pair.node, pairs.map((i) => [i, EXPLORER.pairs[i].name]), state.pair);
-  options(ui.model.node, models.map((i) => [i, modelName(i) + (MODELS[i] && !MODELS[i].trained ? " (untrained)" : "")]), state.model);
+  options(ui.model.node, models.map((i) => [i, modelName(i) + (MODELS[i] && !MODELS[i].trained && !saysSo(i) ? " (untrained)" : "")]), state.model);
   if (matches) options(ui.layer.node, depths.map((one) => [one, one]), state.layer);
   else {
     options(ui.block.node, depths.map((one) => [one, one]), state.block);

@@ -9,7 +9,7 @@ function overview() {
   const bare = MODELS.length - trained;
   const count = (n, word) => `${n} ${word} network${n === 1 ? "" : "s"}`;
   const who = [trained ? count(trained, "trained") : "", bare ? count(bare, "untrained") : ""].filter(Boolean);
-  $("subtitle").textContent = `${who.join(" and ")}, looked at on ${figure(DATA.images)} images: ${DATA.data}.`;
+  $("subtitle").textContent = `${who.join(" and ")}, looked at on ${figure(DATA.images)} images of “${DATA.data}”.`;
   for (const [index, model] of MODELS.entries()) {
     const facts = el("dl", {}, (model.facts || []).map(([label, value]) =>
       el("div", {}, el("dt", {}, String(label)), el("dd", {}, String(value)))));
