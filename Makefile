@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := --numprocesses 2 --dist loadfile
 
-.PHONY: install test test-browser check faults demo clean
+.PHONY: install test test-long test-browser check faults demo clean
 
 install: .venv/installed
 
@@ -19,7 +20,11 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --ignore=tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO) --ignore=tests/browser -m "not long"
+
+# soak, learning, compilation, the commands of the documents: what takes the better part of a minute
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(TWO) --ignore=tests/browser -m long
 
 # the report page, in a headless Chromium; LEANVIT_SCREENSHOTS names a folder for pictures of it
 test-browser: .venv/browser

@@ -43,6 +43,7 @@ def blocks(language: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", 8)

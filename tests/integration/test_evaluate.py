@@ -444,6 +444,7 @@ def test_a_result_is_a_table_and_plain_values() -> None:
         "notes": ["A note."],
         "config": {},
         "headline": {},
+        "digits": {},
     }
 
 

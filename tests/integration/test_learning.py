@@ -70,6 +70,7 @@ def rank(backbone: Backbone, images: Tensor) -> float:
     return effective_rank(features - features.mean(0))
 
 
+@pytest.mark.long
 def test_esvit_learns_on_photographs(photographs: Path, tmp_path: Path) -> None:
     config = compose(recipe("esvit"), data=str(photographs), options=OPTIONS)
     backbone = leanvit.pretrain(config, out=tmp_path / "run", quiet=True)

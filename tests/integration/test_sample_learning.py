@@ -7,6 +7,8 @@ import pytest
 
 import leanvit
 
+pytestmark = pytest.mark.long
+
 K = "k=20"
 
 

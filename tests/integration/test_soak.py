@@ -24,6 +24,7 @@ def soak() -> Iterator[ModuleType]:
         yield module
 
 
+@pytest.mark.long
 def test_a_run_stays_as_it_is(soak: ModuleType) -> None:
     """Coarse limits here: most memory is taken in the first hundreds of steps, and the files of
     batches on their way come and go; a leak at every step or every save would show."""
@@ -37,6 +38,7 @@ def test_a_run_stays_as_it_is(soak: ModuleType) -> None:
     assert counted[1].first == 3  # the run and two workers
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_nothing_behind(soak: ModuleType) -> None:
     left = soak.kill(2, each=12)
     assert left.files == []

@@ -116,10 +116,15 @@ COMPILED = {
     **{f"{name}, blocks": (OURS[name], True) for name in ("cvt", "swin", "vil", "vit_full")},
 }
 """Networks, and whether their blocks are compiled one by one."""
+COMPILING = [
+    pytest.param(*case, marks=pytest.mark.long if name[:3] in ("cvt", "vil") else ())
+    for name, case in COMPILED.items()
+]
+"""Two families take half a minute to compile."""
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
-@pytest.mark.parametrize(("config", "blocks"), COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize(("config", "blocks"), COMPILING, ids=COMPILED)
 def test_compilation_breaks_no_graph(config: BackboneConfig, blocks: bool) -> None:
     """And changes neither features nor gradients, with stochastic depth."""
     plain, backbone = (build(replace(config, drop_path=0.5), torch.float64) for _ in range(2))
