@@ -242,3 +242,12 @@ def test_screenshots(
     if page.locator("#mode-attention").count():
         page.click("#mode-attention")
         page.locator("#explorer").screenshot(path=folder / f"{name}-explorer-attention.png")
+
+
+def test_maps_of_attention_are_shown_where_there_are_any(made: Made, open_page: Watched) -> None:
+    page = open_page(made)
+    figure = page.locator("#attention-maps")
+    assert figure.is_visible() == ("maps" in made.report["attention"])
+    if figure.is_visible():
+        figure.scroll_into_view_if_needed()
+        assert figure.locator("img").evaluate("node => node.decode().then(() => node.naturalWidth)")

@@ -426,3 +426,21 @@ def test_broken_images_are_told_of(
     result = found("report", model, broken, tmp_path, **options)
     assert sum("cannot be read" in note for note in result.notes) == 1
     assert capsys.readouterr().err.count("cannot be read") == 1, "once is enough"
+
+
+@pytest.mark.parametrize("name", ["pca", "correspondence", "attention", "report"])
+def test_one_broken_image_among_few_costs_nothing(
+    name: str, model: Path, broken: Path, tmp_path: Path
+) -> None:
+    """Three of 45 cannot be read; in their place stand others, whichever are drawn."""
+    few = {"pca": {"images": 40}, "correspondence": {"images": 40}, "attention": {"maps": 8}}
+    options: dict[str, Any] = {"max_unreadable": 0.0, "images": 20, **few.get(name, {})}
+    result = found(name, model, broken, tmp_path, **options)
+    if name == "correspondence":
+        assert len({row["left"] for row in result.rows}) == 40
+    assert result.rows and not any("cannot be read" in note for note in result.notes)
+
+
+def test_pairs_of_images_are_as_many_as_asked_for(model: Path, data: Path, tmp_path: Path) -> None:
+    result = found("correspondence", model, data, tmp_path, images=3, between="images")
+    assert len({name for row in result.rows for name in (row["left"], row["right"])}) == 6

@@ -37,7 +37,7 @@ def maps_of(
 
 def draw_maps(config: AttentionConfig, scene: Scene, path: Path) -> list[str]:
     """Draw where the query of a few images looks: a row an image and network, a column a head."""
-    images = scene.some(config.maps).pixels
+    images = scene.few(config.maps).pixels()
     found = [maps_of(subject, images, config.block, config.query) for subject in scene.subjects]
     most = max(min(maps.shape[1], MOST_HEADS) for maps, _ in found)
     rows = []

@@ -36,8 +36,6 @@ class Pair:
     """[3, S, S] in [0, 1]."""
     right: Tensor
     """[3, S, S] in [0, 1]."""
-    numbers: tuple[int, int]
-    """Of the images they are of, in the scene's source."""
     plans: Any = None
     """The plans of two views of one image, which say where regions truly lie; None otherwise."""
 
@@ -127,29 +125,22 @@ def matching(left: Tensor, right: Tensor, truth: Tensor) -> Matching:
 
 def pairs_of(config: CorrespondencePicturesConfig, scene: Scene) -> list[Pair]:
     """Return the pictures to match. Raises ValueError for one image where two are matched."""
-    images = config.images if config.between == "views" else 2 * config.images
-    found = scene.some(images)
-    named = [scene.source.name(i) for i in found.index.tolist()]
+    few = scene.few(config.drawn)
+    pixels, names = few.pixels(), [few.source.name(i) for i in range(len(few.source))]
     if config.between == "views":
         return [
-            two_views(pixels, index, name)
-            for pixels, index, name in zip(found.pixels, found.index.tolist(), named, strict=True)
+            two_views(image, number, name)
+            for number, (image, name) in enumerate(zip(pixels, names, strict=True))
         ]
-    if len(named) < 2:
+    if len(names) < 2:
         raise ValueError("One image cannot be matched with another; name two or more.")
-    numbers = found.index.tolist()
     return [
-        Pair(
-            (named[i], named[i + 1]),
-            found.pixels[i],
-            found.pixels[i + 1],
-            (numbers[i], numbers[i + 1]),
-        )
-        for i in range(0, len(named) - 1, 2)
+        Pair((names[i], names[i + 1]), pixels[i], pixels[i + 1])
+        for i in range(0, len(names) - 1, 2)
     ]
 
 
-def two_views(pixels: Tensor, index: int, name: str) -> Pair:
+def two_views(pixels: Tensor, number: int, name: str) -> Pair:
     """Return an image [3, S, S] in [0, 1] beside a random view of it, with other colors.
 
     The first of a few fixed draws is taken that shows enough of it.
@@ -159,12 +150,12 @@ def two_views(pixels: Tensor, index: int, name: str) -> Pair:
     second = View(side, SCALE, 0.5, jitter=0.8, jitter_strength=STRENGTH, gray=0.2)
     first = replace(second, scale=(1.0, 1.0), flip=0.0, jitter=0.0, gray=0.0)
     for attempt in range(DRAWS):
-        units = random.units(0, "pairs", index, attempt, count=2 * UNITS).reshape(2, UNITS)
+        units = random.units(0, "pairs", number, attempt, count=2 * UNITS).reshape(2, UNITS)
         left = replace(plan(first, units[0], side, side), box=(0, 0, side, side), flip=False)
         right = plan(second, units[1], side, side)
         if between(left, right)(centers(8, 8)).isfinite().all(1).double().mean() >= LEAST:
             break
-    return Pair((name, name), pixels, render(right, image), (index, index), (left, right))
+    return Pair((name, name), pixels, render(right, image), (left, right))
 
 
 def look_at_pairs(pairs: Sequence[Pair], subjects: Sequence[Subject]) -> list[list[Matching]]:

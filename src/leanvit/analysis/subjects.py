@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -20,11 +19,15 @@ from leanvit.config.analysis import AnalysisConfig
 from leanvit.core import random
 from leanvit.core.console import track
 from leanvit.data.batch import Unreadable
+from leanvit.data.decode import read_image
 from leanvit.data.images import Change, ImageBatch, load_images
 from leanvit.data.sources import Source, Subset, at_most, open_source
 from leanvit.evaluation.inputs import Seen, device_of, require_readable, see
 from leanvit.evaluation.models import before_training, open_networks
 from leanvit.weights.card import last_part
+
+FEW = 100
+"""Images of which one that cannot be read is more than the usual share that may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +83,15 @@ class Scene:
     """How many there are in all."""
     seen: Seen
 
-    def batches(
-        self, text: str, change: Change | None = None, *, source: Source | None = None
-    ) -> Iterator[ImageBatch]:
+    def batches(self, text: str, change: Change | None = None) -> Iterator[ImageBatch]:
         """Yield the images that can be read, in order, under a progress bar.
 
-        change: what is made of each; source: other images. Raises ValueError at the end if too
-        many could not be read.
+        change: what is made of each. Raises ValueError at the end if too many could not be read.
         """
-        source = self.source if source is None else source
         seen, bad = self.seen, list[Unreadable]()
-        count = -(-len(source) // seen.config.batch)
+        count = -(-len(self.source) // seen.config.batch)
         images = load_images(
-            source,
+            self.source,
             size=seen.size,
             crop=seen.crop,
             batch=seen.config.batch,
@@ -105,20 +104,27 @@ class Scene:
                 if len(found.index):
                     yield found
         most = seen.config.max_unreadable
-        seen.notes.extend(require_readable(bad, len(source), most, seen.notes))
+        seen.notes.extend(require_readable(bad, len(self.source), most, seen.notes))
 
-    def some(self, count: int) -> ImageBatch:
-        """Return a few images that can be read, drawn once and for all from all of them."""
-        order = random.permutation(0, "some", count=len(self.source))
-        chosen = torch.from_numpy(np.sort(order[:count]))
-        part = Subset(self.source, chosen.tolist())
-        found = list(self.batches("images", source=part))
-        return ImageBatch(
-            torch.cat([batch.pixels for batch in found]),
-            torch.cat([chosen[batch.index] for batch in found]),
-            torch.cat([batch.target for batch in found]),
-            (),
-        )
+    def few(self, count: int) -> "Scene":
+        """Return the same networks and a few of the images, drawn once and for all.
+
+        In the place of one that cannot be read stands the next one drawn: of a few, one would be
+        more than the share that may be missing. Raises ValueError if none can be read.
+        """
+        chosen: list[int] = []
+        for index in random.permutation(0, "few", count=len(self.source)).tolist():
+            if len(chosen) < count and not isinstance(read_image(self.source, index), Unreadable):
+                chosen.append(index)
+            if len(chosen) == count:
+                break
+        if not chosen:
+            raise ValueError(f"None of the {len(self.source)} images could be read.")
+        return replace(self, source=Subset(self.source, sorted(chosen)))
+
+    def pixels(self) -> Tensor:
+        """Return all images that can be read [B, 3, S, S] in [0, 1]; for a few of them."""
+        return torch.cat([batch.pixels for batch in self.batches("images")])
 
     def facts(self) -> dict[str, object]:
         """Return what was looked at, for the result."""
@@ -135,9 +141,11 @@ def open_scene(config: AnalysisConfig, models: Sequence[str | Path], quiet: bool
     """Return networks and images. Raises ValueError if there is no model, or one twice."""
     subjects = open_subjects(config, models, quiet)
     whole = open_source(config.data)
-    source = at_most(whole, config.images)
-    seen = see(config, max(subject.size for subject in subjects), source, quiet)
-    return Scene(subjects, source, len(whole), seen)
+    seen = see(config, max(subject.size for subject in subjects), whole, quiet)
+    scene = Scene(subjects, whole, len(whole), seen)
+    if config.drawn < len(whole) and config.drawn <= FEW:
+        return scene.few(config.drawn)
+    return replace(scene, source=at_most(whole, config.drawn))
 
 
 def open_subjects(

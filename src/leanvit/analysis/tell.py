@@ -22,6 +22,9 @@ from leanvit.config.analysis import (
 from leanvit.core.files import Replacing, writing
 from leanvit.evaluation.result import Result
 
+MAPS = "maps.png"
+"""Where a few maps of attention are drawn."""
+
 
 def ready(folder: Path) -> None:
     """Make the folder, now that there is something to write."""
@@ -36,7 +39,7 @@ def tell_attention(
     ready(folder)
     files = draw_heads(found, folder / "attention.png", paper=config.distance == "paper")
     if config.maps:
-        files += draw_maps(config, scene, folder / "maps.png")
+        files += draw_maps(config, scene, folder / MAPS)
     facts: dict[str, Any] = {
         "measures": list(attention.MEASURES),
         "heads": {each.subject.name: [block.tolist() for block in each.values] for each in found},

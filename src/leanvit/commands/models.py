@@ -84,8 +84,6 @@ def analyze(arguments: list[str]) -> int:
         config,
         arguments[1:],
         usage="--data SOURCE [--out FOLDER]",
-        text="MODEL is the folder of a run, a backbone file, a checkpoint of another code, "
-        "timm:NAME.TAG, or a backbone's name.",
         out="folder for pictures and figures (default analysis)",
     )
     if found is None:

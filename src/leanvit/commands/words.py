@@ -9,6 +9,15 @@ from leanvit.config.evaluation import CompareConfig, EmbedConfig, EvaluationConf
 from leanvit.config.weights import ConvertConfig
 from leanvit.config.words import Parser, add_options, parse_options
 
+Options = EmbedConfig | EvaluationConfig | DenseConfig | ConvertConfig | CompareConfig | AnyAnalysis
+
+MODEL = (
+    "MODEL is the folder of a run, a backbone file, a checkpoint of another code, timm:NAME.TAG, "
+    "or a backbone's name."
+)
+ONE = "Name a model first: the folder of a run, a file of weights or a backbone's name."
+SEVERAL = "Name a model or more first: folders of runs, files of weights, or backbones' names."
+
 
 def add_common(parser: Parser) -> None:
     """Add what every command answers."""
@@ -18,53 +27,38 @@ def add_common(parser: Parser) -> None:
 
 def model_request(
     command: str,
-    config: EmbedConfig | EvaluationConfig | DenseConfig | ConvertConfig,
+    config: Options,
     arguments: list[str],
     usage: str = "--data SOURCE",
     out: str = "",
 ) -> tuple[Namespace, dict[str, Any]] | None:
     """Return the names and the options of what is done with a model; None after help."""
-    parser = Parser(
-        prog=f"leanvit {command}",
-        usage=f"leanvit {command} MODEL {usage} [options]",
-        description=f"{type(config).__doc__} MODEL is the folder of a run, a backbone file, a "
-        "checkpoint of another code, timm:NAME.TAG, or a backbone's name.",
-        allow_abbrev=False,
-        add_help=False,
-    )
-    if out:
-        parser.add_argument("--out", default="", help=out)
-    add_common(parser)
-    parser.add_argument("--help-all", action="store_true", help=SUPPRESS)  # --help lists all here
-    names, rest = parser.parse_known_args(arguments)
-    if names.help or names.help_all:
-        add_options(parser, config)
-        print(parser.format_help())
-        return None
-    if not rest or rest[0].startswith("-"):
-        raise ValueError(
-            "Name a model first: the folder of a run, a file of weights or a backbone's name."
-        )
-    names.model = rest[0]
-    return names, parse_options(config, rest[1:], ("out", "json") if out else ("json",))
+    words = {"out": out} if out else {}
+    found = models_request(command, config, arguments, usage=usage, most=1, **words)
+    if found is not None:
+        found[0].model = found[0].models[0]
+    return found
 
 
 def models_request(
     command: str,
-    config: CompareConfig | AnyAnalysis,
+    config: Options,
     arguments: list[str],
     *,
     usage: str,
-    text: str,
+    text: str = MODEL,
+    most: int | None = None,
     **words: str,
 ) -> tuple[Namespace, dict[str, Any]] | None:
     """Return the names and the options of what is done with several models; None after help.
 
-    words: names that are no options of the configuration, such as out, and their help.
+    most: of models, 1 or any number; words: names that are no options of the configuration, such as
+    out, and their help.
     """
+    named = "MODEL" if most == 1 else "MODEL [MODEL ...]"
     parser = Parser(
         prog=f"leanvit {command}",
-        usage=f"leanvit {command} MODEL [MODEL ...] {usage} [options]",
+        usage=f"leanvit {command} {named} {usage} [options]",
         description=f"{type(config).__doc__} {text}",
         allow_abbrev=False,
         add_help=False,
@@ -80,8 +74,7 @@ def models_request(
         return None
     count = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
     if not count:
-        raise ValueError(
-            "Name a model or more first: folders of runs, files of weights, or backbones' names."
-        )
+        raise ValueError(ONE if most == 1 else SEVERAL)
+    count = min(count, most or count)
     names.models = rest[:count]
     return names, parse_options(config, rest[count:], (*words, "json"))

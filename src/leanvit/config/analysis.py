@@ -24,6 +24,11 @@ class AnalysisConfig(ImagesConfig):
         ImagesConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "images")
 
+    @property
+    def drawn(self) -> int:
+        """How many images are drawn from all."""
+        return self.images
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionConfig(AnalysisConfig):
@@ -96,6 +101,11 @@ class CorrespondencePicturesConfig(AnalysisConfig):
     def __post_init__(self) -> None:
         AnalysisConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "pairs")
+
+    @property
+    def drawn(self) -> int:
+        """How many images are drawn from all: one of a pair, or two."""
+        return self.images if self.between == "views" else 2 * self.images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

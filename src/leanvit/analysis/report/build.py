@@ -18,6 +18,7 @@ from leanvit.analysis.report import sections
 from leanvit.analysis.report.explorer import explorer
 from leanvit.analysis.subjects import Scene, open_scene
 from leanvit.analysis.tell import (
+    MAPS,
     keep,
     ready,
     tell_attention,
@@ -40,7 +41,6 @@ from leanvit.config.analysis import (
     RetrievalConfig,
 )
 from leanvit.core.files import Replacing, writing
-from leanvit.data.sources import at_most
 from leanvit.evaluation.result import Result
 from leanvit.weights.card import last_part
 
@@ -84,12 +84,13 @@ def report_result(
     scene = open_scene(config, models, quiet)
     notes: list[str] = []
     found = look(config, scene, notes)
-    shown = content(config, scene, found, notes, room=config.megabytes * MEGABYTE - len(charts))
-    page, path = assemble(shown, charts), folder / PAGE
     ready(folder)
+    files = [PAGE, *(name for names in tell(config, found, scene, folder) for name in names)]
+    room = config.megabytes * MEGABYTE - len(charts)
+    shown = content(config, scene, found, notes, folder, room=room)
+    page, path = assemble(shown, charts), folder / PAGE
     with writing(path), Replacing(path) as beside:
         beside.write_text(page)
-    files = [PAGE, *(name for result in tell(config, found, scene, folder) for name in result)]
     rows = [
         {
             "network": space.subject.name,
@@ -125,7 +126,7 @@ def look(config: ReportConfig, scene: Scene, notes: list[str]) -> Findings:
     enough = min(len(scene.source), config.batch) >= cka.LEAST
     if not enough:
         notes.append(f"CKA is left out: it needs {cka.LEAST} images at a time at least.")
-    few = replace(scene, source=at_most(scene.source, config.gallery))
+    few = scene.few(config.gallery)
     pairs = pairs_of(CorrespondencePicturesConfig(images=config.pairs), scene)
     return Findings(
         attention.look_at_heads(AttentionConfig(), seen_heads) if able else [],
@@ -182,9 +183,15 @@ def like(config: ReportConfig, kind: type[A], **more: Any) -> A:
 
 
 def content(
-    config: ReportConfig, scene: Scene, found: Findings, notes: list[str], *, room: float
+    config: ReportConfig,
+    scene: Scene,
+    found: Findings,
+    notes: list[str],
+    folder: Path,
+    *,
+    room: float,
 ) -> dict[str, Any]:
-    """Return everything that the page shows, as plain values.
+    """Return everything that the page shows, as plain values; maps of attention from `folder`.
 
     room: bytes that it may take, of which pictures and matches take what they need. notes: what was
     left out is added there.
@@ -202,7 +209,7 @@ def content(
         "results": sections.results(subjects),
         "pictures": sections.run_pictures(subjects),
         **sections.gallery(found.few, found.painted),
-        "attention": sections.heads(scene, found.heads) if found.heads else None,
+        "attention": sections.heads(scene, found.heads, folder / MAPS) if found.heads else None,
         "cka": sections.likeness(scene, found.likeness),
         "rank": sections.spectra(found.spaces),
         "retrieval": sections.neighbors(scene, found.neighbors),

@@ -174,6 +174,10 @@ function attention() {
   const own = all.measures.map((measure, k) =>
     addChart($("attention-charts"), measure.title, measure.unit, () => boxesOf(all, measure, k), "wide"));
   legend($("attention-legend"), all.models.map((one) => one.model), own, "dashed: everywhere alike");
+  if (all.maps) {
+    $("attention-maps").hidden = false;
+    $("attention-maps").querySelector(".scroll").append(picture(all.maps, "Maps of attention", { loading: "lazy" }));
+  }
   return true;
 }
 

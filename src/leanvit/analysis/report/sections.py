@@ -145,11 +145,12 @@ def gallery(scene: Scene, found: pca.Painted | None) -> dict[str, Any]:
     return {"gallery": shown, "pca": painted}
 
 
-def heads(scene: Scene, found: Sequence[attention.Heads]) -> dict[str, Any]:
-    """Return the figures of all heads."""
+def heads(scene: Scene, found: Sequence[attention.Heads], maps: Path) -> dict[str, Any]:
+    """Return the figures of all heads, and the picture of a few maps."""
     number = {subject.name: i for i, subject in enumerate(scene.subjects)}
     return {
         "measures": list(MEASURES),
+        "maps": from_file(maps),
         "models": [
             {
                 "model": number[each.subject.name],
