@@ -48,6 +48,6 @@ def draw_maps(config: AttentionConfig, scene: Scene, path: Path) -> list[str]:
             mean = washed(picture, maps[number].mean(0), query)
             each = [Cell(washed(picture, head, query)) for head in heads]
             rows.append([Cell(picture, subject.name), Cell(mean), *each])
-    where = f"block {config.block}" if config.block >= 0 else f"block {config.block} (from the end)"
+    where = f"block {config.block}" if config.block != -1 else "last block"
     columns = [where, "mean of heads", *(f"head {head}" for head in range(most))]
     return draw_gallery(columns, rows, path)

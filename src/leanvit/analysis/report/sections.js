@@ -176,7 +176,7 @@ function attention() {
   legend($("attention-legend"), all.models.map((one) => one.model), own, "dashed: everywhere alike");
   if (all.maps) {
     $("attention-maps").hidden = false;
-    $("attention-maps").querySelector(".scroll").append(picture(all.maps, "Maps of attention", { loading: "lazy" }));
+    $("attention-maps").querySelector(".scroll").append(picture(all.maps, "Maps of attention"));
   }
   return true;
 }
