@@ -1,6 +1,6 @@
 """What `leanvit bench forward` found, as tables and as JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from types import MappingProxyType
@@ -9,6 +9,7 @@ from typing import Any
 import timm
 
 from leanvit.bench.machine import machine
+from leanvit.bench.tables import DISTURBED, differ, markdown
 from leanvit.config.bench import BenchForwardConfig
 
 OURS, TIMM = "ours", "timm"
@@ -211,8 +212,8 @@ class ForwardReport:
             for group in (self.measured, self.grown, self.throughput)
             for found in group
         ]
-        if any(max(seconds) > 2 * min(seconds) for seconds in every):
-            notes.append("Rounds differ by more than twice: something else used the machine.")
+        if differ(every):
+            notes.append(DISTURBED)
         return notes
 
     def __str__(self) -> str:
@@ -234,7 +235,7 @@ class ForwardReport:
             [fail.case.backbone, fail.case.what, fail.case.steps, str(fail.form), fail.said]
             for fail in self.failed
         ]
-        return list(_table(head.split(","), rows))
+        return list(markdown(head.split(","), rows))
 
     def _growth(self) -> list[str]:
         head = "backbone,grows,to,s,rounds,ms an image,extra MiB,images/s"
@@ -245,7 +246,7 @@ class ForwardReport:
             ]
             for found in self.grown
         ]
-        return list(_table(head.split(","), rows))
+        return list(markdown(head.split(","), rows))
 
     def _throughputs(self) -> list[str]:
         head = "backbone,precision,images/s,ratio,paper's images/s on a V100,paper's ratio"
@@ -257,7 +258,7 @@ class ForwardReport:
                 paper = PAPER[found.backbone]
                 row += [str(paper), f"{paper / PAPER['vit_small']:.2f}"]
             rows.append(row)
-        return list(_table(head.split(","), rows))
+        return list(markdown(head.split(","), rows))
 
 
 def _spelled(case: Case, form: Form) -> dict[str, Any]:
@@ -283,15 +284,3 @@ def _figures(found: Measured | Grown) -> list[str]:
         f"{1e3 * middle / found.images:.1f}",
         f"{found.extra_bytes / 2**20:.0f}",
     ]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a Markdown table with aligned columns; none without rows."""
-    if not rows:
-        return
-    full = [[*row, *[""] * (len(head) - len(row))] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    full.insert(1, ["-" * width for width in widths])
-    for row in full:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"| {' | '.join(cells)} |"

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import resource
+import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -64,6 +66,25 @@ def extra_bytes(step: Callable[[], object], device: str) -> int:
     before = _most_memory()
     step()
     return max(_most_memory() - before, resource.getpagesize())  # it is counted in pages
+
+
+def peak_bytes(device: str) -> int:
+    """Return the most bytes that this process held at a time: on the device, or of the host."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _most_memory()
+
+
+def product_rate(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
+    """Return the floating-point operations a second that a large matrix product reaches."""
+    side = 8192 if device == "cuda" else 3072
+    factor = torch.ones(side, side, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        factor @ factor
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(seconds[1:])
 
 
 def _most_memory() -> int:

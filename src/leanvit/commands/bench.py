@@ -5,7 +5,7 @@ from typing import Any
 
 from leanvit.commands.words import add_common
 from leanvit.config import look_up
-from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig
+from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig, BenchStepConfig
 from leanvit.config.convert import replace_options
 from leanvit.config.words import Parser, add_options, parse_options
 
@@ -43,6 +43,10 @@ def bench(arguments: list[str]) -> int:
         from leanvit.bench.forward import bench_forward
 
         report = bench_forward(config)
+    elif isinstance(config, BenchStepConfig):
+        from leanvit.bench.step import bench_step
+
+        report = bench_step(config)
     else:
         from leanvit.bench.loss import bench_loss
 

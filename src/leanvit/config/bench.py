@@ -115,9 +115,57 @@ class BenchForwardConfig:
                     raise unknown_name(what, word, known)
 
 
-BenchConfig = BenchLossConfig | BenchDataConfig | BenchForwardConfig
+OPPONENTS = ("plain", "lightly")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchStepConfig:
+    """Whole training steps beside the published one and the lightly package's, in one run."""
+
+    recipe: str = "esvit"
+    """Recipe whose step is measured; its views and sizes are the others' too."""
+    backbone: str = ""
+    """Name as in `leanvit backbones`; the recipe's where it is left out."""
+    against: tuple[str, ...] = ("plain",)
+    """Any of plain, the published step of esvit or dino on a Swin, and lightly, for dino and mae."""
+    batch: int = 4
+    """Images at a time."""
+    prototypes: int = 65_536
+    """Number of prototypes K, where the method has them."""
+    precisions: tuple[str, ...] = PRECISIONS
+    """Any of fp32 and bf16, which is autocast."""
+    rounds: int = 5
+    """How often everything is measured in turn, after a first time that does not count."""
+    threads: int | Auto = "auto"
+    """Threads on the CPU; auto: torch's own, a core each or OMP_NUM_THREADS."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it is measured."""
+    growth: bool = False
+    """Instead ours alone in the first precision, as batch, crops, prototypes and image grow."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batch", "prototypes", "rounds", "threads")
+        if not self.precisions:
+            raise ValueError("precisions is empty; name one at least, such as fp32.")
+        if self.growth and self.precisions != PRECISIONS and len(self.precisions) > 1:
+            raise ValueError("growth is measured in one precision; name one.")
+        for what, given, known in (
+            ("opponent", self.against, OPPONENTS),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            for word in given:
+                if word not in known:
+                    raise unknown_name(what, word, known)
+
+
+BenchConfig = BenchLossConfig | BenchDataConfig | BenchForwardConfig | BenchStepConfig
 
 BENCH_CONFIGS: Mapping[str, type[BenchConfig]] = MappingProxyType(
-    {"loss": BenchLossConfig, "data": BenchDataConfig, "forward": BenchForwardConfig}
+    {
+        "loss": BenchLossConfig,
+        "data": BenchDataConfig,
+        "forward": BenchForwardConfig,
+        "step": BenchStepConfig,
+    }
 )
 """Benches by name."""

@@ -1,6 +1,7 @@
 """What a run is resolved with: the images and the machine, looked at once."""
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -14,11 +15,19 @@ from leanvit.kernels.prototype_attention import best_form
 
 def gather_facts(source: Source) -> Facts:
     """Find out once what the rules of `resolve` need to know."""
-    cuda = torch.cuda.is_available()
-    return Facts(
+    return replace(
+        machine_facts(),
         images=len(source),
         classes=len(source.classes),
         unlabelled=int((source.targets < 0).sum()),
+    )
+
+
+def machine_facts() -> Facts:
+    """Find out what they need to know of the machine alone."""
+    cuda = torch.cuda.is_available()
+    return Facts(
+        images=0,
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),

@@ -1,0 +1,71 @@
+"""What a step asks of torch: how many operations, and how much of it the host waits for."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+FREE = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
+"""They allocate, and compute nothing; views are free as well."""
+READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+"""Operations whose result the host must know: on a GPU it would wait for all that came before."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations while it is on, with those of custom operators as one each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count it and do it."""
+        name = func.overloadpacket.__name__
+        if not (func.is_view or name in FREE or func.namespace in ("prim", "profiler")):
+            self.counts[name] += 1
+        if any(tag in func.tags for tag in READS):
+            self.reads[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_operations(step: Callable[[], object]) -> Operations:
+    """Return what a step asks of torch."""
+    with Operations() as found:
+        step()
+    return found
+
+
+def window_flops(
+    qkv: Any, fill: Any, biases: Any, tokens: Any, places: Any, heads: Any, sizes: Any, **_: Any
+) -> int:
+    """Return the operations of attention in chunks of windows: two products."""
+    return _attended(qkv, heads, sizes, 2)
+
+
+def window_gradient_flops(gradient: Any, qkv: Any, *rest: Any, **_: Any) -> int:
+    """Return the operations of its gradients: logits once more, and four products."""
+    *_, heads, sizes = rest
+    return _attended(qkv, heads, sizes, 5)
+
+
+def _attended(qkv: Any, heads: int, sizes: list[int], products: int) -> int:
+    width = qkv[1] // 3 // heads
+    runs = zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)
+    return sum(2 * products * windows * heads * n * m * width for windows, n, m in runs)
+
+
+def count_flops(step: Callable[[], object]) -> int:
+    """Return the floating-point operations of the matrix products of a step on the CPU."""
+    mapping = {
+        torch.ops.leanvit.window_chunks: window_flops,
+        torch.ops.leanvit.window_chunks_backward: window_gradient_flops,
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        step()
+    return int(counter.get_total_flops())
