@@ -50,7 +50,7 @@ from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
 from leanvit.methods.dmae import DMAE
 from leanvit.methods.esvit import EsViT
-from leanvit.methods.heads import Center
+from leanvit.methods.heads import Center, Prototypes
 from leanvit.methods.mae import MAE
 from leanvit.train.state import TrainState
 from leanvit.weights.file import header
@@ -142,7 +142,8 @@ def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
     seed, k, batch, views = (golden[key] for key in ("seed", "K", "batch", "crops"))
     regions = "region" in golden["kind"]
     temperatures = {key: golden[key] for key in ("student_temp", "teacher_temp")}
-    eye = torch.eye(k)
+    eye, prototypes = torch.eye(k), Prototypes(k, k, train_gain=False)
+    prototypes.weight_v.data.copy_(eye)
 
     def center(name: str) -> Center:
         module = Center(HeadConfig(prototypes=k, bottleneck=k))
@@ -151,7 +152,7 @@ def check_loss(golden: Golden, figures: dict[str, Tensor]) -> None:
 
     def move(module: Center, rows: Tensor) -> Tensor:
         module.collect(rows)
-        module.update(eye, golden["center_momentum"])
+        module.update(prototypes, golden["center_momentum"])
         return module.value[None]
 
     student = fill("input.student_view", views * batch, k, seed=seed).requires_grad_()

@@ -52,7 +52,8 @@ def test_a_frozen_gain_is_not_trained() -> None:
 
 
 def test_the_center_is_the_moving_mean_of_the_logits() -> None:
-    center, prototypes = Center(HEAD).double(), noise(24, 8, dtype=torch.float64)
+    center, prototypes = Center(HEAD).double(), Prototypes(24, 8, train_gain=True).double()
+    nn.init.uniform_(prototypes.weight_g, 0.5, 2.0, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(24, dtype=torch.float64)
     for step in range(3):
         rows = noise(10, 8, seed=step, dtype=torch.float64)
@@ -60,7 +61,7 @@ def test_the_center_is_the_moving_mean_of_the_logits() -> None:
         center.collect(rows[4:])
         assert center.value.equal(center.key_bias(1.0).neg()), "micro-batches see one center"
         center.update(prototypes, 0.9)
-        expected = 0.9 * expected + 0.1 * (rows @ prototypes.T).mean(0)
+        expected = 0.9 * expected + 0.1 * (rows @ prototypes().T).mean(0)
         torch.testing.assert_close(center.value, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -68,7 +69,7 @@ def test_a_center_without_rows_stays() -> None:
     center = Center(HEAD)
     center.value.copy_(noise(24))
     before = center.value.clone()
-    center.update(noise(24, 8), 0.9)
+    center.update(Prototypes(24, 8, train_gain=True), 0.9)
     assert center.value.equal(before)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 
 from leanvit.config import BackboneConfig
+from leanvit.core.tracing import once_per_size
 from leanvit.kernels.windows import Shapes
 
 
@@ -128,13 +129,16 @@ class Packed:
         return found
 
     def per_token(self, samples: Tensor) -> Tensor:
-        """Spread one value a sample [S] over its tokens: [N, 1]."""
-        parts = samples.split([b for b, _, _ in self.shapes])
-        spread = [
-            part[:, None].expand(-1, self.prefix + h * w).reshape(-1)
-            for part, (_, h, w) in zip(parts, self.shapes, strict=True)
-        ]
-        return torch.cat(spread)[:, None]
+        """Spread values of the samples [..., S] over their tokens: [..., N]."""
+        places = token_samples(self.shapes, self.prefix, samples.device)
+        return samples.index_select(-1, places)
+
+
+@once_per_size
+def token_samples(shapes: Shapes, prefix: int, device: torch.device) -> Tensor:
+    """Return [N] the sample that each token of a packing belongs to."""
+    counts = torch.cat([torch.full((b,), prefix + h * w) for b, h, w in shapes])
+    return torch.arange(len(counts)).repeat_interleave(counts).to(device)
 
 
 def hide(x: Tensor, fill: tuple[Tensor, Tensor], shape: tuple[int, int, int]) -> Tensor:
@@ -296,7 +300,8 @@ class Backbone(nn.Module):
         if drop is None or rate == 0:
             return None
         kept = drop[index].to(packed.x.dtype) / (1 - rate)
-        return packed.per_token(kept[0]), packed.per_token(kept[1])
+        first, second = packed.per_token(kept)[..., None]
+        return first, second
 
     def _check(self, views: Sequence[Tensor], ask: Ask) -> None:
         asked = {

@@ -63,7 +63,10 @@ class PreNormBlock(Block):
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """Return x + scale * branch, with scale [N, 1] from stochastic depth or None for one."""
-    return x + (branch if scale is None else branch * scale)
+    if scale is None:
+        return x + branch
+    same = x.dtype == branch.dtype == scale.dtype
+    return x.addcmul(branch, scale) if same else x + branch * scale
 
 
 def init_linear(module: nn.Module) -> None:

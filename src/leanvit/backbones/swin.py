@@ -47,11 +47,11 @@ class PatchMerging(nn.Module):
         """[N, dim] -> about [N / 4, 2 dim]."""
         merged, shapes = [], []
         for tokens in packed.tokens():
-            grid = nn.functional.pad(
-                tokens.grid, (0, 0, 0, tokens.grid.shape[2] % 2, 0, tokens.grid.shape[1] % 2)
-            )
-            corners = [grid[:, y::2, x::2] for x in (0, 1) for y in (0, 1)]
-            grid = torch.cat(corners, -1)
+            grid = tokens.grid
+            if grid.shape[1] % 2 or grid.shape[2] % 2:
+                grid = nn.functional.pad(grid, (0, 0, 0, grid.shape[2] % 2, 0, grid.shape[1] % 2))
+            corners = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
+            grid = corners.flatten(3)
             merged.append(grid.reshape(-1, grid.shape[-1]))
             shapes.append((grid.shape[0], grid.shape[1], grid.shape[2]))
         return Packed(full(self.reduction(self.norm(torch.cat(merged)))), tuple(shapes))

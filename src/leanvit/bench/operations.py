@@ -41,23 +41,21 @@ def count_operations(step: Callable[[], object]) -> Operations:
     return found
 
 
-def window_flops(
-    qkv: Any, fill: Any, biases: Any, tokens: Any, places: Any, heads: Any, sizes: Any, **_: Any
-) -> int:
+def window_flops(qkv: Any, fill: Any, biases: Any, *rest: Any, **_: Any) -> int:
     """Return the operations of attention in chunks of windows: two products."""
-    return _attended(qkv, heads, sizes, 2)
+    return _attended(qkv, biases, rest[-1], 2)
 
 
-def window_gradient_flops(gradient: Any, qkv: Any, *rest: Any, **_: Any) -> int:
+def window_gradient_flops(gradient: Any, qkv: Any, fill: Any, *rest: Any, **_: Any) -> int:
     """Return the operations of its gradients: logits once more, and four products."""
-    *_, heads, sizes = rest
-    return _attended(qkv, heads, sizes, 5)
+    return _attended(qkv, rest[0], rest[-1], 5)
 
 
-def _attended(qkv: Any, heads: int, sizes: list[int], products: int) -> int:
-    width = qkv[1] // 3 // heads
+def _attended(qkv: Any, biases: Any, sizes: list[int], products: int) -> int:
+    """Of qkv [N, 3C] and biases [H, ...]; sizes: windows, n and m of each run."""
     runs = zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)
-    return sum(2 * products * windows * heads * n * m * width for windows, n, m in runs)
+    width = qkv[1] // 3  # all heads together
+    return sum(2 * products * windows * n * m * width for windows, n, m in runs)
 
 
 def count_flops(step: Callable[[], object]) -> int:

@@ -86,15 +86,24 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, hidden, enter, leave = ctx.saved_tensors
         of_x, of_weight = ctx.dtypes
-        to_x, to_shift = torch.empty_like(x), x.new_zeros(len(enter), dtype=of_weight)
-        to_enter, to_leave = (torch.zeros_like(each, dtype=of_weight) for each in (enter, leave))
+        to_x = torch.empty_like(x)
+        sums: list[Tensor] = []
         with operands(x.dtype):
             for part in _chunks(len(x)):
                 given, before = gradient[part], hidden[part]
-                to_leave += given.T @ functional.gelu(before)
+                to_leave = given.T @ functional.gelu(before)
                 to_before = torch.ops.aten.gelu_backward(given @ leave, before)
-                to_enter += to_before.T @ x[part]
-                to_shift += to_before.sum(0, dtype=of_weight)
-                to_x[part] = to_before @ enter
+                torch.mm(to_before, enter, out=to_x[part])
+                found = (to_before.T @ x[part], to_before.sum(0, dtype=of_weight), to_leave)
+                sums = _added(sums, [each.to(of_weight) for each in found])
         to_offset = gradient.sum(0, dtype=of_weight)
+        to_enter, to_shift, to_leave = sums
         return to_x.to(of_x), to_enter, to_shift, to_leave, to_offset, None
+
+
+def _added(sums: list[Tensor], found: list[Tensor]) -> list[Tensor]:
+    """Add what a chunk found to the sums over those before; the first one makes them."""
+    if not sums:
+        return found
+    torch._foreach_add_(sums, found)
+    return sums

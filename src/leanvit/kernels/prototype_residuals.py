@@ -38,7 +38,7 @@ def residuals(task: Task, prototypes: Tensor | None) -> tuple[Tensor, Tensor]:
     teacher = _Side.of(task.teacher, task.teacher_temp, task.key_bias)
     pairs = replace(task.pairs, weight=task.pairs.weight.to(z.dtype))
     reach = student.reach(pairs.student) + teacher.reach(pairs.teacher)
-    small = bool(reach + math.log2(count) < SMALL)
+    small = bool(reach.numpy() + math.log2(count) < SMALL)
     loss, rows = z.new_zeros(()), torch.zeros_like(z)
     limit = max(ROOM // count, 2)
     room = z.new_empty(min(limit, len(z) + len(task.teacher.rows)) * count)
@@ -80,8 +80,8 @@ def _part(
 ) -> Tensor:
     """Return the loss of some pairs; add their gradients to `rows` and `prototypes`."""
     z, w = student.sees.rows, student.sees.prototypes
-    here, i = pairs.student.unique(return_inverse=True)
-    there, j = pairs.teacher.unique(return_inverse=True)
+    here, i = _numbered(pairs.student)
+    there, j = _numbered(pairs.teacher)
     both = room[: (len(there) + len(here)) * len(w)].view(-1, len(w))
     target, share = both.split([len(there), len(here)])
     row_weight = z.new_zeros(len(here)).index_add_(0, i, pairs.weight)
@@ -102,6 +102,12 @@ def _part(
     if prototypes is not None:
         prototypes.addmm_(share.T, z[here].mul_(factor))
     return loss * math.log(2)
+
+
+def _numbered(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the different ones of row numbers [P], and each one's place among them [P]."""
+    found, places = np.unique(rows.numpy(), return_inverse=True)
+    return torch.from_numpy(found), torch.from_numpy(places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 torch's own attention asks MKL for one small product after another and, where the bias is trained,
 stores the logits of all windows. Here a chunk's products are one batch, by the faster library,
 nothing but the output is stored, and the backward pass computes the attention again. Padding is
-one key of a window (`Run.bias`). Logits and softmax are fp32 or wider.
+one key of a window (`KernelTables.biases`). Logits and softmax are fp32 or wider.
 
 Letters: N tokens, n tokens of a window, m keys of a window: n, and one more where there is
 padding, C channels, H heads, d = C / H, w windows of a chunk.
@@ -27,30 +27,22 @@ from leanvit.kernels.windows import KernelTables
 
 def attend_chunks(qkv: Tensor, fill: Tensor, bias: Tensor, tables: KernelTables) -> Tensor:
     """Return the attended values [N, C] of qkv [N, 3C]; arguments as in `window_attention`."""
-    biases = [run.bias(full(bias)) for run in tables.runs]
-    sizes = [
-        size
-        for run, own in zip(tables.runs, biases, strict=True)
-        for size in (run.windows, own.shape[1], own.shape[2])
-    ]
-    flat = torch.cat([own.flatten() for own in biases])
+    sizes = [size for run in tables.runs for size in (run.windows, run.queries, run.keys)]
     places = tables.tokens_by_run, tables.places_by_run
-    out: Tensor = _attend(qkv, fill, flat, *places, len(bias), sizes)
+    out: Tensor = _attend(qkv, fill, tables.biases(full(bias)), *places, sizes)
     return out
 
 
-def _chunks(
-    sizes: Sequence[int], heads: int, *flat: Tensor
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Yield the tokens of some windows alike, and their part [H, n, m] of each flat tensor."""
+def _chunks(sizes: Sequence[int], *every: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield the tokens of some windows alike, and their part [H, n, m] of each [H, all n * m]."""
     first, start = 0, 0
     for windows, n, m in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
-        own = [part[start : start + heads * n * m].view(heads, n, m) for part in flat]
-        step = chunk_length(heads * n * m)
+        own = [part[:, start : start + n * m].unflatten(1, (n, m)) for part in every]
+        step = chunk_length(len(every[0]) * n * m)
         for begin in range(0, windows, step):
             end = min(begin + step, windows)
             yield slice(first + begin * n, first + end * n), own
-        first, start = first + windows * n, start + heads * n * m
+        first, start = first + windows * n, start + n * m
 
 
 def _by_head(rows: Tensor, heads: int, n: int, parts: int) -> Tensor:
@@ -83,13 +75,13 @@ def _attend(
     biases: Tensor,
     tokens: Tensor,
     places: Tensor,
-    heads: int,
     sizes: Sequence[int],
 ) -> Tensor:
-    """biases: those of all runs, flat; sizes: windows, n and m of each run."""
+    """biases: [H, all n * m], those of all runs; sizes: windows, n and m of each run."""
+    heads = len(biases)
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
-        for part, (bias,) in _chunks(sizes, heads, biases):
+        for part, (bias,) in _chunks(sizes, biases):
             q, k, v = _queries(qkv.index_select(0, tokens[part]), fill, bias)
             weights = attention_weights(q, k, bias, q.shape[-1] ** -0.5)
             _write(out[part], [torch.bmm(weights, v)], heads, q.shape[1])
@@ -104,14 +96,14 @@ def _backward(
     biases: Tensor,
     tokens: Tensor,
     places: Tensor,
-    heads: int,
     sizes: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of qkv, fill and biases for that of the output [N, C]."""
+    heads = len(biases)
     to_qkv, to_biases = torch.empty_like(qkv), torch.zeros_like(biases)
     to_fill = full(torch.zeros_like(fill)).view(3, heads, -1)
     with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
-        for part, (bias, to_bias) in _chunks(sizes, heads, biases, to_biases):
+        for part, (bias, to_bias) in _chunks(sizes, biases, to_biases):
             n, padded = bias.shape[1], bias.shape[2] > bias.shape[1]
             q, k, v = _queries(qkv.index_select(0, tokens[part]), fill, bias)
             (out,) = _by_head(gradient.index_select(0, tokens[part]), heads, n, 1)
@@ -137,13 +129,13 @@ def _(gradient: Tensor, qkv: Tensor, fill: Tensor, biases: Tensor, *_: Any) -> A
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.heads, ctx.sizes = inputs
+    *tensors, ctx.sizes = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    found = _backward(gradient, *ctx.saved_tensors, ctx.heads, ctx.sizes)
-    return (*found, None, None, None, None)
+    found = _backward(gradient, *ctx.saved_tensors, ctx.sizes)
+    return (*found, None, None, None)
 
 
 _attend.register_autograd(_differentiate, setup_context=_keep)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from leanvit.core.tracing import exporting, once_per_size
 
@@ -26,6 +27,8 @@ Pattern = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """Places [G, T], regions [G, T] and mask [G, T, T] of the windows of one image."""
 
 MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
+UNSEEN = np.float32(-1e30)
+"""A logit whose exponential is 0, and whose differences are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +36,10 @@ class Run:
     """Windows that have the same mask and the same slots filled."""
 
     windows: int
-    slots: Tensor
-    """[n] slots that hold a token."""
-    padding: Tensor
-    """[T - n] the others; none where padding is skipped."""
-    mask: Tensor
-    """[T, T] 0 or -100."""
-
-    def bias(self, bias: Tensor) -> Tensor:
-        """Return what is added to logits of the n tokens [H, n, n or n + 1], of bias [H, T, T].
-
-        All padding slots have the same key and value, so that one key stands for them, with the
-        log-sum-exp of their biases: the same attention, computed for n tokens alone.
-        """
-        rows = (bias + self.mask).index_select(1, self.slots)
-        tokens = rows.index_select(2, self.slots)
-        if not len(self.padding):
-            return tokens
-        return torch.cat([tokens, rows.index_select(2, self.padding).logsumexp(-1, True)], -1)
+    queries: int
+    """n."""
+    keys: int
+    """n, and one more where there is padding that can be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +48,11 @@ class KernelTables:
 
     runs: tuple[Run, ...]
     """Windows that are alike together."""
+    masks: Tensor
+    """[1 or 2, runs, T, T]: 0 or -100; then, where a run has padding that can be seen, the same for
+    that padding alone, and `UNSEEN` for all else."""
+    logits: Tensor
+    """[all n * keys, run after run] which of [runs, T, T + 1], or T without padding, they are."""
     tokens_by_run: Tensor
     """[N] the tokens of run after run, window after window."""
     places_by_run: Tensor
@@ -68,6 +62,49 @@ class KernelTables:
     patterns: Tensor
     """[G of all sizes, 2, T] int32: place of each slot, as in `places`, and its region: logits
     between regions are masked. Skipped padding has the region -1, which nothing sees."""
+
+    def biases(self, bias: Tensor) -> Tensor:
+        """Return what is added to the logits of all runs [H, all n * keys], of bias [H, T, T].
+
+        All padding slots of a window have the same key and value, so that one key stands for them,
+        with the log-sum-exp of their biases: the same attention, computed for n tokens alone.
+        """
+        found: Tensor = _Biases.apply(bias, self)
+        return found
+
+    def of_runs(self, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the biases of all slots [H, runs, T, T]; beside them those of padding alone.
+
+        In the latter all else is `UNSEEN`; None where no run has padding.
+        """
+        every, *padding = (bias[:, None, None] + self.masks).unbind(1)
+        return every, padding[0] if padding else None
+
+
+class _Biases(torch.autograd.Function):
+    """What `KernelTables.biases` returns; keeps nothing but its argument."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, tables: KernelTables) -> Tensor:
+        ctx.tables = tables
+        ctx.save_for_backward(bias)
+        every, padding = tables.of_runs(bias)
+        if padding is not None:
+            every = torch.cat([every, padding.logsumexp(-1, keepdim=True)], -1)
+        return every.flatten(1).gather(1, tables.logits.expand(len(bias), -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (bias,), tables = ctx.saved_tensors, ctx.tables
+        every, padding = tables.of_runs(bias)
+        side = every.shape[-1]
+        wide = gradient.new_zeros(*every.shape[:-1], side + (padding is not None))
+        wide.flatten(1).scatter_(1, tables.logits.expand(len(bias), -1), gradient)
+        to_every = wide[..., :side]
+        if padding is not None:
+            to_every = to_every + padding.softmax(-1) * wide[..., side:]
+        return to_every.sum(1), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +168,39 @@ def _tables(
     alikes = _alike(patterns, [images for images, _, _ in shapes])
     sorted_windows = np.concatenate(tokens)[np.concatenate([numbers for *_, numbers in alikes])]
     by_run = sorted_windows[sorted_windows >= 0]
+    padded = np.stack([place < (-1 if skip_padding else 0) for place, _, _ in alikes])
+    entries = [
+        _entries(number, place, padded[number].any(), padded.any())
+        for number, (place, _, _) in enumerate(alikes)
+    ]
+    masks = np.stack([mask for _, mask, _ in alikes])[None]
+    if padded.any():
+        masks = np.concatenate([masks, np.where(padded[:, None], masks, UNSEEN)])
     return KernelTables(
         runs=tuple(
-            Run(
-                len(numbers),
-                slots=tensor(np.flatnonzero(place >= 0)),
-                padding=tensor(np.flatnonzero(place < (-1 if skip_padding else 0))),
-                mask=tensor(mask),
-            )
-            for place, mask, numbers in alikes
+            Run(len(numbers), *each.shape)
+            for each, (_, _, numbers) in zip(entries, alikes, strict=True)
         ),
+        masks=tensor(masks),
+        logits=tensor(np.concatenate([each.ravel() for each in entries])),
         tokens_by_run=tensor(by_run),
         places_by_run=tensor(np.argsort(by_run)),
         windows=tensor(_numbered(shapes, [len(place) for place, _, _ in patterns])),
         patterns=tensor(np.concatenate([np.stack(two, 1) for *two, _ in patterns], dtype=np.int32)),
     )
+
+
+def _entries(
+    number: int, place: NDArray[np.int64], padded: np.bool, extended: np.bool
+) -> NDArray[np.int64]:
+    """Return which of [runs, T, T or T + 1] are the logits [n, keys] of a run of this number.
+
+    padded: whether it has padding to be seen; extended: whether any run does.
+    """
+    side = len(place)
+    slots = np.flatnonzero(place >= 0)
+    keys = np.append(slots, side) if padded else slots
+    return (number * side + slots[:, None]) * (side + bool(extended)) + keys
 
 
 def _one_image(rows: int, columns: int, window: int, shift: int, skip_padding: bool) -> Pattern:

@@ -114,7 +114,7 @@ class DINO(Method):
     def after_step(self, at: Moment, sound: Tensor) -> None:
         """Move the center with the old teacher's prototypes, then the teacher."""
         if self.config.targets == "center":
-            self.center.update(self.teacher.head.last_layer(), self.config.center_momentum)
+            self.center.update(self.teacher.head.last_layer, self.config.center_momentum)
         ema_update(self.teacher, self.student, at.value(self.config.teacher_momentum), sound)
 
 

@@ -86,6 +86,6 @@ class EsViT(DINO):
         assert self.teacher.region_head is not None
         centered = self.config.targets == "center" and self.config.region_loss == "prototypes"
         if centered and at.step >= self.config.region_start.amount:
-            prototypes = self.teacher.region_head.last_layer()
+            prototypes = self.teacher.region_head.last_layer
             self.region_center.update(prototypes, self.config.center_momentum)
         super().after_step(at, sound)

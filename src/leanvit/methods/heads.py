@@ -33,7 +33,14 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the prototypes [K, D]."""
-        return self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return self.weight_v * self._scale()
+
+    def scores(self, row: Tensor) -> Tensor:
+        """Return the products [K] of the prototypes with a row [D], without making them."""
+        return (self.weight_v @ row) * self._scale()[:, 0]
+
+    def _scale(self) -> Tensor:
+        return self.weight_g / self.weight_v.norm(dim=1, keepdim=True)
 
 
 class Head(nn.Module):
@@ -88,13 +95,13 @@ class Center(nn.Module):
         self.rows += len(rows)
 
     @torch.no_grad()
-    def update(self, prototypes: Tensor, momentum: float) -> None:
+    def update(self, prototypes: Prototypes, momentum: float) -> None:
         """Move towards the mean logit of the collected rows of all processes, then forget them.
 
-        prototypes [K, D] are the ones that the rows were compared with. Without rows it stays.
+        prototypes: those that the rows were compared with. Without rows it stays.
         """
         collected = all_sum(torch.cat([self.row_sum, self.rows[None]]))
-        mean = prototypes @ (collected[:-1] / collected[-1].clamp_min(1))
+        mean = prototypes.scores(collected[:-1] / collected[-1].clamp_min(1))
         self.value.lerp_(torch.where(collected[-1] > 0, mean, self.value), 1 - momentum)
         self.row_sum.zero_()
         self.rows.zero_()

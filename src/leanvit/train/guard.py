@@ -119,8 +119,9 @@ class Guard:
     @torch.no_grad()
     def put_back(self, sound: Tensor) -> None:
         """Undo what a bad step did to the buffers."""
+        stays = sound > 0
         for live, kept in zip(self._live, self._kept, strict=True):
-            live.copy_(torch.where(sound > 0, live, kept))
+            torch.where(stays, live, kept, out=live)
 
     def events(self) -> list[Event]:
         """Return the steps that stood out since the last time: the one transfer from the device.

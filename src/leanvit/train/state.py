@@ -49,7 +49,9 @@ class TrainState:
         self.meter = Meter()
         self.sharing = Sharing(method, self._optimized())
         self._micro = 0
-        self.guard = Guard(config.guard, method.buffers(), self.device)
+        saved = {id(value) for value in method.state_dict(keep_vars=True).values()}
+        moving = [buffer for buffer in method.buffers() if id(buffer) in saved]
+        self.guard = Guard(config.guard, moving, self.device)  # the others are tables
         self.lr_scale = 1.0
         """What the learning rate is multiplied by: less than 1 after the run went back."""
         self.rollbacks = 0
