@@ -6,7 +6,8 @@ from torch.nn import functional
 from leanvit.backbones.base import Block, Logits, Packed
 from leanvit.core.precision import full, unrounded
 from leanvit.kernels.linear import Linear
-from leanvit.kernels.mlp import mlp
+from leanvit.kernels.branches import fits
+from leanvit.kernels.mlp import mlp_branch
 
 
 class LayerNorm(nn.LayerNorm):
@@ -34,7 +35,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C] -> [N, C]."""
-        return mlp(x, self.fc1, self.fc2)
+        found: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return found
 
 
 class PreNormBlock(Block):
@@ -55,10 +57,26 @@ class PreNormBlock(Block):
         self, packed: Packed, scales: tuple[Tensor, Tensor] | None, with_logits: bool
     ) -> tuple[Packed, list[Logits]]:
         """Run the block on the tokens of all views at once."""
-        attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
+        attended, logits = self.attend(packed, with_logits)
         x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
+        x = residual(x, mlp_of(x, self.norm2, self.mlp), scales and scales[1])
         return packed.with_(x), logits
+
+    def attend(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
+        """Return the attention's branch [N, dim] and, if asked, the logits of each view."""
+        found: tuple[Tensor, list[Logits]] = self.attn(
+            packed.with_(self.norm1(packed.x)), with_logits
+        )
+        return found
+
+
+def mlp_of(x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+    """Return mlp(norm(x)) of tokens [N, C]; on the CPU some of them at a time."""
+    if isinstance(mlp, Mlp) and fits(x, mlp, norm, mlp.fc1, mlp.fc2):
+        assert isinstance(norm, LayerNorm)
+        return mlp_branch(x, norm, mlp.fc1, mlp.fc2)
+    found: Tensor = mlp(norm(x))
+    return found
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

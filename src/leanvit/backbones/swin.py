@@ -15,8 +15,10 @@ from leanvit.backbones.base import Ask, Backbone, Logits, Packed
 from leanvit.backbones.layers import LayerNorm, Mlp, PreNormBlock, init_linear
 from leanvit.config import SwinConfig
 from leanvit.core.precision import full
+from leanvit.kernels.branches import fits
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.window_attention import window_attention
+from leanvit.kernels.window_branch import window_branch
 from leanvit.kernels.windows import WindowLayout, window_layout
 
 
@@ -81,9 +83,14 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table.index_select(0, index)
         return table.view(side, side, -1).permute(2, 0, 1)
 
+    def layout(self, packed: Packed) -> WindowLayout:
+        """Return which tokens are in which window."""
+        layout: WindowLayout = packed.plan[1 if self.shift else 0]
+        return layout
+
     def forward(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
         """[N, dim] -> [N, dim] and, if asked, each view's logits."""
-        layout: WindowLayout = packed.plan[1 if self.shift else 0]
+        layout = self.layout(packed)
         x, logits = window_attention(
             self.qkv(packed.x), self.qkv.bias, self.bias(), layout, with_logits=with_logits
         )
@@ -116,6 +123,15 @@ class SwinBlock(PreNormBlock):
         dim = config.dim * 2**stage
         attn = WindowAttention(dim, config.heads[stage], window, shift)
         super().__init__(dim, attn, Mlp(dim, config.mlp_ratio), config.norm_eps)
+
+    def attend(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
+        """Return the attention's branch; on the CPU some windows at a time, if no logits are asked."""
+        attn = self.attn
+        tables = attn.layout(packed).tables
+        if with_logits or tables is None or not fits(packed.x, attn, self.norm1, attn.qkv, attn.proj):
+            return super().attend(packed, with_logits)
+        bias = attn.bias()
+        return window_branch(packed.x, self.norm1, attn.qkv, attn.proj, bias, tables), []
 
 
 class SwinStage(nn.Module):

@@ -40,6 +40,8 @@ class Run:
     """n."""
     keys: int
     """n, and one more where there is padding that can be seen."""
+    masked: bool
+    """Whether there are pairs that the mask keeps apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,8 @@ def _tables(
         masks = np.concatenate([masks, np.where(padded[:, None], masks, UNSEEN)])
     return KernelTables(
         runs=tuple(
-            Run(len(numbers), *each.shape)
-            for each, (_, _, numbers) in zip(entries, alikes, strict=True)
+            Run(len(numbers), *each.shape, masked=bool((mask == MASKED).any()))
+            for each, (_, mask, numbers) in zip(entries, alikes, strict=True)
         ),
         masks=tensor(masks),
         logits=tensor(np.concatenate([each.ravel() for each in entries])),

@@ -33,14 +33,11 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the prototypes [K, D]."""
-        return self.weight_v * self._scale()
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
     def scores(self, row: Tensor) -> Tensor:
         """Return the products [K] of the prototypes with a row [D], without making them."""
-        return (self.weight_v @ row) * self._scale()[:, 0]
-
-    def _scale(self) -> Tensor:
-        return self.weight_g / self.weight_v.norm(dim=1, keepdim=True)
+        return (self.weight_v @ row) * (self.weight_g[:, 0] / self.weight_v.norm(dim=1))
 
 
 class Head(nn.Module):
