@@ -52,8 +52,8 @@ def window_gradient_flops(gradient: Any, qkv: Any, fill: Any, *rest: Any, **_: A
 
 
 def _attended(qkv: Any, biases: Any, sizes: list[int], products: int) -> int:
-    """Of qkv [N, 3C] and biases [H, ...]; sizes: windows, n, m and one more of each run."""
-    runs = zip(sizes[::4], sizes[1::4], sizes[2::4], strict=True)
+    """Of qkv [N, 3C] and biases [H, ...]; sizes: windows, n and m of each run."""
+    runs = zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)
     width = qkv[1] // 3  # all heads together
     return sum(2 * products * windows * n * m * width for windows, n, m in runs)
 

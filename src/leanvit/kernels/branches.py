@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from leanvit.core.precision import full
 from leanvit.kernels.linear import Linear, product, product_dtype
 
-CHUNK = 2048
+CHUNK = 4096
 """Tokens of a chunk for every thread."""
+WIDE = 384
+"""Channels from which the layer in is not done again in the backward pass."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -79,6 +80,11 @@ class Layers:
         )
         return rows.to(self.dtype), mean, inverse
 
+    @property
+    def dear(self) -> bool:
+        """Whether what the layer in makes is kept: wide products cost more than memory does."""
+        return self.enter.shape[1] >= WIDE
+
     def entered(self, rows: Tensor) -> Tensor:
         """Return what the layer in makes of normed tokens: [N, I]."""
         return product(rows, self.enter, self.enter_bias)
@@ -99,7 +105,8 @@ class Layers:
         to_x, to_gain, to_shift = torch.ops.aten.native_layer_norm_backward(
             to_rows, x, self.gain.shape, mean, inverse, self.gain, self.shift, [True] * 3
         )
-        return to_x, [to_gain, to_shift, to_entered.T @ rows, full(to_entered).sum(0)]
+        to_bias = to_entered.sum(0, dtype=x.dtype)
+        return to_x, [to_gain, to_shift, to_entered.T @ rows, to_bias]
 
 
 def parameters(norm: nn.Module, enter: nn.Module, leave: nn.Module) -> list[Tensor]:

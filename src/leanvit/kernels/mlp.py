@@ -29,12 +29,14 @@ class _Branch(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
         layers = Layers.of(eps, dtype, tensors)
         ctx.save_for_backward(x)
-        ctx.layers, ctx.kind = layers, tensors[2].dtype
+        ctx.layers, ctx.kind, ctx.kept = layers, tensors[2].dtype, []
         out = torch.empty_like(x, dtype=dtype)
         with operands(dtype), torch.autocast("cpu", enabled=False):
             for own, done in zip(x.split(chunk_size()), out.split(chunk_size()), strict=True):
                 rows, *_ = layers.normed(own)
-                done.copy_(layers.left(functional.gelu(layers.entered(rows))))
+                hidden = layers.entered(rows)
+                ctx.kept += [hidden] if layers.dear else []
+                done.copy_(layers.left(functional.gelu(hidden)))
         return out
 
     @staticmethod
@@ -46,7 +48,7 @@ class _Branch(torch.autograd.Function):
         with operands(layers.dtype):
             for own, to_own, given in zip(*every, strict=True):
                 normed = layers.normed(own)
-                hidden = layers.entered(normed[0])
+                hidden = ctx.kept.pop(0) if layers.dear else layers.entered(normed[0])
                 to_leave = given.T @ functional.gelu(hidden)
                 to_hidden = torch.ops.aten.gelu_backward(given @ layers.leave, hidden)
                 found, of_entering = layers.gradients(own, normed, to_hidden)

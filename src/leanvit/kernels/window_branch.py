@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from leanvit.core.precision import full, operands
 from leanvit.kernels.branches import Layers, added, chunk_size, parameters
-from leanvit.kernels.chunk_products import attention_gradients, chunk_length
+from leanvit.kernels.chunk_products import attention_gradients, attention_weights, chunk_length
 from leanvit.kernels.linear import product_dtype
-from leanvit.kernels.window_chunks import by_head, queries, weights_of, write
+from leanvit.kernels.window_chunks import by_head, queries, write
 from leanvit.kernels.windows import KernelTables
 
 
@@ -30,8 +30,6 @@ class Piece:
     """Their biases, of those of all runs."""
     shape: tuple[int, int]
     """n, m."""
-    masked: bool
-    """Whether some pairs of tokens are masked."""
 
     def of(self, biases: Tensor) -> Tensor:
         """Return the part of biases [H, all n * m] that is theirs: [H, n, m]."""
@@ -52,7 +50,7 @@ def chunks(tables: KernelTables, heads: int) -> Iterator[tuple[Tensor, list[Piec
                 begin, held = end, []
             count = min(left, chunk_length(heads * n * m), max((room - end + begin) // n, 1))
             rows = slice(end - begin, end - begin + count * n)
-            held.append(Piece(rows, own, (n, m), run.masked))
+            held.append(Piece(rows, own, (n, m)))
             end, left = end + count * n, left - count
         logits = own.stop
     yield tokens[begin:end], held
@@ -92,16 +90,17 @@ class _Branch(torch.autograd.Function):
     ) -> Tensor:
         layers = Layers.of(eps, dtype, tensors)
         ctx.save_for_backward(x, biases)
-        ctx.layers, ctx.tables, ctx.kind = layers, tables, tensors[2].dtype
+        ctx.layers, ctx.tables, ctx.kind, ctx.kept = layers, tables, tensors[2].dtype, []
         out = torch.empty_like(x, dtype=dtype)
         with operands(dtype), torch.autocast("cpu", enabled=False):
             for tokens, pieces in chunks(tables, len(biases)):
                 rows, *_ = layers.normed(x.index_select(0, tokens))
                 entered, attended = layers.entered(rows), torch.empty_like(rows)
+                ctx.kept += [entered] if layers.dear else []
                 for piece in pieces:
                     qkv, own = entered[piece.rows], piece.of(biases)
                     q, k, v = queries(qkv, layers.enter_bias, own)
-                    weights = weights_of(q, k, own, piece.masked)
+                    weights = attention_weights(q, k, own, q.shape[-1] ** -0.5)
                     write(attended[piece.rows], [torch.bmm(weights, v)], len(own))
                 out.index_copy_(0, tokens, layers.left(attended))
         return out
@@ -117,7 +116,8 @@ class _Branch(torch.autograd.Function):
             for tokens, pieces in chunks(tables, len(biases)):
                 own, given = (each.index_select(0, tokens) for each in (x, gradient))
                 normed = layers.normed(own)
-                entered, to_attended = layers.entered(normed[0]), given @ layers.leave
+                entered = ctx.kept.pop(0) if layers.dear else layers.entered(normed[0])
+                to_attended = given @ layers.leave
                 attended, to_entered = torch.empty_like(given), torch.empty_like(entered)
                 for piece in pieces:
                     rows = piece.rows
@@ -148,9 +148,10 @@ def _attention(
     bias, to_bias = piece.of(biases), piece.of(to_biases)
     heads, (n, m) = len(bias), piece.shape
     q, k, v = queries(entered, fill, bias)
-    weights = weights_of(q, k, bias, piece.masked)
+    scale = q.shape[-1] ** -0.5
+    weights = attention_weights(q, k, bias, scale)
     (out,) = by_head(to_attended, heads, n, 1)
-    to_logits, *found = attention_gradients(out, q, k, v, weights, q.shape[-1] ** -0.5)
+    to_logits, *found = attention_gradients(out, q, k, v, weights, scale)
     to_bias += to_logits.view(-1, *bias.shape).sum(0)
     if m > n:
         last = torch.stack([each[:, n] for each in found[1:]])

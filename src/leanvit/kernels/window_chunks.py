@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
-from torch.nn.functional import threshold_
 
 from leanvit.core.precision import full, operands
 from leanvit.kernels.chunk_products import (
@@ -28,40 +27,22 @@ from leanvit.kernels.windows import KernelTables
 
 def attend_chunks(qkv: Tensor, fill: Tensor, bias: Tensor, tables: KernelTables) -> Tensor:
     """Return the attended values [N, C] of qkv [N, 3C]; arguments as in `window_attention`."""
-    sizes = [
-        size
-        for run in tables.runs
-        for size in (run.windows, run.queries, run.keys, int(run.masked))
-    ]
+    sizes = [size for run in tables.runs for size in (run.windows, run.queries, run.keys)]
     places = tables.tokens_by_run, tables.places_by_run
     out: Tensor = _attend(qkv, fill, tables.biases(full(bias)), *places, sizes)
     return out
 
 
-def _chunks(
-    sizes: Sequence[int], *every: Tensor
-) -> Iterator[tuple[slice, bool, list[Tensor]]]:
-    """Yield the tokens of some windows alike, whether some pairs of them are masked, and their part
-    [H, n, m] of each [H, all n * m]."""
+def _chunks(sizes: Sequence[int], *every: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Yield the tokens of some windows alike, and their part [H, n, m] of each [H, all n * m]."""
     first, start = 0, 0
-    for windows, n, m, masked in zip(*(iter(sizes),) * 4, strict=True):
+    for windows, n, m in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
         own = [part[:, start : start + n * m].unflatten(1, (n, m)) for part in every]
         step = chunk_length(len(every[0]) * n * m)
         for begin in range(0, windows, step):
             end = min(begin + step, windows)
-            yield slice(first + begin * n, first + end * n), bool(masked), own
+            yield slice(first + begin * n, first + end * n), own
         first, start = first + windows * n, start + n * m
-
-
-def weights_of(q: Tensor, k: Tensor, bias: Tensor, masked: bool) -> Tensor:
-    """Return the attention of q [w * H, n, d] to k [w * H, m, d].
-
-    Masked pairs have some e^-100, which fp32 holds as a number below its normal ones; with such,
-    products take up to a hundred times as long on Intel's CPUs. They are 0 here, which moves no
-    result by more than 1e-37.
-    """
-    weights = attention_weights(q, k, bias, q.shape[-1] ** -0.5)
-    return threshold_(weights, torch.finfo(weights.dtype).tiny, 0.0) if masked else weights
 
 
 def by_head(rows: Tensor, heads: int, n: int, parts: int) -> Tensor:
@@ -97,13 +78,13 @@ def _attend(
     places: Tensor,
     sizes: Sequence[int],
 ) -> Tensor:
-    """biases: [H, all n * m], those of all runs; sizes: windows, n, m, masked of each run."""
+    """biases: [H, all n * m], those of all runs; sizes: windows, n and m of each run."""
     heads = len(biases)
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
     with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
-        for part, masked, (bias,) in _chunks(sizes, biases):
+        for part, (bias,) in _chunks(sizes, biases):
             q, k, v = queries(qkv.index_select(0, tokens[part]), fill, bias)
-            weights = weights_of(q, k, bias, masked)
+            weights = attention_weights(q, k, bias, q.shape[-1] ** -0.5)
             write(out[part], [torch.bmm(weights, v)], heads)
     return out.index_select(0, places)
 
@@ -123,11 +104,11 @@ def _backward(
     to_qkv, to_biases = torch.empty_like(qkv), torch.zeros_like(biases)
     to_fill = full(torch.zeros_like(fill)).view(3, heads, -1)
     with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
-        for part, masked, (bias, to_bias) in _chunks(sizes, biases, to_biases):
+        for part, (bias, to_bias) in _chunks(sizes, biases, to_biases):
             n, padded = bias.shape[1], bias.shape[2] > bias.shape[1]
             q, k, v = queries(qkv.index_select(0, tokens[part]), fill, bias)
             (out,) = by_head(gradient.index_select(0, tokens[part]), heads, n, 1)
-            weights = weights_of(q, k, bias, masked)
+            weights = attention_weights(q, k, bias, q.shape[-1] ** -0.5)
             to_logits, *found = attention_gradients(out, q, k, v, weights, q.shape[-1] ** -0.5)
             to_bias += to_logits.view(-1, *bias.shape).sum(0)
             write(to_qkv[part], found, heads)
