@@ -57,7 +57,9 @@ def test_plain_and_ours_train_alike(name: str) -> None:
     trained = ours.state.method
     assert isinstance(trained, DINO)
     for network in ("student", "teacher"):
-        mine, theirs = (dict(getattr(each, network).named_parameters()) for each in (trained, plain))
+        mine, theirs = (
+            dict(getattr(each, network).named_parameters()) for each in (trained, plain)
+        )
         assert mine.keys() == theirs.keys()
         for key, value in theirs.items():
             torch.testing.assert_close(mine[key], value, rtol=2e-3, atol=2e-4, msg=key)

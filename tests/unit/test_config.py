@@ -354,6 +354,9 @@ def test_bf16_is_for_devices_that_are_fast_at_it() -> None:
     assert decided("train.precision", slow) == "fp32"
     assert decided("train.precision", GPU, train__device="cpu") == "fp32"
     assert decided("train.precision", slow, train__precision="bf16") == "bf16"
+    units = replace(LAPTOP, matrix_units=True)
+    assert decided("train.precision", units) == "bf16"
+    assert decided("train.precision", units, backbone__dim=24) == "fp32"
     assert decided("train.precision", GPU, train__precision="fp32") == "fp32"
 
 

@@ -128,7 +128,11 @@ class SwinBlock(PreNormBlock):
         """Return the attention's branch; on the CPU some windows at a time, if no logits are asked."""
         attn = self.attn
         tables = attn.layout(packed).tables
-        if with_logits or tables is None or not fits(packed.x, attn, self.norm1, attn.qkv, attn.proj):
+        if (
+            with_logits
+            or tables is None
+            or not fits(packed.x, attn, self.norm1, attn.qkv, attn.proj)
+        ):
             return super().attend(packed, with_logits)
         bias = attn.bias()
         return window_branch(packed.x, self.norm1, attn.qkv, attn.proj, bias, tables), []

@@ -155,4 +155,3 @@ class LightlyMAE(LightlyStep):
             spread = target.var(-1, keepdim=True)
             target = (target - target.mean(-1, keepdim=True)) / (spread + 1e-6).sqrt()
         return functional.mse_loss(predicted, target)
-

@@ -1,17 +1,19 @@
 """What a step asks of torch: how many operations, and how much of it the host waits for."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 FREE = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 """They allocate, and compute nothing; views are free as well."""
-READS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-"""Operations whose result the host must know: on a GPU it would wait for all that came before."""
+READS = frozenset({"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2"})
+"""Operations whose result the host must know: on a GPU it would wait for all that came before. So
+does indexing by a mask, whose result has an open size."""
 
 
 class Operations(TorchDispatchMode):
@@ -29,9 +31,13 @@ class Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if not (func.is_view or name in FREE or func.namespace in ("prim", "profiler")):
             self.counts[name] += 1
-        if any(tag in func.tags for tag in READS):
+        if name in READS or (name == "index" and any(map(_is_mask, args[1]))):
             self.reads[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: torch.Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
 def count_operations(step: Callable[[], object]) -> Operations:
@@ -58,11 +64,18 @@ def _attended(qkv: Any, biases: Any, sizes: list[int], products: int) -> int:
     return sum(2 * products * windows * n * m * width for windows, n, m in runs)
 
 
+def linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Return the operations of oneDNN's linear layer of x [..., C] by weight [D, C]."""
+    return 2 * math.prod(x) * weight[0]
+
+
 def count_flops(step: Callable[[], object]) -> int:
     """Return the floating-point operations of the matrix products of a step on the CPU."""
     mapping = {
         torch.ops.leanvit.window_chunks: window_flops,
         torch.ops.leanvit.window_chunks_backward: window_gradient_flops,
+        torch.ops.aten.addmm_: addmm_flop,
+        torch.ops.mkldnn._linear_pointwise: linear_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         step()

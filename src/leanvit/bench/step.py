@@ -272,9 +272,7 @@ def _grow(report: StepReport, quiet: bool) -> None:
         for value in values
         if (problem := _grown(config, what, value)) is not None
     }
-    for (what, value), problem in track(
-        problems.items(), "growth", len(problems), quiet=quiet
-    ):
+    for (what, value), problem in track(problems.items(), "growth", len(problems), quiet=quiet):
         memory, seconds = in_own_process(_alone_in_turn, problem, form, config.rounds)
         images = problem.config.train.batch
         report.grown.append(Grown(what, value, images, seconds, memory))

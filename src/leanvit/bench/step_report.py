@@ -137,7 +137,9 @@ class StepReport:
         return [DISTURBED] if differ(every) else []
 
     def __str__(self) -> str:
-        heads = ["  ".join(f"{k} {v}" for k, v in each.items()) for each in (self.machine(), self.what())]
+        heads = [
+            "  ".join(f"{k} {v}" for k, v in each.items()) for each in (self.machine(), self.what())
+        ]
         parts = [heads, self._forms(), self._ratios(), self._growth(), self.notes()]
         return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -162,7 +164,9 @@ class StepReport:
             found = self.ratios(form)
             for name in (key.removesuffix(" speed") for key in found if key.endswith(" speed")):
                 row = [str(form), name if name[-2:] == "32" else f"{name} {form.precision}"]
-                rows.append([*row, f"{found[f'{name} speed']:.2f}", f"{found[f'{name} memory']:.2f}"])
+                rows.append(
+                    [*row, f"{found[f'{name} speed']:.2f}", f"{found[f'{name} memory']:.2f}"]
+                )
         return list(markdown(["ours", "beside", "times faster", "of the peak memory"], rows))
 
     def _growth(self) -> list[str]:

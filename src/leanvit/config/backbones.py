@@ -24,6 +24,11 @@ class BackboneConfig:
     drop_path: float = 0.1
     """Stochastic depth of the last block of the student; grows linearly from 0 over the blocks."""
 
+    @property
+    def width(self) -> int:
+        """Channels of the features; 0 where only the network knows."""
+        return 0
+
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "patch")
         require(self, BELOW_ONE, "drop_path")
@@ -65,6 +70,11 @@ class SwinConfig(BackboneConfig):
     norm_eps: float = 1e-6
     """What norms add to the variance: 1e-6 in EsViT, 1e-5 in other libraries' Swins."""
 
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.dim * 2 ** (len(self.depths) - 1)
+
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
         require(self, AT_LEAST_ONE, "dim", "depths", "heads", "window")
@@ -97,6 +107,11 @@ class CvTConfig(BackboneConfig):
     """Hidden width of the MLP over its input width."""
     position_bias: bool = False
     """Add a learned bias for every relative position in a window, as in Swin."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.dims[-1]
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
@@ -137,6 +152,11 @@ class ViTConfig(BackboneConfig):
     """Whether every block adds a trained bias to attention for each relative position."""
     norm_eps: float = 1e-6
     """What norms add to the variance."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.dim
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)
@@ -179,6 +199,11 @@ class ViLConfig(BackboneConfig):
     """Which neighbours a chunk sees in training: all eight, or one that every step draws anew."""
     mlp_ratio: float = 4.0
     """Hidden width of the MLP over its input width."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        return self.dims[-1]
 
     def __post_init__(self) -> None:
         BackboneConfig.__post_init__(self)

@@ -38,6 +38,8 @@ class Facts:
     """Best device at hand: cpu or cuda."""
     bf16: bool
     """Whether that device computes in bf16 at full speed."""
+    matrix_units: bool = False
+    """Whether the CPU has units for products of bf16 matrices."""
     attention: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
     """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
     attention_few: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
@@ -104,6 +106,21 @@ def _student_rows(config: RunConfig) -> int:
     return rows * config.train.batch // config.train.accumulate
 
 
+WIDE = 384
+"""Channels of a backbone from which bf16 is faster on a CPU with matrix units (benchmarks/step.md)."""
+
+
+def _precision(config: RunConfig, facts: Facts, device: str) -> tuple[str, str]:
+    """Return the faster precision, and why."""
+    if device == "cuda" and facts.bf16:
+        return "bf16", "this device computes in bf16"
+    if device == "cpu" and facts.matrix_units:
+        if config.backbone.width >= WIDE:
+            return "bf16", "this CPU has matrix units, and the backbone is wide enough for them"
+        return "fp32", f"below {WIDE} channels the CPU's matrix units gain nothing"
+    return "fp32", f"fp32 on this {device}"
+
+
 def _machine(config: RunConfig, facts: Facts) -> Decisions:
     decided: Decisions = {}
     device, precision = config.train.device, config.train.precision
@@ -111,9 +128,7 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
         device = "cuda" if facts.device == "cuda" else "cpu"
         decided["train.device"] = (device, f"the best device here is {device}")
     if precision == "auto":
-        fast = device == "cuda" and facts.bf16
-        reason = "this device computes in bf16" if fast else f"fp32 on this {device}"
-        precision = "bf16" if fast else "fp32"
+        precision, reason = _precision(config, facts, device)
         decided["train.precision"] = (precision, reason)
     if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
         form = facts.attention.get((device, precision), "chunks")

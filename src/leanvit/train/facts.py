@@ -31,6 +31,7 @@ def machine_facts() -> Facts:
         cores=len(os.sched_getaffinity(0)),
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
+        matrix_units=torch.cpu._is_amx_tile_supported(),
         attention=_forms(many=True),
         attention_few=_forms(many=False),
         rendering={
