@@ -79,6 +79,7 @@ def test_the_learning_rate_follows_what_was_chosen() -> None:
         options = {"train.batch": "auto", "optim.lr.peak": 1e-3, "optim.lr_rule": rule}
         found = resolve(replace_options(recipe("esvit"), options), CPU)
         assert found.config.optim.lr.peak == pytest.approx(peak)
+        assert ("whatever the batch" in found.spoken_rate()) == (rule == "none")
     assert "linear rule, batch 64" in decide(CPU, train__batch="auto")[2]["optim.lr.peak"]
 
 

@@ -38,7 +38,11 @@ class Resolved:
     def spoken_rate(self) -> str:
         """Return the peak learning rate, and what it follows from."""
         peak, why = f"{self.config.optim.lr.peak:g}", self.origins["optim.lr.peak"]
-        return f"{peak} ({why})" if "rule" in why else peak
+        if "rule" in why:
+            return f"{peak} ({why})"
+        chosen = "; " in self.origins["train.batch"]
+        free = chosen and "; " not in self.origins["optim.lr_rule"]
+        return f"{peak} (optim.lr_rule none: whatever the batch)" if free else peak
 
     def spoken_batch(self) -> str:
         """Return the images of a step and its micro-batches, with what decided on them, if any."""

@@ -28,12 +28,14 @@ from leanvit.train.state import TrainState
 ENDED = (-signal.SIGKILL, -signal.SIGABRT, -signal.SIGBUS)
 """How a process ends that took more memory than there was, if it could not say so."""
 WARM = 2
-"""Images of a step before the one that counts, after which the optimiser keeps what it keeps."""
+"""Images of a first step, after which the optimiser keeps what it keeps."""
+TIMES = 2
+"""Steps that count: in the second one a heap has holes, and takes up to a tenth more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A step to try."""
+    """Steps to try, all alike."""
 
     config: RunConfig
     """A run without anything open, all parts of which train from the first step on."""
@@ -103,7 +105,7 @@ def noise_views(spec: ViewSpec, images: int, classes: int = 1) -> ViewBatch:
 
 
 class _Steps:
-    """A warm step, and the one that counts."""
+    """A warm step, and those that count."""
 
     def __init__(self, config: RunConfig, trial: dict[str, Any]) -> None:
         self.config, self.trial = config, trial
@@ -115,7 +117,7 @@ class _Steps:
         assert spec is not None
         self.state = TrainState(method, config, epoch_steps=10)
         beside = torch.empty(self.trial["beside"], dtype=torch.uint8, device=self.state.device)
-        for images, times in ((min(WARM, micro), 1), (micro, parts)):
+        for images, times in ((min(WARM, micro), 1), *[(micro, parts)] * TIMES):
             self.batch = noise_views(spec, images * times).to(self.state.device)
             at = self.state.begin_step()
             for part in self.batch.split(times):
