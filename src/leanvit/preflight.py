@@ -124,9 +124,8 @@ def check(
     and for a list of unreadable images; its other files stay. No weights are written.
     Raises ValueError for a mistake in the request.
     """
-    folder, options = Path(out), dict(options or {})
-    name = data if isinstance(data, str) else ""
-    asked = compose_request(recipe, None, name, backbone, optimizer, options)
+    folder, name = Path(out), data if isinstance(data, str) else ""
+    asked = compose_request(recipe, None, name, backbone, optimizer, dict(options or {}))
     source = open_images(asked, data)
     _require_no_run(folder, asked.data.source)
     resolved = resolve(asked, with_memory(asked, gather_facts(source), source, quiet=quiet))

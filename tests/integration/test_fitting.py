@@ -109,7 +109,7 @@ def test_a_trial_that_is_killed_was_too_large(
     dies = tmp_path / "python"
     dies.write_text(f"#!/bin/sh\nkill -{signal} $$\n")
     dies.chmod(0o755)
-    monkeypatch.setattr(trial.sys, "executable", str(dies))
+    monkeypatch.setattr("sys.executable", str(dies))
     assert attempt(Trial(SMALL, 2)) is None
     dies.write_text("#!/bin/sh\necho first >&2; echo 'OSError: no such thing' >&2; exit 1\n")
     with pytest.raises(RunError, match=r"tried to see what it takes failed: OSError: no such thi"):

@@ -145,7 +145,11 @@ def test_the_fewest_micro_batches_that_fit(batch: int, facts: Facts, parts: int,
 
 
 def test_mixing_keeps_micro_batches_even() -> None:
-    options = {"train__batch": 18, "train__accumulate": "auto", "method__mix__views": 1}
+    options: dict[str, Any] = {
+        "train__batch": 18,
+        "train__accumulate": "auto",
+        "method__mix__views": 1,
+    }
     tight = free(1200 + 3 * 100 + 15 * 2)  # three images at a time
     assert decide(tight, train__batch=18, train__accumulate="auto")[1] == 6
     assert decide(tight, **options)[1] == 9
