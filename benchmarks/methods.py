@@ -21,16 +21,14 @@ import torch
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.bench.machine import machine
-from leanvit.config import BACKBONES, RunConfig, ViTConfig, compose, resolve
-from leanvit.config.resolve import Facts
+from leanvit.config import BACKBONES, Facts, RunConfig, ViTConfig, compose, resolve, settled
 from leanvit.core.files import save_tensors
-from leanvit.core.random import generator, seeded
-from leanvit.data.batch import ViewBatch
-from leanvit.data.views import ViewSpec
+from leanvit.core.random import seeded
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.masking import visible_count
 from leanvit.recipes import recipe
 from leanvit.train.state import TrainState
+from leanvit.train.trial import noise_views
 from leanvit.weights.file import header
 
 SIZE, CLASSES = 224, 1000
@@ -51,26 +49,13 @@ def run_of(name: str, batch: int, device: str, teacher: str) -> RunConfig:
     return resolve(config, facts).config
 
 
-def noise_views(spec: ViewSpec, batch: int, device: torch.device) -> ViewBatch:
-    """Return views of noise."""
-    groups = []
-    for number, group in enumerate(spec.groups):
-        size = group[0].size
-        drawn = generator(0, "bench", number).standard_normal(
-            (len(group), batch, 3, size, size), dtype="float32"
-        )
-        groups.append(torch.from_numpy(drawn))
-    index = torch.arange(batch)
-    return ViewBatch(tuple(groups), index, index % CLASSES).to(device)
-
-
 def step_of(config: RunConfig) -> Callable[[], None]:
     """Return a whole training step: forward, backward, update."""
     method = build_method(config.method, config.backbone, 0)
     state = TrainState(method, config, epoch_steps=1000)
     spec = method.views()
     assert spec is not None
-    batch = noise_views(spec, config.train.batch, state.device)
+    batch = noise_views(spec, settled(config.train.batch), CLASSES).to(state.device)
 
     def step() -> None:
         at = state.begin_step()

@@ -9,7 +9,7 @@ from leanvit.analysis.match_pictures import matched_regions
 from leanvit.analysis.matches import Matches, match_stereo, match_views
 from leanvit.analysis.reconstructions import Reconstructions
 from leanvit.analysis.watch import Watch
-from leanvit.config import RunConfig
+from leanvit.config import RunConfig, settled
 from leanvit.core.files import spared
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
@@ -29,7 +29,7 @@ class Looks:
             method.encoder(),
             source,
             config.watch,
-            batch=max(config.train.batch, 64),
+            batch=max(settled(config.train.batch), 64),
             workers=workers,
         )
         data = config.data

@@ -14,18 +14,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, Resolved, RunConfig, ViTConfig, resolve
+from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve, settled
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
+from leanvit.core.memory import shortage_named
 from leanvit.core.workers import serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
 from leanvit.request import compose_request, open_images
-from leanvit.run import Run
+from leanvit.run import LESS_MEMORY, Run
 from leanvit.train.facts import gather_facts
+from leanvit.train.fitting import with_memory
 from leanvit.train.terminal import spoken
 
 STEPS = 3
@@ -61,6 +63,8 @@ class Report:
     """Steps of the whole run."""
     device: str
     """Where it was measured."""
+    batch: str
+    """Images of a step, its micro-batches if there are several, and what decided on them."""
     learning_rate: str
     """Its highest value, and what that follows from."""
     start: str
@@ -93,6 +97,7 @@ class Report:
             f"speed        {self.images_per_s:.1f} images/s, {self.seconds_a_step:.2f} s a step",
             f"epoch        {spoken(self.seconds_an_epoch)}",
             f"whole run    {spoken(self.seconds_in_all)} for {self.steps} steps",
+            f"batch        {self.batch}",
             f"rate         {self.learning_rate}",
             f"views        {', '.join(self.pictures)}",
         ]
@@ -119,12 +124,11 @@ def check(
     and for a list of unreadable images; its other files stay. No weights are written.
     Raises ValueError for a mistake in the request.
     """
-    folder, options = Path(out), dict(options or {})
-    name = data if isinstance(data, str) else ""
-    asked = compose_request(recipe, None, name, backbone, optimizer, options)
+    folder, name = Path(out), data if isinstance(data, str) else ""
+    asked = compose_request(recipe, None, name, backbone, optimizer, dict(options or {}))
     source = open_images(asked, data)
-    resolved = resolve(asked, gather_facts(source))
     _require_no_run(folder, asked.data.source)
+    resolved = resolve(asked, with_memory(asked, gather_facts(source), source, quiet=quiet))
     run = Run(resolved, source, folder, quiet=True)
     run.initialize()
     _make(folder)
@@ -140,12 +144,13 @@ def check(
         sides={"smallest": min(sides), "middle": statistics.median(sides), "largest": max(sides)},
         memory_gib=memory,
         seconds_a_step=seconds,
-        images_per_s=resolved.config.train.batch / seconds,
+        images_per_s=settled(resolved.config.train.batch) / seconds,
         seconds_an_epoch=seconds * run.order.epoch_steps,
         seconds_in_all=seconds * run.state.run,
         steps=run.state.run,
         device=resolved.config.train.device,
-        learning_rate=_spoken_rate(resolved),
+        batch=resolved.spoken_batch(),
+        learning_rate=resolved.spoken_rate(),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
         problems=[*source.about().notes, *_problems(run, sides, unreadable)],
@@ -164,12 +169,6 @@ def _write(report: Report, folder: Path) -> None:
 def _spoken_source(source: Source) -> str:
     about = source.about()
     return f"{about.what}; classes from {about.labels}" if about.labels else about.what
-
-
-def _spoken_rate(resolved: Resolved) -> str:
-    peak = f"{resolved.config.optim.lr.peak:g}"
-    why = resolved.origins["optim.lr.peak"]
-    return f"{peak} ({why})" if "rule" in why else peak
 
 
 def _counted(source: Source) -> dict[str, int]:
@@ -223,21 +222,22 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
     return sides, unreadable
 
 
+@shortage_named(LESS_MEMORY)
 def _measure(run: Run, folder: Path) -> tuple[float, float]:
     """Do four steps; return the middle time of the last three and the most memory held, in GiB."""
     state, config = run.state, run.config
     # processes read ahead by two batches each, so that steps and reading share the cores
     steps = min(1 + STEPS, state.run)
     batches = run.load(0, steps + 2 * run.workers)
-    times: list[float] = []
+    parts, times = settled(config.train.accumulate), list[float]()
     began = time.perf_counter()
     for number, batch in enumerate(batches):
         if number == 0:
             view_grid(batch.groups, config.data.mean, config.data.std, folder / VIEWS)
             began = time.perf_counter()
         at = state.begin_step()
-        for micro in batch.split(config.train.accumulate):
-            state.backward(micro, at, config.train.accumulate)
+        for micro in batch.split(parts):
+            state.backward(micro, at, parts)
         state.update(at)
         state.require_sound()  # reads a number back, so the step is over
         times.append(time.perf_counter() - began)

@@ -18,6 +18,7 @@ from leanvit.config import (
     RunConfig,
     replace_options,
     resolve,
+    settled,
     to_dict,
 )
 from leanvit.config.convert import leaves
@@ -324,7 +325,7 @@ def _redo(again: Run, trace: _Trace, quiet: bool) -> ViewBatch:
 
 
 def _learn(state: TrainState, batch: ViewBatch, at: Moment) -> None:
-    parts = state.config.train.accumulate
+    parts = settled(state.config.train.accumulate)
     for micro in batch.split(parts):
         state.backward(micro, at, parts)
 

@@ -1,6 +1,6 @@
 """From the words of a request to the whole configuration, and to the images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from leanvit.data.subsets import draw_subset
 from leanvit.folder import require_same_images
 from leanvit.recipes import recipe as recipe_named
 from leanvit.train.facts import gather_facts
+from leanvit.train.fitting import with_memory
 from leanvit.train.start import initial_weights
 
 
@@ -87,6 +88,13 @@ def require_one_way(resume: bool, autoresume: bool, overwrite: bool, allowing: b
         raise ValueError("--allow is for a run that goes on: add --resume or --autoresume.")
 
 
+def _as_chosen(past: Past, asked: RunConfig, changed: Collection[str]) -> RunConfig:
+    """Return what is asked with the batch that a run chose, so that nothing is measured again."""
+    was, now = (dict(leaves(to_dict(config))) for config in (past.resolved.config, asked))
+    open_still = {"train.batch", "train.accumulate"} - {*changed}
+    return replace_options(asked, {name: was[name] for name in open_still if now[name] == "auto"})
+
+
 def continued(
     past: Past, asked: RunConfig, changes: Sequence[Change], source: Source
 ) -> tuple[Past, Resolved]:
@@ -96,7 +104,8 @@ def continued(
     or if the changes contradict the rest or this machine.
     """
     require_same_images(past.record["images"], source)
-    facts = gather_facts(source)
+    asked = _as_chosen(past, asked, {change.name for change in changes})
+    facts = with_memory(asked, gather_facts(source), source)
     now = go_on(past, asked, changes, facts) if changes else past
     config = with_free(now.resolved.config, resolve(asked, facts).config)
     if config.train.device == "cuda" != facts.device:

@@ -16,6 +16,7 @@ from leanvit.config import (
     Resolved,
     RunConfig,
     resolve,
+    settled,
 )
 from leanvit.config.resume import Past, find_changes, read_past, require_allowed
 from leanvit.core.console import say, warn
@@ -38,6 +39,7 @@ from leanvit.core.errors import (
     Stopped,
 )
 from leanvit.core.files import Replacing, refusals_named, spared, write_synced
+from leanvit.core.memory import shortage_named
 from leanvit.core.workers import losses_named
 from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
@@ -67,6 +69,7 @@ from leanvit.request import compose_request, continued, open_images, require_one
 from leanvit.store import Store, require_same_networks
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.facts import gather_facts
+from leanvit.train.fitting import with_memory
 from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
@@ -77,6 +80,13 @@ from leanvit.train.terminal import Terminal
 from leanvit.unreadable import UnreadableList
 from leanvit.weights.card import METRICS
 from leanvit.weights.file import FILE, STUDENT
+
+LESS_MEMORY = (
+    "--train.accumulate auto splits a step into as few parts as fit, where the method allows it, "
+    "also of a run that goes on (--resume --allow train.accumulate); --train.batch auto begins one "
+    "with the most images that fit."
+)
+"""What to do where a step takes too much."""
 
 
 def pretrain(
@@ -117,7 +127,8 @@ def pretrain(
     source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
-    resolved = resolve(asked, gather_facts(source), given=(*named, *options))
+    facts = with_memory(asked, gather_facts(source), source, quiet=quiet)
+    resolved = resolve(asked, facts, given=(*named, *options))
     with joined(resolved.config.train.device), Claim(out) as claim:
         first_alone(partial(_require_free, asked, out, overwrite, autoresume))
         run = Run(resolved, source, out, quiet=quiet)
@@ -188,7 +199,7 @@ class Run:
         self.views = method.views()
         self.order = Order(
             len(self.source),
-            config.train.batch,
+            settled(config.train.batch),
             config.train.seed,
             rank(),
             world_size(),
@@ -248,8 +259,14 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
+        if "(" in (batch := self.resolved.spoken_batch()):
+            self._say(f"Batch {batch}, peak learning rate {self.resolved.spoken_rate()}.")
         try:
-            with losses_named(), Requests(config.train.save_minutes) as requests:
+            with (
+                losses_named(),
+                shortage_named(LESS_MEMORY),
+                Requests(config.train.save_minutes) as requests,
+            ):
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:
@@ -414,7 +431,7 @@ class Run:
             "steps": self.state.step,
             "processes": world_size(),
             "seconds": seconds,
-            "images_per_s": steps * self.config.train.batch / seconds,
+            "images_per_s": steps * settled(self.config.train.batch) / seconds,
             "unreadable": len(self.unreadable),
             "first": rows[0] if rows else {},
             "last": rows[-1] if rows else {},

@@ -149,6 +149,14 @@ def test_a_killed_process_restarts_all_and_changes_nothing(
         assert all(ours[key].equal(theirs[key]) for key in ours)
 
 
+def test_processes_choose_one_batch(runs: dict[str, Any], tmp_path: Path) -> None:
+    found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "auto")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("Trying steps of a few images") == 1
+    assert found.stderr.count("\nBatch 16 (so that an epoch of 16 images has 1 step; ") == 1
+    assert "that are free to each of 2 processes)" in found.stderr
+
+
 def test_a_mistake_is_a_sentence_said_once(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
     said = "train.batch 5 does not split into 1 micro-batches on each of 2 processes"

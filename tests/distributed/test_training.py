@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.config import AdamWConfig, DmaeConfig, MixConfig, RunConfig, SGDConfig, constant, steps
+from leanvit.config import (
+    AdamWConfig,
+    DmaeConfig,
+    MixConfig,
+    RunConfig,
+    SGDConfig,
+    constant,
+    settled,
+    steps,
+)
 from leanvit.core.distributed import rank, world_size
 from leanvit.data.batch import ViewBatch
 from leanvit.methods.catalogue import METHODS as CATALOGUE
@@ -106,10 +115,9 @@ def train(
     rows = []
     for number in range(STEPS):
         at = state.begin_step()
-        for micro in mine(view_batch(BATCH, seed=10 * number, dtype=dtype)).split(
-            config.train.accumulate
-        ):
-            state.backward(micro, at, config.train.accumulate)
+        parts = settled(config.train.accumulate)
+        for micro in mine(view_batch(BATCH, seed=10 * number, dtype=dtype)).split(parts):
+            state.backward(micro, at, parts)
         state.update(at)
         state.require_sound()
         rows.append(state.meter.read())

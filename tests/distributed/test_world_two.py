@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.config import TimmConfig
+from leanvit.config import StepMemory, TimmConfig
 from leanvit.core.distributed import (
     all_max,
     all_sum,
@@ -16,6 +16,7 @@ from leanvit.core.distributed import (
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.losses.contrastive import info_nce
 from leanvit.methods.heads import Center
+from leanvit.train import fitting
 from tests.distributed.launch import in_processes
 from tests.tiny import HEAD, build, noise
 
@@ -159,3 +160,19 @@ def test_center() -> None:
     one, two = center(), in_processes(2, center)
     for found in two:
         close(found, one)
+
+
+def agreed() -> tuple[int, StepMemory]:
+    other = rank() + 1
+    step = StepMemory(
+        fixed=100 * other, each=30 // other, views=other, waiting=0, gradients=7, whole=other == 2
+    )
+    return fitting._agreed(1000 * other, step, "cpu")
+
+
+def test_the_process_with_the_least_room_decides_on_the_batch() -> None:
+    together = (
+        1000,
+        StepMemory(fixed=200, each=30, views=2, waiting=0, gradients=7, whole=True),
+    )
+    assert in_processes(2, agreed) == [together, together]

@@ -299,7 +299,10 @@ MISTAKES = [
     ("pretrain esvit --out", "--out: expected one argument."),
     ("pretrain esvit --train.duration", "--train.duration: expected one argument."),
     ("pretrain esvit --train.duration 10days", "'10days' is not a duration; write 10ep (epochs)"),
-    ("pretrain esvit --train.batch two", "train.batch is 'two'; expected a whole number."),
+    (
+        "pretrain esvit --train.batch two",
+        "train.batch is 'two'; expected a whole number, or 'auto'.",
+    ),
     ("pretrain esvit --optim.clip two", "optim.clip is 'two'; expected a number."),
     ("pretrain esvit --train.batch 0", "train: batch is 0; expected at least 1."),
     ("pretrain esvit --method.head.train-gain no", "method.head.train_gain is 'no'; expected true"),

@@ -24,6 +24,7 @@ from leanvit.config import (
     compose,
     constant,
     resolve,
+    settled,
     steps,
     to_dict,
 )
@@ -59,8 +60,9 @@ def fresh(config: RunConfig, dtype: torch.dtype = torch.float32) -> TrainState:
 
 def step(state: TrainState, batch: ViewBatch) -> float:
     at = state.begin_step()
-    for micro in batch.split(state.config.train.accumulate):
-        state.backward(micro, at, state.config.train.accumulate)
+    parts = settled(state.config.train.accumulate)
+    for micro in batch.split(parts):
+        state.backward(micro, at, parts)
     state.update(at)
     return state.meter.read()["loss"]
 

@@ -155,10 +155,10 @@ def test_a_wrong_name_is_an_error(path: str, value: object, message: str) -> Non
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        ("train.batch", True, "a whole number"),
-        ("train.batch", 64.0, "a whole number"),
-        ("train.batch", "64", "a whole number"),
-        ("train.batch", None, "a whole number"),
+        ("train.batch", True, "a whole number, or 'auto'"),
+        ("train.batch", 64.0, "a whole number, or 'auto'"),
+        ("train.batch", "64", "a whole number, or 'auto'"),
+        ("train.batch", None, "a whole number, or 'auto'"),
         ("optim.clip", True, "a number"),
         ("optim.clip", "3", "a number"),
         ("optim.clip", [3.0], "a number"),

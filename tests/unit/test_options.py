@@ -27,6 +27,8 @@ from leanvit.recipes import recipe
 from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
 from leanvit.train.facts import gather_facts
+from leanvit.train.fitting import with_memory
+from leanvit.train.trial import Taken, Trial
 from leanvit.weights.file import header
 from tests.tiny import build, write_classes, write_images, write_tuned
 
@@ -399,7 +401,8 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
         place.mkdir(parents=True)
     source = draw_subset(open_source(config.data.source), config.data, config.train.seed)
     try:
-        resolved = resolve(config, gather_facts(source))
+        facts = with_memory(config, gather_facts(source), source, quiet=True)
+        resolved = resolve(config, facts)
     except ValueError as error:
         return {"refused": str(error)}
     run = Run(resolved, Watched(source, notes), out, quiet=True)
@@ -509,6 +512,46 @@ def test_accumulation_splits_the_batch_and_keeps_the_loss(probe: Probe) -> None:
     assert split["micro-batches"] == [2] * 8
     losses = [[row["loss"] for row in run["rows"][1:]] for run in (whole, split)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+AUTO: Mapping[str, tuple[str, list[int]]] = {
+    "train.batch": ("esvit", [8] * 4),
+    "train.accumulate": ("mae", [2] * 8),
+}
+"""Option that may be auto and is measured for -> (a part, the micro-batches that it leads to)."""
+
+
+@pytest.mark.parametrize("name", AUTO)
+def test_auto_fits_a_step_into_memory(
+    name: str, probe: Probe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four images take 50 MiB and 10 each; there is room for 85 at most, or for all."""
+    mib = 2**20
+
+    def taken(trial: Trial) -> Taken:
+        peak = (50 + 10 * trial.micro) * mib
+        return Taken(peak=peak, state=0, gradients=mib, views=1, whole=False)
+
+    monkeypatch.setattr("leanvit.train.fitting.attempt", taken)
+    room = 85 if name == "train.accumulate" else 1000
+    monkeypatch.setattr("leanvit.train.fitting.free_bytes", lambda _: room * mib / 0.8)
+    part, expected = AUTO[name]
+    assert probe(part, {})["micro-batches"] == [4] * 4
+    assert probe(part, {name: "auto"})["micro-batches"] == expected
+
+
+def test_every_option_that_may_be_auto_is_tried_so() -> None:
+    hints = {name for name in CHANGES if name.startswith("train.")}
+    found = {name for name in hints if _takes_auto(name)}
+    assert found == {*AUTO, "train.precision", "train.device"}
+
+
+def _takes_auto(name: str) -> bool:
+    try:
+        replace_options(PARTS["esvit"].config({}), {name: "auto"})
+    except ValueError:
+        return False
+    return True
 
 
 def test_a_device_that_renders_sees_almost_the_same(probe: Probe) -> None:

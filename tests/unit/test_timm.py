@@ -12,8 +12,7 @@ import leanvit
 from leanvit.backbones.base import Ask
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.timm_adapter import DropPath, TimmNetwork
-from leanvit.config import TimmConfig, compose, replace_options, resolve
-from leanvit.config.resolve import Facts
+from leanvit.config import Facts, TimmConfig, compose, replace_options, resolve
 from leanvit.evaluation.models import open_networks
 from leanvit.methods.catalogue import build_method
 from leanvit.recipes import recipe

@@ -57,7 +57,9 @@ def test_the_values_of_a_schedule_say_what_they_are_values_of() -> None:
     docs = {option.name: option.doc for option in options_of(recipe("esvit"))}
     assert docs["optim.lr.warmup"] == "Learning rate: length of the linear warm-up."
     assert docs["optim.weight_decay.peak"] == "Weight decay: value at the end of the warm-up."
-    assert docs["train.batch"] == "Images in a step, over all processes."
+    assert docs["train.batch"] == (
+        "Images in a step, over all processes; auto for the most that fits and learns well."
+    )
 
 
 @dataclass
@@ -179,8 +181,8 @@ def test_no_words_set_nothing() -> None:
 
 
 REFUSED = [
-    ("--train.batch two", "train.batch is 'two'; expected a whole number."),
-    ("--train.batch 2.5", "train.batch is '2.5'; expected a whole number."),
+    ("--train.batch two", "train.batch is 'two'; expected a whole number, or 'auto'."),
+    ("--train.batch 2.5", "train.batch is '2.5'; expected a whole number, or 'auto'."),
     ("--train.batch 0", "train: batch is 0; expected at least 1."),
     ("--optim.clip much", "optim.clip is 'much'; expected a number."),
     ("--optim.clip nan", "optim: clip is nan; expected 0 or more."),

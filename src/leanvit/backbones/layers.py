@@ -5,8 +5,8 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Block, Logits, Packed
 from leanvit.core.precision import full, unrounded
-from leanvit.kernels.linear import Linear
 from leanvit.kernels.branches import fits
+from leanvit.kernels.linear import Linear
 from leanvit.kernels.mlp import mlp_branch
 
 

@@ -125,7 +125,7 @@ class SwinBlock(PreNormBlock):
         super().__init__(dim, attn, Mlp(dim, config.mlp_ratio), config.norm_eps)
 
     def attend(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
-        """Return the attention's branch; on the CPU some windows at a time, if no logits are asked."""
+        """Return the attention's branch; without logits, on the CPU some windows at a time."""
         attn = self.attn
         tables = attn.layout(packed).tables
         if (

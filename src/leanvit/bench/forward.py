@@ -33,12 +33,13 @@ from leanvit.bench.forward_report import (
     Measured,
     Throughput,
 )
-from leanvit.bench.machine import device_named, extra_bytes, in_own_process
+from leanvit.bench.machine import device_named, in_own_process
 from leanvit.bench.twins import Compiler, Ours, Twin, has_twin, require_equal
 from leanvit.config import BackboneConfig, SwinConfig, named_backbone, replace_options
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
+from leanvit.core.memory import extra_bytes
 from leanvit.core.precision import autocast
 from leanvit.core.random import generator, seeded
 from leanvit.weights.loading import open_weights

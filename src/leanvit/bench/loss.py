@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.bench.baselines import materialized, official
-from leanvit.bench.machine import device_named, extra_bytes, in_own_process, machine
+from leanvit.bench.machine import device_named, in_own_process, machine
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.config.resolve import MANY_ROWS
 from leanvit.core import random
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
+from leanvit.core.memory import extra_bytes
 from leanvit.core.precision import operands
 from leanvit.kernels.prototype_attention import FORMS, best_form
 from leanvit.kernels.prototypes import Pairs, Projection

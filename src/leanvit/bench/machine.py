@@ -1,7 +1,6 @@
-"""Where something is measured, and how much memory it takes there."""
+"""Where something is measured, and in which process."""
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -55,24 +54,6 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(function, *arguments).result()
 
 
-def extra_bytes(step: Callable[[], object], device: str) -> int:
-    """Return the most bytes that a step takes beyond what there is before it."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
-    before = _most_memory()
-    step()
-    return max(_most_memory() - before, resource.getpagesize())  # it is counted in pages
-
-
-def peak_bytes(device: str) -> int:
-    """Return the most bytes that this process held at a time: on the device, or of the host."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _most_memory()
-
-
 def product_rate(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
     """Return the floating-point operations a second that a large matrix product reaches."""
     side = 8192 if device == "cuda" else 3072
@@ -85,9 +66,3 @@ def product_rate(dtype: torch.dtype, device: str, rounds: int = 5) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / statistics.median(seconds[1:])
-
-
-def _most_memory() -> int:
-    """Return the most bytes that this process held at a time, on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

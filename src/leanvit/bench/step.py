@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from leanvit.bench.lightly_step import LightlyDINO, LightlyMAE
-from leanvit.bench.machine import device_named, in_own_process, peak_bytes, product_rate
+from leanvit.bench.machine import device_named, in_own_process, product_rate
 from leanvit.bench.operations import count_flops, count_operations
 from leanvit.bench.plain_step import PlainStep
 from leanvit.bench.step_report import Alone, Form, Grown, StepReport
@@ -31,8 +31,10 @@ from leanvit.config import (
     resolve,
 )
 from leanvit.config.bench import BenchStepConfig
+from leanvit.config.run import settled
 from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
+from leanvit.core.memory import peak_bytes
 from leanvit.core.packages import missing
 from leanvit.core.precision import PRECISIONS
 from leanvit.core.random import generator
@@ -90,7 +92,7 @@ class Problem:
     def configured(self, precision: str) -> RunConfig:
         """Return the resolved run in a precision."""
         asked = replace_options(self.config, {"train.precision": precision})
-        facts = replace(machine_facts(), images=asked.train.batch * RUN)
+        facts = replace(machine_facts(), images=settled(asked.train.batch) * RUN)
         return resolve(asked, facts).config
 
     def build(self, form: Form) -> Step:
@@ -110,7 +112,7 @@ class Problem:
 
     def views(self) -> ViewBatch:
         """Return views of random pixels."""
-        batch, device = self.config.train.batch, self.config.train.device
+        batch, device = settled(self.config.train.batch), self.config.train.device
         draw = generator(0, "bench step")
         groups = tuple(
             torch.from_numpy(
@@ -274,7 +276,7 @@ def _grow(report: StepReport, quiet: bool) -> None:
     }
     for (what, value), problem in track(problems.items(), "growth", len(problems), quiet=quiet):
         memory, seconds = in_own_process(_alone_in_turn, problem, form, config.rounds)
-        images = problem.config.train.batch
+        images = settled(problem.config.train.batch)
         report.grown.append(Grown(what, value, images, seconds, memory))
 
 

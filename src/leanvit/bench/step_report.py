@@ -83,7 +83,7 @@ class StepReport:
         return found
 
     def share(self, form: Form) -> float:
-        """Return which share of the products' speed a form reaches with the work that ours needs."""
+        """Return which share of the products' speed a form reaches at the work that ours needs."""
         rate = self.config.batch * self.flops / median(self.seconds[form])
         return rate / self.rates[form.precision]
 

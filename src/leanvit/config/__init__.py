@@ -18,6 +18,7 @@ from leanvit.config.convert import (
     to_dict,
 )
 from leanvit.config.duration import Duration, Schedule, constant, steps
+from leanvit.config.facts import Facts, StepMemory
 from leanvit.config.methods import (
     D2maeConfig,
     DecoderConfig,
@@ -33,7 +34,7 @@ from leanvit.config.methods import (
     SupervisedConfig,
 )
 from leanvit.config.names import look_up, unknown_name
-from leanvit.config.resolve import Facts, Resolved, epoch_steps, resolve
+from leanvit.config.resolve import Resolved, epoch_steps, rehearsal, resolve
 from leanvit.config.run import (
     AdamWConfig,
     DataConfig,
@@ -44,6 +45,7 @@ from leanvit.config.run import (
     SGDConfig,
     TrainConfig,
     WatchConfig,
+    settled,
 )
 from leanvit.config.views import (
     CropConfig,
@@ -81,6 +83,7 @@ __all__ = [
     "SGDConfig",
     "Schedule",
     "SimMIMConfig",
+    "StepMemory",
     "SupervisedConfig",
     "SwinConfig",
     "TimmConfig",
@@ -96,8 +99,10 @@ __all__ = [
     "load_config",
     "look_up",
     "named_backbone",
+    "rehearsal",
     "replace_options",
     "resolve",
+    "settled",
     "steps",
     "to_dict",
     "unknown_name",

@@ -9,9 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leanvit.config.batch import Decisions, choose_batch
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.dense import DetectorConfig, SegmenterConfig
 from leanvit.config.duration import Duration, steps
+from leanvit.config.facts import Facts
 from leanvit.config.methods import (
     DinoConfig,
     EsViTConfig,
@@ -19,37 +21,7 @@ from leanvit.config.methods import (
     MocoV3Config,
     SupervisedConfig,
 )
-from leanvit.config.run import RunConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What was found out about the images and the machine, once."""
-
-    images: int
-    """Number of images."""
-    classes: int = 0
-    """Number of their classes."""
-    unlabelled: int = 0
-    """Images without a class."""
-    cores: int
-    """Processor cores that this process may use."""
-    device: str
-    """Best device at hand: cpu or cuda."""
-    bf16: bool
-    """Whether that device computes in bf16 at full speed."""
-    matrix_units: bool = False
-    """Whether the CPU has units for products of bf16 matrices."""
-    attention: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
-    """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
-    attention_few: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
-    """The same where the student has few rows; as with many where it is open."""
-    rendering: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Who renders views where a device trains; host where it is open."""
-    world: int = 1
-    """Number of processes that train together."""
-    neighbours: int = 0
-    """How many of them share this machine; 0 for all."""
+from leanvit.config.run import RunConfig, settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +35,26 @@ class Resolved:
         """Return what `resolved.json` holds."""
         return {"config": to_dict(self.config), "origins": dict(self.origins)}
 
+    def spoken_rate(self) -> str:
+        """Return the peak learning rate, and what it follows from."""
+        peak, why = f"{self.config.optim.lr.peak:g}", self.origins["optim.lr.peak"]
+        if "rule" in why:
+            return f"{peak} ({why})"
+        chosen = "; " in self.origins["train.batch"]
+        free = chosen and "; " not in self.origins["optim.lr_rule"]
+        return f"{peak} (optim.lr_rule none: whatever the batch)" if free else peak
+
+    def spoken_batch(self) -> str:
+        """Return the images of a step and its micro-batches, with what decided on them, if any."""
+        train = self.config.train
+        split = f"in {train.accumulate} parts" if train.accumulate != 1 else "undivided"
+        words = []
+        for name, text in (("batch", str(train.batch)), ("accumulate", split)):
+            why = self.origins[f"train.{name}"].partition("; ")[2]
+            if why or text != "undivided":
+                words.append(f"{text} ({why})" if why else text)
+        return ", ".join(words)
+
 
 def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Resolved:
     """Decide every open value of a run.
@@ -75,18 +67,27 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
         name: "given" if any(f"{name}.".startswith(f"{g}.") for g in given) else "recipe"
         for name, _ in leaves(to_dict(config))
     }
-    values: dict[str, Any] = {}
-    for rule in (_machine, _classes, _learning_rate, _durations):
-        for name, (value, reason) in rule(config, facts).items():
-            values[name] = value
+    for rule in (_device, choose_batch, _machine, _classes, _learning_rate, _durations):
+        decided = rule(config, facts)
+        config = replace_options(config, {name: value for name, (value, _) in decided.items()})
+        for name, (_, reason) in decided.items():
             origins[name] = f"{origins[name]}; {reason}"
-    resolved = replace_options(config, values)
-    _check(resolved, facts)
-    return Resolved(resolved, origins)
+    _check(config, facts)
+    return Resolved(config, origins)
 
 
-Decisions = dict[str, tuple[Any, str]]
-"""Option -> (value, why)."""
+def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
+    """Return a run that takes, of each image, what a step of this one takes at most.
+
+    All that starts late has started, and all that is frozen at first has thawed; its batch stands
+    for none. Raises ValueError as `resolve` does.
+    """
+    config = replace_options(config, {"train.batch": MANY_ROWS, "train.accumulate": 1})
+    for rule in (_device, _machine, _classes):
+        decided = rule(config, facts)
+        config = replace_options(config, {name: value for name, (value, _) in decided.items()})
+    at_once = {name: steps(0) for name, _ in _find_durations(config)}
+    return replace_options(config, {**at_once, "train.duration": steps(100)})
 
 
 MANY_ROWS = 512
@@ -103,11 +104,20 @@ def _student_rows(config: RunConfig) -> int:
         sizes += [size] * count
     regions = isinstance(method, EsViTConfig) and method.region_weight > 0
     rows = sum(max(size // 32, 1) ** 2 for size in sizes) if regions else len(sizes)
-    return rows * config.train.batch // config.train.accumulate
+    return rows * settled(config.train.batch) // settled(config.train.accumulate)
+
+
+def _device(config: RunConfig, facts: Facts) -> Decisions:
+    if config.train.device == "cuda" and facts.device != "cuda":
+        raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
+    if config.train.device != "auto":
+        return {}
+    device = "cuda" if facts.device == "cuda" else "cpu"
+    return {"train.device": (device, f"the best device here is {device}")}
 
 
 WIDE = 384
-"""Channels of a backbone from which bf16 is faster on a CPU with matrix units (benchmarks/step.md)."""
+"""Channels of a backbone from which bf16 is faster on CPUs with matrix units (benchmarks/step.md)."""
 
 
 def _precision(config: RunConfig, facts: Facts, device: str) -> tuple[str, str]:
@@ -124,9 +134,6 @@ def _precision(config: RunConfig, facts: Facts, device: str) -> tuple[str, str]:
 def _machine(config: RunConfig, facts: Facts) -> Decisions:
     decided: Decisions = {}
     device, precision = config.train.device, config.train.precision
-    if device == "auto":
-        device = "cuda" if facts.device == "cuda" else "cpu"
-        decided["train.device"] = (device, f"the best device here is {device}")
     if precision == "auto":
         precision, reason = _precision(config, facts, device)
         decided["train.precision"] = (precision, reason)
@@ -174,7 +181,7 @@ def _classes(config: RunConfig, facts: Facts) -> Decisions:
 
 
 def _learning_rate(config: RunConfig, facts: Facts) -> Decisions:
-    rule, batch, peak = config.optim.lr_rule, config.train.batch, config.optim.lr.peak
+    rule, batch, peak = config.optim.lr_rule, settled(config.train.batch), config.optim.lr.peak
     if rule == "none":
         return {}
     ratio = batch / 256
@@ -194,7 +201,7 @@ def epoch_steps(images: int, batch: int) -> int:
 
 def _durations(config: RunConfig, facts: Facts) -> Decisions:
     _check_images(config, facts)
-    batch = config.train.batch
+    batch = settled(config.train.batch)
     epoch = epoch_steps(facts.images, batch)
     asked = config.train.duration
     run = asked.steps(epoch=epoch, batch=batch)
@@ -226,7 +233,7 @@ def _find_durations(section: Any, place: str = "") -> list[tuple[str, Duration]]
 
 
 def _check_images(config: RunConfig, facts: Facts) -> None:
-    if facts.images < config.train.batch:
+    if facts.images < settled(config.train.batch):
         raise ValueError(
             f"There are {facts.images} images, fewer than one batch of {config.train.batch}; "
             f"lower train.batch or add images."
@@ -236,27 +243,26 @@ def _check_images(config: RunConfig, facts: Facts) -> None:
 def _check(config: RunConfig, facts: Facts) -> None:
     """Refuse what cannot run as asked; the message says what to change."""
     train = config.train
-    share = train.accumulate * facts.world
-    if train.batch % share:
+    batch, parts = settled(train.batch), settled(train.accumulate)
+    share = parts * facts.world
+    if batch % share:
         raise ValueError(
-            f"train.batch {train.batch} does not split into {train.accumulate} micro-batches on "
+            f"train.batch {batch} does not split into {parts} micro-batches on "
             f"each of {facts.world} processes; use a multiple of {share}."
         )
-    if train.device == "cuda" and facts.device != "cuda":
-        raise ValueError("train.device is cuda, but torch finds no CUDA device here; use cpu.")
     frozen = isinstance(config.method, SegmenterConfig | DetectorConfig) and config.method.frozen
-    if train.accumulate > 1 and config.backbone.batch_norm and not frozen:
+    if parts > 1 and config.backbone.batch_norm and not frozen:
         raise ValueError(
             "Batch norm in the backbone couples the images of a batch, so a step cannot be split: "
             "set train.accumulate to 1, or choose another backbone and heads without batch norm."
         )
     if isinstance(config.method, SupervisedConfig):
-        _check_mixing(config.method.mix, 1, train.batch // share)
-        _check_repeats(config.method.views.repeats, train.batch)
+        _check_mixing(config.method.mix, 1, batch // share)
+        _check_repeats(config.method.views.repeats, batch)
     if isinstance(config.method, MocoV3Config):
-        _check_contrast(train.accumulate, train.batch)
+        _check_contrast(parts, batch)
     if isinstance(config.method, DinoConfig):
-        _check_dino(config.method, train.accumulate, train.batch // share)
+        _check_dino(config.method, parts, batch // share)
         only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
             config.method.attention, train.device
         )

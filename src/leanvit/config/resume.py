@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 
 from leanvit.config.convert import from_dict, leaves, replace_options, to_dict, unknown_option
-from leanvit.config.resolve import Facts, Resolved, resolve
+from leanvit.config.facts import Facts
+from leanvit.config.resolve import Resolved, resolve
 from leanvit.config.run import RunConfig
 
 ASKED, RESOLVED = "config.json", "resolved.json"

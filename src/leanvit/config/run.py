@@ -19,6 +19,12 @@ from leanvit.config.methods import MethodConfig
 Auto = Literal["auto"]
 
 
+def settled(value: int | Auto) -> int:
+    """Return the number that an option of a resolved configuration has."""
+    assert value != "auto", "only what is resolved can run"
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Where the images come from and how they reach the step."""
@@ -132,10 +138,10 @@ class TrainConfig:
 
     duration: Duration = Duration(100, "ep")
     """Length of the run."""
-    batch: int = 16
-    """Images in a step, over all processes."""
-    accumulate: int = 1
-    """Micro-batches that a step is split into, to save memory."""
+    batch: int | Auto = 16
+    """Images in a step, over all processes; auto for the most that fits and learns well."""
+    accumulate: int | Auto = 1
+    """Micro-batches that a step is split into, to save memory; auto for the fewest that fit."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; losses, norms and averages are fp32 in both."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

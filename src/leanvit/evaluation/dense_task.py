@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from leanvit.backbones.base import evaluating
-from leanvit.config import RunConfig
+from leanvit.config import RunConfig, settled
 from leanvit.config.dense import DenseConfig, DetectorConfig, SegmenterConfig
 from leanvit.core.console import say, track
 from leanvit.core.precision import autocast
@@ -113,7 +113,7 @@ class DenseTraining(Tuning, Generic[S, W]):
         begin(self.method, state, run)
         about = self._about(model) if options.out else {}
         self.folder = Folder(options.out, options.resume, run, about, self.measures)
-        self.order = Order(len(splits.learn), run.train.batch, run.train.seed)
+        self.order = Order(len(splits.learn), settled(run.train.batch), run.train.seed)
         self.state = TrainState(self.method, run, epoch_steps=self.order.epoch_steps)
         self.curve = []
         self._best: dict[str, Tensor] = {}

@@ -26,6 +26,7 @@ from leanvit.config import (
     constant,
     look_up,
     resolve,
+    settled,
 )
 from leanvit.config.evaluation import FinetuneConfig
 from leanvit.core.console import say
@@ -213,7 +214,7 @@ class Training(Tuning):
     def __post_init__(self) -> None:
         config = self.config
         repeats = self.method.views().repeats
-        batch, seed = config.train.batch, config.train.seed
+        batch, seed = settled(config.train.batch), config.train.seed
         self.quiet = self.seen.quiet
         self.order = Order(len(self.learn), batch, seed, repeats=repeats)
         self.state = TrainState(self.method, config, epoch_steps=self.order.epoch_steps)

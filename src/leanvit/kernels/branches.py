@@ -1,4 +1,4 @@
-"""What the branches of a block share on the CPU: a norm, a layer in, a layer out, some tokens at once.
+"""What branches of blocks share on the CPU: norm, layer in and layer out, some tokens at once.
 
 A branch moves far more bytes than its products need, once these are fast: each of its steps writes
 all tokens anew, to memory that is new as well. `mlp_branch` and `window_branch` take a chunk of
@@ -34,7 +34,7 @@ def fits(x: Tensor, *modules: nn.Module) -> bool:
     modules: the branch as a whole, its norm and its layers. Each is ours alone, with weights and
     biases, and nothing listens to it; what stands in their place is called.
     """
-    whole, norm, *layers = modules
+    _, norm, *layers = modules
     return (
         isinstance(norm, nn.LayerNorm)
         and all(type(layer) is Linear and layer.bias is not None for layer in layers)
@@ -46,7 +46,7 @@ def fits(x: Tensor, *modules: nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Norm and layers of a branch; the layers' weights are in the type of the products' operands."""
+    """Norm and layers of a branch, these in the type of the products' operands."""
 
     gain: Tensor
     """[C] of the norm."""

@@ -62,7 +62,10 @@ def queries(rows: Tensor, fill: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def write(target: Tensor, found: Sequence[Tensor], heads: int) -> None:
-    """Copy the first n rows of parts [w * H, m, d] into rows [w * n, parts * C]; the first has n."""
+    """Copy the first n rows of parts [w * H, n or m, d] into rows [w * n, parts * C].
+
+    The first part has n.
+    """
     n = found[0].shape[1]
     places = target.view(-1, n, len(found), heads, found[0].shape[-1])
     for number, part in enumerate(found):

@@ -52,8 +52,8 @@ class KernelTables:
     runs: tuple[Run, ...]
     """Windows that are alike together."""
     masks: Tensor
-    """[1 or 2, runs, T, T]: 0 or `APART`; then, where a run has padding that can be seen, the same for
-    that padding alone, and `UNSEEN` for all else."""
+    """[1 or 2, runs, T, T]: 0 or `APART`; then, where a run has padding that can be seen, the same
+    for that padding alone, and `UNSEEN` for all else."""
     logits: Tensor
     """[all n * keys, run after run] which of [runs, T, T + 1], or T without padding, they are."""
     tokens_by_run: Tensor

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from leanvit.config import settled
 from leanvit.core.errors import Stopped
 from leanvit.data.batch import Batch
 from leanvit.train.guard import Event
@@ -33,14 +34,15 @@ def train(
     back, and Stopped, after a save, if it was asked to stop.
     """
     config, every = state.config.train, int(state.config.watch.every.amount)
+    parts = settled(config.accumulate)
     try:
         if state.step == 0:
             _tell(observers, state.row() | watch())
         clock = Clock()
         for batch in clock.waiting(batches):
             at = state.begin_step()
-            for micro in batch.split(config.accumulate):
-                state.backward(micro, at, config.accumulate)
+            for micro in batch.split(parts):
+                state.backward(micro, at, parts)
             state.update(at)
             for observer in observers:
                 observer.on_step(state.step)
@@ -49,7 +51,7 @@ def train(
             watching = last or state.step % every == 0
             if saving or watching or state.step % int(config.log_every.amount) == 0:
                 events = state.require_sound()
-                row = state.row() | clock.row(config.batch)
+                row = state.row() | clock.row(settled(config.batch))
                 _tell(observers, row | watch() if watching else row)
                 heed(events)
                 clock.restart()

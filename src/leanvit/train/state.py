@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvit.config import RunConfig
+from leanvit.config import RunConfig, settled
 from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
 from leanvit.methods.base import Method, Moment, StepOutput
@@ -27,7 +27,9 @@ class TrainState:
     """The method under training and everything that a checkpoint must hold."""
 
     def __init__(self, method: Method, config: RunConfig, *, epoch_steps: int) -> None:
-        if config.train.accumulate > 1 and method.coupled():  # timm's networks show it only now
+        if (
+            settled(config.train.accumulate) > 1 and method.coupled()
+        ):  # timm's networks show it only now
             raise ValueError(
                 "Batch norm couples the images of a batch, so a step cannot be split: set "
                 "train.accumulate to 1 or choose another backbone, and heads without batch norm."
@@ -123,7 +125,7 @@ class TrainState:
         return {
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
-            "images": self.step * self.config.train.batch,
+            "images": self.step * settled(self.config.train.batch),
             **(rates if self.step else {}),
             **self.meter.read(),
             **({"skipped": self.guard.skipped} if self.guard.skipped else {}),
