@@ -15,7 +15,7 @@ from leanvit.core.distributed import (
 )
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.losses.contrastive import info_nce
-from leanvit.methods.heads import Center
+from leanvit.methods.heads import Center, Prototypes
 from leanvit.train import fitting
 from tests.distributed.launch import in_processes
 from tests.tiny import HEAD, build, noise
@@ -79,9 +79,11 @@ def convolutions() -> list[Tensor]:
 
 def center() -> Tensor:
     module = Center(HEAD).double()
+    prototypes = Prototypes(HEAD.prototypes, HEAD.bottleneck, train_gain=True).double()
+    prototypes.weight_v.data.copy_(noise(HEAD.prototypes, HEAD.bottleneck, dtype=torch.float64))
     for step in range(3):
         module.collect(mine(noise(ROWS, HEAD.bottleneck, seed=step, dtype=torch.float64)))
-        module.update(noise(HEAD.prototypes, HEAD.bottleneck, dtype=torch.float64), 0.9)
+        module.update(prototypes, 0.9)
     return module.value
 
 

@@ -298,7 +298,8 @@ class PlainStep:
         self.optimizer = torch.optim.AdamW(self._groups(), lr=0.0, betas=config.optim.betas)
 
     def _groups(self) -> list[dict[str, list[nn.Parameter]]]:
-        decayed, free = [], []
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
         for name, parameter in self.student.named_parameters():
             if parameter.requires_grad:
                 vector = name.endswith(".bias") or parameter.ndim == 1

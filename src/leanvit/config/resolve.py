@@ -117,7 +117,7 @@ def _device(config: RunConfig, facts: Facts) -> Decisions:
 
 
 WIDE = 384
-"""Channels of a backbone from which bf16 is faster on CPUs with matrix units (benchmarks/step.md)."""
+"""Channels from which bf16 is faster with a CPU's matrix units (benchmarks/step.md)."""
 
 
 def _precision(config: RunConfig, facts: Facts, device: str) -> tuple[str, str]:
@@ -135,8 +135,8 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
     decided: Decisions = {}
     device, precision = config.train.device, config.train.precision
     if precision == "auto":
-        precision, reason = _precision(config, facts, device)
-        decided["train.precision"] = (precision, reason)
+        decided["train.precision"] = _precision(config, facts, device)
+        precision, _ = decided["train.precision"]
     if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
         form = facts.attention.get((device, precision), "chunks")
         reason = f"the fastest on this {device} in {precision}"

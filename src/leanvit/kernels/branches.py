@@ -28,19 +28,18 @@ def chunk_size() -> int:
     return CHUNK * torch.get_num_threads()
 
 
-def fits(x: Tensor, *modules: nn.Module) -> bool:
+def fits(x: Tensor, whole: nn.Module, norm: nn.Module, *layers: nn.Module) -> bool:
     """Return whether a branch of these modules on tokens x [N, C] can be done in chunks.
 
-    modules: the branch as a whole, its norm and its layers. Each is ours alone, with weights and
-    biases, and nothing listens to it; what stands in their place is called.
+    whole: the branch, without its norm. Its layers are ours alone, with biases, and nothing listens
+    to any of them; what stands in their place is called.
     """
-    _, norm, *layers = modules
     return (
         isinstance(norm, nn.LayerNorm)
         and all(type(layer) is Linear and layer.bias is not None for layer in layers)
-        and not any(getattr(module, name) for module in modules for name in HOOKS)
+        and not any(getattr(module, name) for module in (whole, norm, *layers) for name in HOOKS)
         and x.dtype == norm.weight.dtype
-        and product_dtype(x, layers[0].weight) is not None
+        and all(product_dtype(x, layer.weight) is not None for layer in layers)  # type: ignore[arg-type]
     )
 
 

@@ -43,7 +43,8 @@ class _Branch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,), layers = ctx.saved_tensors, ctx.layers
-        to_x, sums = torch.empty_like(x), []
+        to_x = torch.empty_like(x)
+        sums: list[Tensor] = []
         every = (each.split(chunk_size()) for each in (x, to_x, gradient))
         with operands(layers.dtype):
             for own, to_own, given in zip(*every, strict=True):
