@@ -19,7 +19,8 @@ from leanvit.kernels.linear import Linear, product, product_dtype
 CHUNK = 4096
 """Tokens of a chunk for every thread."""
 WIDE = 384
-"""Channels from which the layer in is not done again in the backward pass."""
+"""Channels from which the layer in is not done again in the backward pass: wide products cost more
+than memory does."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -79,10 +80,9 @@ class Layers:
         )
         return rows.to(self.dtype), mean, inverse
 
-    @property
-    def dear(self) -> bool:
-        """Whether what the layer in makes is kept: wide products cost more than memory does."""
-        return self.enter.shape[1] >= WIDE
+    def keeps(self, tokens: int) -> bool:
+        """Whether what the layer in makes is kept: it is dear to make again, or little."""
+        return self.enter.shape[1] >= WIDE or tokens <= chunk_size()
 
     def entered(self, rows: Tensor) -> Tensor:
         """Return what the layer in makes of normed tokens: [N, I]."""

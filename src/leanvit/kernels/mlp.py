@@ -35,7 +35,7 @@ class _Branch(torch.autograd.Function):
             for own, done in zip(x.split(chunk_size()), out.split(chunk_size()), strict=True):
                 rows, *_ = layers.normed(own)
                 hidden = layers.entered(rows)
-                ctx.kept += [hidden] if layers.dear else []
+                ctx.kept += [hidden] if layers.keeps(len(x)) else []
                 done.copy_(layers.left(functional.gelu(hidden)))
         return out
 
@@ -49,7 +49,7 @@ class _Branch(torch.autograd.Function):
         with operands(layers.dtype):
             for own, to_own, given in zip(*every, strict=True):
                 normed = layers.normed(own)
-                hidden = ctx.kept.pop(0) if layers.dear else layers.entered(normed[0])
+                hidden = ctx.kept.pop(0) if layers.keeps(len(x)) else layers.entered(normed[0])
                 to_leave = given.T @ functional.gelu(hidden)
                 to_hidden = torch.ops.aten.gelu_backward(given @ layers.leave, hidden)
                 found, of_entering = layers.gradients(own, normed, to_hidden)

@@ -96,7 +96,7 @@ class _Branch(torch.autograd.Function):
             for tokens, pieces in chunks(tables, len(biases)):
                 rows, *_ = layers.normed(x.index_select(0, tokens))
                 entered, attended = layers.entered(rows), torch.empty_like(rows)
-                ctx.kept += [entered] if layers.dear else []
+                ctx.kept += [entered] if layers.keeps(len(x)) else []
                 for piece in pieces:
                     qkv, own = entered[piece.rows], piece.of(biases)
                     q, k, v = queries(qkv, layers.enter_bias, own)
@@ -116,7 +116,7 @@ class _Branch(torch.autograd.Function):
             for tokens, pieces in chunks(tables, len(biases)):
                 own, given = (each.index_select(0, tokens) for each in (x, gradient))
                 normed = layers.normed(own)
-                entered = ctx.kept.pop(0) if layers.dear else layers.entered(normed[0])
+                entered = ctx.kept.pop(0) if layers.keeps(len(x)) else layers.entered(normed[0])
                 to_attended = given @ layers.leave
                 attended, to_entered = torch.empty_like(given), torch.empty_like(entered)
                 for piece in pieces:
