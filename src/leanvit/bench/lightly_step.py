@@ -65,18 +65,14 @@ class LightlyDINO(LightlyStep):
         assert isinstance(config.method, DinoConfig)
         head = config.method.head
         network: nn.Module = Twin(backbone, flexible=True) if twin else copy.deepcopy(backbone)
+        sizes = backbone.feature_dim, head.hidden, head.bottleneck, head.prototypes
+        how = {"batch_norm": head.batch_norm, "norm_last_layer": not head.train_gain}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch, at the older weight norm
-            projection = DINOProjectionHead(
-                backbone.feature_dim,
-                head.hidden,
-                head.bottleneck,
-                head.prototypes,
-                batch_norm=head.batch_norm,
-                norm_last_layer=not head.train_gain,
-            )
-        self.student = nn.ModuleList([network, projection])
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+            heads = [DINOProjectionHead(*sizes, **how) for _ in range(2)]
+        heads[1].load_state_dict(heads[0].state_dict())
+        self.student = nn.ModuleList([network, heads[0]])
+        self.teacher = nn.ModuleList([copy.deepcopy(network), heads[1]]).requires_grad_(False)
         self.criterion = DINOLoss(
             output_dim=head.prototypes,
             teacher_temp=at.value(config.method.teacher_temp),
