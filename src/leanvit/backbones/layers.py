@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Block, Logits, Packed
 from leanvit.core.precision import full, unrounded
+from leanvit.core.recompute import mlp_again
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.mlp import mlp
 
@@ -57,8 +58,14 @@ class PreNormBlock(Block):
         """Run the block on the tokens of all views at once."""
         attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
         x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, self.mlp(self.norm2(x)), scales and scales[1])
+        x = residual(x, branch(packed, self.norm2, self.mlp, x), scales and scales[1])
         return packed.with_(x), logits
+
+
+def branch(packed: Packed, norm: nn.Module, mlp: nn.Module, x: Tensor) -> Tensor:
+    """Return mlp(norm(x)) of tokens [N, C], kept for the backward pass or not, as `packed` says."""
+    found: Tensor = mlp_again(norm, mlp, x) if packed.mlps_again else mlp(norm(x))
+    return found
 
 
 def residual(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:

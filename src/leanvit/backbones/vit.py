@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens, hide
-from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, residual
+from leanvit.backbones.layers import LayerNorm, Mlp, branch, init_linear, residual
 from leanvit.config import ViTConfig
 from leanvit.core.precision import full
 from leanvit.kernels.attention import attend
@@ -115,7 +115,8 @@ class ViTBlock(Block):
         """Run the block on the tokens of all views at once."""
         attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
         x = residual(packed.x, self.ls1(attended), scales and scales[0])
-        x = residual(x, self.ls2(self.mlp(self.norm2(x))), scales and scales[1])
+        found = branch(packed, self.norm2, self.mlp, x)
+        x = residual(x, self.ls2(found), scales and scales[1])
         return packed.with_(x), [
             Logits(values[:, None], where[:, None])
             for values, where in zip(logits, packed.plan.where, strict=False)

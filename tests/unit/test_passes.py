@@ -1,0 +1,288 @@
+"""What is computed again or compiled gives the same numbers, and leaves nothing behind a step."""
+
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._pytree import tree_leaves
+
+from leanvit.backbones.base import Ask, Backbone, Manner, call_block
+from leanvit.backbones.timm_blocks import blocks_of
+from leanvit.config import (
+    BackboneConfig,
+    DmaeConfig,
+    MixConfig,
+    RunConfig,
+    SGDConfig,
+    TimmConfig,
+    constant,
+)
+from leanvit.core import compiling
+from leanvit.core.errors import RunError
+from leanvit.core.recompute import block_again
+from leanvit.methods.catalogue import build_method
+from leanvit.train.state import TrainState
+from tests.tiny import (
+    CVT,
+    FAMILIES,
+    HEAD,
+    SWIN,
+    TIMM,
+    TIMM_CONVOLUTIONS,
+    VIL,
+    VIT,
+    build,
+    d2mae,
+    dino,
+    dmae,
+    esvit,
+    mae,
+    mocov3,
+    noise,
+    run_config,
+    simmim,
+    supervised,
+    view_batch,
+    write_backbone,
+)
+
+AGAIN: Mapping[str, Manner] = {
+    "full": Manner(partial(block_again, call_block)),
+    "selective": Manner(mlps_again=True),
+}
+NETWORKS: Mapping[str, BackboneConfig] = {
+    **FAMILIES,
+    **{name: TimmConfig(image_size=32, name=f"test_{name}") for name in ("resnet", "convnext")},
+    "efficientnet": TimmConfig(image_size=32, name="test_efficientnet"),
+    "stages": TimmConfig(image_size=32, name="regnetz_005"),
+}
+WITHOUT_MLPS = ("timm_convolutions", "resnet", "efficientnet", "stages")
+CASES = [(n, how) for n in NETWORKS for how in AGAIN if how == "full" or n not in WITHOUT_MLPS]
+
+
+def dropping(config: BackboneConfig) -> BackboneConfig:
+    """Return the network with stochastic depth, where it has any."""
+    return config if config == NETWORKS["resnet"] else replace(config, drop_path=0.5)
+
+
+def drop_of(network: Backbone, samples: int) -> Tensor | None:
+    rates = network.drop_rates()
+    return noise(len(rates), 2, samples, seed=3) > 0 if any(rates) else None
+
+
+def learned(network: Backbone, views: list[Tensor], ask: Ask) -> list[Tensor]:
+    """Return everything that a pass gives and changes, and the gradients of all parameters."""
+    found = network(views, ask)
+    given = [x for x in tree_leaves(found) if x.requires_grad]
+    weights = [noise(*x.shape, seed=n).to(x.dtype) for n, x in enumerate(given)]
+    finite = [torch.where(x.isfinite(), x, 0.0) for x in given]  # masked logits
+    # as in a step, autocast is over when the gradients are made
+    with torch.autocast("cpu", enabled=False):
+        torch.autograd.backward(finite, weights)
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return [*(x.detach() for x in tree_leaves(found)), *gradients, *network.buffers()]
+
+
+def same(ours: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether all bits are the same."""
+    return len(ours) == len(others) and all(map(torch.equal, ours, others))
+
+
+# Recomputation
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_every_bit_is_the_same(name: str, how: str, precision: str) -> None:
+    """With stochastic depth, hidden states, logits and batch norm, whose statistics move once."""
+    plain, thrifty = (build(dropping(NETWORKS[name])) for _ in range(2))
+    thrifty.manner = AGAIN[how]
+    views = [noise(3, 3, 32, 32), noise(2, 3, 48, 32)]
+    ask = Ask(hidden=(0, -1), drop=drop_of(plain, 5))
+    if "logits" in plain.can:
+        ask = replace(ask, logits=(0, -1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        ours, others = learned(thrifty, views, ask), learned(plain, views, ask)
+    assert same(ours, others)
+
+
+@pytest.mark.parametrize("how", AGAIN)
+@pytest.mark.parametrize("name", ["cvt", "swin", "vil", "vit", "vit_full"])
+def test_hidden_patches_are_the_same(name: str, how: str) -> None:
+    plain, thrifty = (build(dropping(FAMILIES[name])) for _ in range(2))
+    thrifty.manner = AGAIN[how]
+    side = 32 // plain.stage_strides[0]
+    asks = [Ask(fill=(noise(2, side, side) > 0, noise(plain.stage_dims[0])))]
+    if "keep" in plain.can:
+        asks.append(Ask(keep=torch.tensor([[5, 0, 3], [1, 2, 9]]), drop=drop_of(plain, 2)))
+    for ask in asks:
+        views = [noise(2, 3, 32, 32)]
+        assert same(learned(thrifty, views, ask), learned(plain, views, ask))
+
+
+def kept(function: Callable[[], object]) -> int:
+    """Return the bytes that autograd keeps for itself of what a function does."""
+    bytes_: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.append(tensor)
+        bytes_[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    held: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        function()
+    return sum(bytes_.values())
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "cvt", "vil", "timm", "convnext"])
+def test_less_is_kept(name: str) -> None:
+    network = build(NETWORKS[name])
+    views, found = [noise(8, 3, 32, 32)], []
+    for manner in (AGAIN["full"], AGAIN["selective"], Manner()):
+        network.manner = manner
+        found.append(kept(lambda: network(views)))
+    assert found[0] < 0.6 * found[2] and found[1] < 0.9 * found[2]
+
+
+def test_without_gradients_nothing_is_done_twice() -> None:
+    network, calls = build(VIT), [0]
+    network.manner = AGAIN["full"]
+    block = next(iter(network.blocks()))
+    block.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    with torch.no_grad():
+        network.features(noise(1, 3, 32, 32))
+    assert calls == [1]
+    network.features(noise(1, 3, 32, 32)).pooled.sum().backward()
+    assert calls == [3]
+
+
+def test_networks_of_timm_say_what_cannot_be_done() -> None:
+    state_of("timm convolutions", recompute="full")
+    with pytest.raises(ValueError, match="test_mambaout has no MLPs .*: set train.recompute to f"):
+        state_of("timm convolutions", recompute="selective")
+    flat = replace(TIMM_CONVOLUTIONS, name="vgg11")
+    with pytest.raises(ValueError, match="vgg11 has no blocks: set train.recompute and"):
+        build(flat).require_manner(AGAIN["full"])
+    network = build(TIMM)
+    network.network.blocks = ("norm",)  # type: ignore[attr-defined, operator]
+    network.network.model.norm, network.manner = torch.nn.Identity(), AGAIN["full"]  # type: ignore
+    network.network.blocks = ("fc_norm",)  # type: ignore
+    with pytest.raises(ValueError, match="does not run its blocks one by one"):
+        network([noise(1, 3, 32, 32)])
+
+
+def test_blocks_of_timm_hold_almost_everything() -> None:
+    import timm
+
+    for name, count in {
+        "resnet50": 16,
+        "swin_tiny_patch4_window7_224": 12,
+        "convnext_tiny": 18,
+    }.items():
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+        blocks = blocks_of(model)
+        held = sum(p.numel() for b in blocks for p in model.get_submodule(b).parameters())
+        assert len(blocks) == count
+        assert held > 0.9 * sum(p.numel() for p in model.parameters())
+
+
+# In a step
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "esvit": {"method": esvit(), "backbone": replace(SWIN, drop_path=0.3)},
+    "dino": {"method": dino(), "backbone": replace(VIT, drop_path=0.3)},
+    "cvt": {"method": esvit(), "backbone": replace(CVT, drop_path=0.3)},
+    "vil": {"method": esvit(), "backbone": replace(VIL, drop_path=0.3, neighbors="one")},
+    "timm": {"method": dino(), "backbone": replace(TIMM, drop_path=0.3)},
+    "timm convolutions": {"method": dino(), "backbone": TIMM_CONVOLUTIONS},
+    "batch norm": {"method": dino(), "backbone": NETWORKS["resnet"]},
+    "batch norm in heads": {"method": esvit(head=replace(HEAD, batch_norm=True))},
+    "micro-batches": {"method": esvit(), "accumulate": 2},
+    "mae": {"method": mae(), "backbone": replace(VIT, drop_path=0.3)},
+    "dmae": {"method": dmae(hidden_layers=(1,)), "backbone": VIT},
+    "d2mae": {"method": d2mae(attention_layers=(1,)), "backbone": VIT},
+    "simmim": {"method": simmim(), "backbone": replace(SWIN, drop_path=0.3)},
+    "mocov3": {"method": mocov3(), "backbone": replace(VIT, drop_path=0.3)},
+    "supervised": {
+        "method": supervised(average=0.9, mix=MixConfig(views=1)),
+        "backbone": replace(VIT, drop_path=0.3),
+    },
+}
+ONLY_WHOLE = ("timm convolutions", "batch norm")
+STEPPED = [(n, how) for n in METHODS for how in AGAIN if how == "full" or n not in ONLY_WHOLE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Write a teacher, and name it to the methods that have one."""
+    path = write_backbone(tmp_path_factory.mktemp("teacher"), build(replace(VIT, heads=4)))
+    TEACHER.append(str(path))
+
+
+TEACHER: list[str] = []
+
+
+def state_of(name: str, **train: object) -> TrainState:
+    """Return a method before its first step."""
+    entry = dict(METHODS[name])
+    train = {"accumulate": entry.pop("accumulate", 1), **train}
+    config: RunConfig = replace(
+        run_config(**train), optim=SGDConfig(lr=constant(0.01), lr_rule="none"), **entry
+    )
+    if isinstance(config.method, DmaeConfig):
+        config = replace(config, method=replace(config.method, teacher=TEACHER[0]))
+    method = build_method(config.method, config.backbone, seed=0)
+    return TrainState(method, config, epoch_steps=5)
+
+
+def stepped(state: TrainState, steps: int = 2) -> TrainState:
+    """Do some steps."""
+    parts = state.config.train.accumulate
+    for number in range(steps):
+        at = state.begin_step()
+        for micro in view_batch(seed=10 * number).split(parts):
+            state.backward(micro, at, parts)
+        state.update(at)
+        state.require_sound()
+    return state
+
+
+@pytest.mark.parametrize(("name", "how"), STEPPED)
+def test_a_step_changes_the_same(name: str, how: str) -> None:
+    plain = stepped(state_of(name)).tensors()
+    thrifty = stepped(state_of(name, recompute=how)).tensors()
+    assert plain.keys() == thrifty.keys()
+    assert same(list(plain.values()), list(thrifty.values()))
+
+
+def test_only_the_learner_computes_again_and_only_in_a_step() -> None:
+    state = state_of("esvit", recompute="full")
+    learner, encoder = state.method.learner(), state.method.encoder()
+    assert learner is not None
+    calls = {learner: 0, encoder: 0}
+
+    def count(network: Backbone, *_: object) -> None:
+        calls[network] += 1
+
+    for network in calls:
+        next(iter(network.blocks())).register_forward_pre_hook(partial(count, network))
+    stepped(state, 1)
+    assert calls == {learner: 2, encoder: 1}
+    assert {network.manner for network in calls} == {Manner()}
+    learner.features(noise(1, 3, 32, 32)).pooled.sum().backward()
+    assert calls[learner] == 3
+    with state.passes.step():
+        assert learner.manner != Manner()
+        with pytest.raises(ZeroDivisionError), state.passes.step():
+            raise ZeroDivisionError
+        assert copy.deepcopy(state.method.encoder()).manner == Manner()
+    assert learner.manner == Manner()
