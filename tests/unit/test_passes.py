@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -166,10 +165,10 @@ def test_without_gradients_nothing_is_done_twice() -> None:
 
 def test_networks_of_timm_say_what_cannot_be_done() -> None:
     state_of("timm convolutions", recompute="full")
-    with pytest.raises(ValueError, match="test_mambaout has no MLPs .*: set train.recompute to f"):
+    with pytest.raises(ValueError, match=r"test_mambaout has no MLPs .*: set train.recompute to f"):
         state_of("timm convolutions", recompute="selective")
     flat = replace(TIMM_CONVOLUTIONS, name="vgg11")
-    with pytest.raises(ValueError, match="vgg11 has no blocks: set train.recompute and"):
+    with pytest.raises(ValueError, match=r"vgg11 has no blocks: set train\.recompute and"):
         build(flat).require_manner(AGAIN["full"])
     network = build(TIMM)
     network.network.blocks = ("norm",)  # type: ignore[attr-defined, operator]
@@ -198,7 +197,7 @@ def test_blocks_of_timm_hold_almost_everything() -> None:
 # In a step
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
-    "esvit": {"method": esvit(), "backbone": replace(SWIN, drop_path=0.3)},
+    "esvit": {"method": esvit(), "backbone": replace(SWIN, depths=(4, 2), drop_path=0.3)},
     "dino": {"method": dino(), "backbone": replace(VIT, drop_path=0.3)},
     "cvt": {"method": esvit(), "backbone": replace(CVT, drop_path=0.3)},
     "vil": {"method": esvit(), "backbone": replace(VIL, drop_path=0.3, neighbors="one")},
@@ -231,7 +230,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
 TEACHER: list[str] = []
 
 
-def state_of(name: str, **train: object) -> TrainState:
+def state_of(name: str, dtype: torch.dtype = torch.float32, **train: object) -> TrainState:
     """Return a method before its first step."""
     entry = dict(METHODS[name])
     train = {"accumulate": entry.pop("accumulate", 1), **train}
@@ -240,16 +239,16 @@ def state_of(name: str, **train: object) -> TrainState:
     )
     if isinstance(config.method, DmaeConfig):
         config = replace(config, method=replace(config.method, teacher=TEACHER[0]))
-    method = build_method(config.method, config.backbone, seed=0)
+    method = build_method(config.method, config.backbone, seed=0).to(dtype)
     return TrainState(method, config, epoch_steps=5)
 
 
 def stepped(state: TrainState, steps: int = 2) -> TrainState:
     """Do some steps."""
-    parts = state.config.train.accumulate
-    for number in range(steps):
+    parts, dtype = state.config.train.accumulate, next(state.method.parameters()).dtype
+    for _ in range(steps):
         at = state.begin_step()
-        for micro in view_batch(seed=10 * number).split(parts):
+        for micro in view_batch(seed=10 * state.step, dtype=dtype).split(parts):
             state.backward(micro, at, parts)
         state.update(at)
         state.require_sound()
@@ -286,3 +285,114 @@ def test_only_the_learner_computes_again_and_only_in_a_step() -> None:
             raise ZeroDivisionError
         assert copy.deepcopy(state.method.encoder()).manner == Manner()
     assert learner.manner == Manner()
+
+
+# Compilation
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """Let torch compile without a compiler of machine code; return the graphs, as they come."""
+    found: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        found.append(graph)
+        compiled: Callable[..., Any] = aot_eager(graph, inputs)
+        return compiled
+
+    monkeypatch.setattr(compiling, "BACKEND", backend)
+    return found
+
+
+KINDS = {
+    "esvit": 5 + 4,
+    "dino": 2 + 1,
+    "cvt": 2 + 2,
+    "vil": 4 + 3,
+    "mae": 2,
+    "dmae": 2 + 2,
+    "timm": 2 * 2 + 2,
+}
+"""Blocks of a learner (with stochastic depth, which its first has not) and of a teacher, but twins.
+
+What gives logits is another kind; networks of timm see views of one size at a time."""
+BOTH = ("esvit", "dmae", "timm")
+"""Methods that are compiled with all ways to compute again."""
+COMPILED = [(n, how) for n in KINDS for how in ("none", *AGAIN) if how == "none" or n in BOTH]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
+@pytest.mark.parametrize(("name", "how"), COMPILED)
+def test_equal_blocks_are_compiled_once(
+    name: str, how: str, graphs: list[torch.fx.GraphModule]
+) -> None:
+    """And compute what they compute otherwise, with what is computed again too."""
+    state = state_of(name, torch.float64, compile="blocks", recompute=how)
+    stepped(state, 1)
+    first = len(graphs)
+    stepped(state, 1)
+    assert len(graphs) == first == KINDS[name] == state.passes.row()["compiled"]
+    assert 0 < state.passes.row()["compile_s"] < 60
+    ours, others = state.tensors(), stepped(state_of(name, torch.float64)).tensors()
+    assert ours.keys() == others.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_compiled_outside_of_a_step(graphs: list[torch.fx.GraphModule]) -> None:
+    state = stepped(state_of("dino", compile="blocks"), 1)
+    names = list(state_of("dino").method.state_dict())
+    assert list(state.method.state_dict()) == names
+    before = len(graphs)
+    learner = state.method.learner()
+    assert learner is not None
+    for network in (learner, state.method.encoder(), copy.deepcopy(state.method).encoder()):
+        network.eval().features(noise(1, 3, 24, 24))
+    assert len(graphs) == before > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("how", AGAIN)
+def test_what_is_compiled_and_computed_again_is_the_same(
+    how: str, precision: str, graphs: list[torch.fx.GraphModule]
+) -> None:
+    config = {"compile": "blocks", "precision": precision}
+    plain = stepped(state_of("dino", **config)).tensors()
+    thrifty = stepped(state_of("dino", **config, recompute=how)).tensors()
+    assert same(list(plain.values()), list(thrifty.values()))
+
+
+def cannot(_: torch.fx.GraphModule, __: list[Tensor]) -> Callable[..., Any]:
+    raise OSError("no such compiler\nand more")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_compiled_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", cannot)
+    state = state_of("dino", compile="blocks")
+    said = r"cannot compile .*\(OSError: no such compiler\).* --train.compile none"
+    with pytest.raises(RunError, match=said):
+        stepped(state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_kinds_than_torch_takes_end_the_run(
+    graphs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than that they run without compilation."""
+    monkeypatch.setattr(compiling, "VARIANTS", 2)
+    with pytest.raises(RunError, match=r"--train\.compile none"):
+        stepped(state_of("dino", compile="blocks"))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["none", *AGAIN])
+def test_machine_code_computes_the_same(how: str) -> None:
+    state = stepped(state_of("dino", torch.float64, compile="blocks", recompute=how))
+    assert state.passes.row()["compiled"] == KINDS["dino"]
+    ours, others = state.tensors(), stepped(state_of("dino", torch.float64)).tensors()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, others[key], rtol=1e-9, atol=1e-9)

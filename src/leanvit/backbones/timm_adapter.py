@@ -39,8 +39,11 @@ class DropPath(nn.Module, Remembering):
     The branches of a block take its two masks in turn.
     """
 
-    kept: Tensor | None = None
-    """[2, B] true where an image keeps a branch; None: all of them."""
+    scales: Tensor | None = None
+    """[2, B] 0 where an image drops a branch, 1 / (1 - rate) else; None: 1 for all of them.
+
+    In fp64, whatever the network is in. Blocks that differ in their rate alone are compiled once,
+    since the rate itself is not read in the forward pass."""
     turn: int = 0
 
     def __init__(self, row: int, branch: int, rate: float) -> None:
@@ -49,33 +52,32 @@ class DropPath(nn.Module, Remembering):
 
     def begin(self, drop: Tensor | None) -> None:
         """Take the masks [L, 2, B] of the coming pass, or none."""
-        self.kept = None if drop is None else drop[self.row]
+        self.scales = None if drop is None else drop[self.row].double() / (1 - self.rate)
         self.turn = self.branch
 
     def remember(self) -> Again:
         """Return a context with the masks and the turn of now."""
-        kept, turn = self.kept, self.turn
+        scales, turn = self.scales, self.turn
 
         @contextmanager
         def again() -> Iterator[None]:
-            then = self.kept, self.turn
-            self.kept, self.turn = kept, turn
+            then = self.scales, self.turn
+            self.scales, self.turn = scales, turn
             try:
                 yield
             finally:
-                self.kept, self.turn = then
+                self.scales, self.turn = then
 
         return again
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, ...]: 0 where an image drops the branch, 1 / (1 - rate) times x else."""
-        if self.kept is None:
+        if self.scales is None:
             return x
-        kept = self.kept[self.turn % 2]
+        scale = self.scales[self.turn % 2].to(x.dtype)
         self.turn += 1
-        if len(x) != len(kept):
+        if len(x) != len(scale):
             raise RuntimeError("it drops parts of images: set backbone.drop_path to 0")
-        scale = kept.to(x.dtype) / (1 - self.rate)
         return x * scale.view(-1, *[1] * (x.ndim - 1))
 
 
