@@ -4,10 +4,10 @@ Backbones have their usual manner outside of a step, so that nothing else sees a
 evaluations, files, copies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanvit.backbones.base import Backbone, Manner, call_block
 from leanvit.config.run import TrainConfig
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from leanvit.core.compiling import Compilations
 
 
+_CANNOT = "torch cannot compile the blocks of this network here"
+
+
 class Passes:
     """Gives every backbone of a method its manner for the time of a step."""
 
@@ -29,9 +32,7 @@ class Passes:
         """What was compiled so far; None without compilation."""
         call = call_block
         if config.compile == "blocks":
-            from leanvit.core import compiling  # which loads slowly
-
-            call, self.compilations = compiling.compiled(call_block), compiling.Compilations()
+            call, self.compilations = _compiler()
         self._manners = dict.fromkeys(_networks(method), Manner(call))
         again = partial(block_again, call) if config.recompute == "full" else call
         learner = method.learner() or method.encoder()
@@ -57,6 +58,16 @@ class Passes:
         return {"compiled": self.compilations.kinds, "compile_s": self.compilations.seconds}
 
 
+def _compiler() -> tuple[Callable[..., Any], "Compilations"]:
+    """Return `call_block`, to be compiled, and what counts. Raises ValueError if torch cannot."""
+    from leanvit.core import compiling  # which loads slowly
+
+    try:
+        return compiling.compiled(call_block), compiling.Compilations()
+    except RuntimeError as error:  # no such backend, or a Python that torch does not know yet
+        raise ValueError(f"{_CANNOT} ({compiling.reason(error)}): --train.compile none.") from error
+
+
 def _networks(method: Method) -> list[Backbone]:
     """Return the backbones that run in a step, teachers from files included."""
     found = [module for module in method.modules() if isinstance(module, Backbone)]
@@ -72,6 +83,6 @@ def _compiled(compilations: "Compilations") -> Iterator[None]:
             yield
     except NOT_COMPILED as error:
         raise RunError(
-            f"torch cannot compile the blocks of this network here ({reason(error)}). Train "
-            f"without: --train.compile none (with --allow train.compile, where a run is continued)."
+            f"{_CANNOT} ({reason(error)}). Train without: --train.compile none (with --allow "
+            f"train.compile, where a run is continued)."
         ) from error
