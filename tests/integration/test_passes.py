@@ -36,7 +36,7 @@ def test_a_run_goes_on_with_less_memory(run: Finished, tmp_path: Path, capsys: S
 
 def test_a_run_says_what_it_compiled(run: Finished, tmp_path: Path, capsys: Says) -> None:
     out = tmp_path / "run"
-    words = ("pretrain", "esvit", "--data", run.data, *TINY, "--out", out)
+    words = ("pretrain", "esvit", "--data", run.data, *TINY, "--out", str(out))
     said = went_on(capsys, *words, "--train.compile", "blocks")
     (line,) = [line for line in said.splitlines() if line.startswith("compiled")]
     assert line.startswith("compiled 4 kinds of blocks in ") and line.endswith(" s")

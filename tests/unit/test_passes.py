@@ -13,6 +13,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._pytree import tree_leaves
 
 from leanvit.backbones.base import Ask, Backbone, Manner, call_block
+from leanvit.backbones.timm_adapter import TimmNetwork
 from leanvit.backbones.timm_blocks import blocks_of
 from leanvit.config import (
     BackboneConfig,
@@ -171,9 +172,8 @@ def test_networks_of_timm_say_what_cannot_be_done() -> None:
     with pytest.raises(ValueError, match=r"vgg11 has no blocks: set train\.recompute and"):
         build(flat).require_manner(AGAIN["full"])
     network = build(TIMM)
-    network.network.blocks = ("norm",)  # type: ignore[attr-defined, operator]
-    network.network.model.norm, network.manner = torch.nn.Identity(), AGAIN["full"]  # type: ignore
-    network.network.blocks = ("fc_norm",)  # type: ignore
+    assert isinstance(network, TimmNetwork)
+    network.network.blocks, network.manner = ("fc_norm",), AGAIN["full"]
     with pytest.raises(ValueError, match="does not run its blocks one by one"):
         network([noise(1, 3, 32, 32)])
 
@@ -358,9 +358,8 @@ def test_nothing_is_compiled_outside_of_a_step(graphs: list[torch.fx.GraphModule
 def test_what_is_compiled_and_computed_again_is_the_same(
     how: str, precision: str, graphs: list[torch.fx.GraphModule]
 ) -> None:
-    config = {"compile": "blocks", "precision": precision}
-    plain = stepped(state_of("dino", **config)).tensors()
-    thrifty = stepped(state_of("dino", **config, recompute=how)).tensors()
+    state = partial(state_of, "dino", compile="blocks", precision=precision)
+    plain, thrifty = (stepped(state(recompute=word)).tensors() for word in ("none", how))
     assert same(list(plain.values()), list(thrifty.values()))
 
 

@@ -3,18 +3,16 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo import callback_handler
 from torch._dynamo import config as dynamo
-from torch._dynamo.callback import CallbackArgs, CallbackTrigger
+from torch._dynamo.callback import CallbackArgs, CallbackTrigger, callback_handler
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 from torch._inductor.exc import CppCompileError
 
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
-F = TypeVar("F", bound=Callable[..., Any])
 BACKEND: str | Compiler = "inductor"
 """What `torch.compile` compiles with."""
 VARIANTS = 64
@@ -40,8 +38,9 @@ def compiling() -> Iterator[None]:
     A block is compiled whole within DDP too, which would cut graphs by the size of its buckets:
     gradients of a block are ready after it anyway.
     """
-    settings = {"recompile_limit": VARIANTS, "fail_on_recompile_limit_hit": True}
-    with dynamo.patch(**settings, optimize_ddp=False):
+    with dynamo.patch(
+        recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True, optimize_ddp=False
+    ):
         yield
 
 
@@ -73,7 +72,7 @@ class Compilations:
         self.kinds += what.callback_trigger == CallbackTrigger.DYNAMO
 
 
-def compiled(function: F) -> F:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that is compiled whole, anew for every kind and size of argument.
 
     What was compiled before is forgotten: torch would look through it at every call.
