@@ -1,14 +1,19 @@
 """Memory and time of a training step whose blocks are computed again, and of one that is compiled.
 
-`python benchmarks/recompute.py` prints the tables of recompute.md; with the name of a network, and
-a precision or `compiled`, those of that part. Memory: the most that a step takes beyond what there
-is before it, in a process of its own. Time: all ways in turn in one process, so that the ratios
-hold where others use the machine too.
+`python benchmarks/recompute.py` prints the tables of recompute.md; with three words, such as
+`memory swin_tiny bf16`, a part of one. Memory: the most that a step takes beyond what there is
+before it, in a process of its own that gives what it frees back to the system at once: glibc's
+malloc would keep many places, and the figure were that of its gaps. Time: all ways in turn in one
+process, so that the ratios hold where others use the machine too.
 """
 
+import ctypes
+import gc
+import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -30,8 +35,10 @@ from leanvit.train.state import TrainState
 NETWORKS = {"swin_tiny": "esvit", "vit_small": "dino"}
 """Backbones, and the recipe whose step is measured."""
 BATCH, ROUNDS = 4, 3
-WAYS = ("none", "selective", "products", "full")
-"""Values of train.recompute, and one that is not offered: all but matrix products and attention."""
+OFFERED = ("none", "selective", "full")
+"""Values of train.recompute."""
+WAYS = (*OFFERED, "products")
+"""And what is not offered: to compute again all but matrix products and attention."""
 PRODUCTS = ("mm", "addmm", "bmm", "_linear_pointwise", "window_chunks", "scaled_dot_product")
 """What the names of operators hold whose results `products` keeps."""
 
@@ -83,35 +90,40 @@ def memory(name: str, precision: str, way: str) -> int:
     torch.set_num_threads(2)
     step = Step(name, precision, way)
     step()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept for later, would not count
     return extra_bytes(step, "cpu")
 
 
-def again(name: str, precision: str) -> list[str]:
-    """Return the rows of a network in a precision."""
-    bytes_ = {way: in_own_process(memory, name, precision, way) for way in WAYS}
-    torch.set_num_threads(2)
-    steps = {way: Step(name, precision, way) for way in WAYS}
-    seconds = _in_turn(steps)
-    rows = []
-    for way in WAYS:
-        share, ratio = bytes_[way] / bytes_["none"], seconds[way] / seconds["none"]
-        rows.append(
-            f"| {name} | {precision} | {way} | {bytes_[way] / 2**20:.0f} | {share:.2f} | "
-            f"{seconds[way]:.2f} | {ratio:.2f} |"
-        )
-    return rows
+def extra(name: str, precision: str) -> Iterator[str]:
+    """Yield the rows of memory of a network in a precision."""
+    first = 0
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # what the processes begin with
+    for way in WAYS if precision == "fp32" else OFFERED:
+        found = in_own_process(memory, name, precision, way)
+        first = first or found
+        yield f"| {name} | {precision} | {way} | {found / 2**20:.0f} | {found / first:.2f} |"
 
 
-def compiled(name: str) -> list[str]:
-    """Return the row of a network that is compiled."""
+def timed(name: str, precision: str) -> Iterator[str]:
+    """Yield the rows of time of a network in a precision."""
     torch.set_num_threads(2)
-    steps = {way: Step(name, "fp32", "none", way) for way in ("none", "blocks")}
-    seconds = _in_turn(steps)
-    told = steps["blocks"].state.passes.row()
-    return [
-        f"| {name} | {told['compiled']} | {told['compile_s']:.0f} | {seconds['blocks']:.2f} | "
-        f"{seconds['blocks'] / seconds['none']:.2f} |"
-    ]
+    ways = WAYS if precision == "fp32" else OFFERED
+    seconds = _in_turn({way: Step(name, precision, way) for way in ways})
+    for way, found in seconds.items():
+        yield f"| {name} | {precision} | {way} | {found:.2f} | {found / seconds['none']:.2f} |"
+
+
+def compiled(name: str, precision: str) -> Iterator[str]:
+    """Yield the row of a network that is compiled."""
+    torch.set_num_threads(2)
+    steps = {way: Step(name, precision, "none", way) for way in ("none", "blocks")}
+    seconds, told = _in_turn(steps), steps["blocks"].state.passes.row()
+    ratio = seconds["blocks"] / seconds["none"]
+    yield (
+        f"| {name} | {precision} | {told['compiled']} | {told['compile_s']:.0f} | "
+        f"{seconds['blocks']:.2f} | {ratio:.2f} |"
+    )
 
 
 def _in_turn(steps: dict[str, Step]) -> dict[str, float]:
@@ -123,22 +135,30 @@ def _in_turn(steps: dict[str, Step]) -> dict[str, float]:
     return {way: statistics.median(times[1:]) for way, times in found.items()}
 
 
+TABLES: dict[str, tuple[Callable[[str, str], Iterator[str]], str]] = {
+    "memory": (extra, "| backbone | precision | recompute | extra MiB | ratio |"),
+    "time": (timed, "| backbone | precision | recompute | s a step | ratio |"),
+    "compiled": (
+        compiled,
+        "| backbone | precision | kinds of blocks | s to compile | s a step | ratio to eager |",
+    ),
+}
+
+
 def main() -> None:
     """Print what the words ask for, or everything."""
-    if len(sys.argv) == 3:
-        name, what = sys.argv[1:]
-        print("\n".join(compiled(name) if what == "compiled" else again(name, what)), flush=True)
+    if len(sys.argv) == 4:
+        table, name, precision = sys.argv[1:]
+        for row in TABLES[table][0](name, precision):
+            print(row, flush=True)
         return
     print(machine("cpu"))
-    print("| backbone | precision | recompute | extra MiB | ratio | s a step | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for name in NETWORKS:
-        for precision in ("fp32", "bf16"):
-            print("\n".join(again(name, precision)), flush=True)
-    print("\n| backbone | kinds of blocks | s to compile | s a step | ratio to eager |")
-    print("|---|---|---|---|---|")
-    for name in NETWORKS:
-        print("\n".join(compiled(name)), flush=True)
+    for table, (rows, head) in TABLES.items():
+        print(f"\n{head}\n{'|---' * (head.count('|') - 1)}|")
+        for name in NETWORKS:
+            for precision in ("fp32",) if table == "compiled" else ("fp32", "bf16"):
+                for row in rows(name, precision):
+                    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What is computed again or compiled gives the same numbers, and leaves nothing behind a step."""
 
 import copy
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from leanvit.backbones.base import Ask, Backbone, Manner, call_block
 from leanvit.backbones.timm_adapter import TimmNetwork
 from leanvit.backbones.timm_blocks import blocks_of
+from leanvit.bench.machine import extra_bytes, in_own_process
 from leanvit.config import (
     BackboneConfig,
     DmaeConfig,
@@ -150,6 +152,29 @@ def test_less_is_kept(name: str) -> None:
         network.manner = manner
         found.append(kept(lambda: network(views)))
     assert found[0] < 0.6 * found[2] and found[1] < 0.9 * found[2]
+
+
+def held_after_forward() -> list[int]:
+    """Return the bytes that a ViT takes for its forward pass: plainly, without MLPs, by blocks."""
+    torch.set_num_threads(1)
+    config = replace(VIT, image_size=64, dim=64, depth=6)
+    network, views, found = build(config), [noise(32, 3, 64, 64)], []
+    network(views)
+    for manner in (Manner(), AGAIN["selective"], AGAIN["full"]):
+        network.manner = manner
+        gc.collect()
+        found.append(extra_bytes(lambda: network(views), "cpu"))
+    return found
+
+
+def test_less_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system sees it, in a process that gives back at once what it frees."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
+    plain, selective, full = in_own_process(held_after_forward)
+    tokens = 4 * 32 * 257 * 64  # bytes of the tokens of all images
+    assert plain > 6 * 12 * tokens
+    assert plain - selective > 6 * 4.5 * tokens - 10 * tokens  # but for the block at hand
+    assert full < 6 * 2 * tokens + 13 * tokens
 
 
 def test_without_gradients_nothing_is_done_twice() -> None:
