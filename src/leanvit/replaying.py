@@ -49,7 +49,7 @@ CHANGES = (
 """Options, and beginnings of such, that may be others than the run's: the step is still its own."""
 AFTERWARDS = "optim."
 """Beginning of those that change what the next step starts from."""
-UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val")
+UNSEEN = ("data.source", "data.workers", "watch.images", "watch.val", "train.recompute")
 """Options that change no number of a step."""
 LISTED = 10
 """Images that the text names."""
@@ -272,6 +272,7 @@ def _changed(trace: _Trace, options: Mapping[str, Any]) -> RunConfig:
             )
     config = replace_options(trace.config, options)
     own: dict[str, Any] = {"watch.images": 0, "watch.val": ""}  # nothing is watched
+    own |= {"train.recompute": "none", "train.compile": "none"}  # nobody sees into compiled blocks
     if config.train.device != trace.config.train.device:
         own["data.rendering"] = "auto"
         if isinstance(config.method, DinoConfig) and "method.attention" not in options:

@@ -432,6 +432,7 @@ class Run:
             "processes": world_size(),
             "seconds": seconds,
             "images_per_s": steps * settled(self.config.train.batch) / seconds,
+            **self.state.passes.row(),
             "unreadable": len(self.unreadable),
             "first": rows[0] if rows else {},
             "last": rows[-1] if rows else {},

@@ -1,5 +1,6 @@
 """Branches of blocks in chunks, against the same modules one after another."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from leanvit.kernels.windows import window_layout
 from tests.tiny import noise
 
 CONFIG = SwinConfig(image_size=32, patch=4, dim=12, depths=(2,), heads=(3,), window=4)
+NOTHING = Packed(torch.zeros(0), ())
+"""How blocks usually run."""
 SHAPES = ((2, 8, 8), (3, 5, 6))
 """Maps that fill their windows, and maps that are padded."""
 
@@ -74,29 +77,42 @@ def test_an_mlp(tokens: int) -> None:
     wide = x.detach().double().requires_grad_()
     right = exact.mlp.fc2(functional.gelu(exact.mlp.fc1(exact.norm(wide))))
     wanted = graded(right, exact, wide, gradient)
-    out = mlp_of(x, branch.norm, branch.mlp)
+    out = mlp_of(NOTHING, x, branch.norm, branch.mlp)
     assert "_Branch" in type(out.grad_fn).__name__
     close(graded(out, branch, x, gradient), wanted, 1e-5)
     with torch.no_grad():
-        close([mlp_of(x, branch.norm, branch.mlp)], [right], 1e-5)
+        close([mlp_of(NOTHING, x, branch.norm, branch.mlp)], [right], 1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = mlp_of(x, branch.norm, branch.mlp)
+        rough = mlp_of(NOTHING, x, branch.norm, branch.mlp)
     assert rough.dtype == torch.bfloat16
     found = graded(rough, branch, x, gradient)
     assert all(each.dtype == torch.float32 for each in found[1:])
     close(found, wanted, 2e-2)
 
 
+@pytest.mark.usefixtures("chunk")
+def test_hidden_rows_made_again_are_the_same() -> None:
+    branch, x, gradient = Branch(), noise(30, 6).requires_grad_(), noise(30, 6, seed=1)
+    found = []
+    for again in (False, True):
+        packed = replace(NOTHING, mlps_again=again)
+        out = mlp_of(packed, x, branch.norm, branch.mlp)
+        if again:
+            assert len(out.grad_fn.saved_tensors) == 1  # type: ignore[union-attr]
+        found.append(graded(out, branch, x, gradient))
+    assert all(one.equal(other) for one, other in zip(*found, strict=True))
+
+
 def test_a_frozen_branch_passes_gradients_on() -> None:
     branch, x = Branch().requires_grad_(False), noise(3, 6).requires_grad_()
-    (mine,) = torch.autograd.grad(mlp_of(x, branch.norm, branch.mlp).sum(), x)
+    (mine,) = torch.autograd.grad(mlp_of(NOTHING, x, branch.norm, branch.mlp).sum(), x)
     (right,) = torch.autograd.grad(branch.mlp(branch.norm(x)).sum(), x)
     torch.testing.assert_close(mine, right)
 
 
 def test_a_second_derivative_is_refused() -> None:
     branch, x = Branch(), noise(3, 6).requires_grad_()
-    out = mlp_of(x, branch.norm, branch.mlp)
+    out = mlp_of(NOTHING, x, branch.norm, branch.mlp)
     (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="not have been used in the graph"):
         torch.autograd.grad(gradient.sum(), x)
@@ -108,22 +124,22 @@ def test_what_stands_in_place_of_a_layer_is_called() -> None:
             return 2 * super().forward(input)
 
     branch, x = Branch(), noise(3, 6)
-    plain = mlp_of(x, branch.norm, branch.mlp)
+    plain = mlp_of(NOTHING, x, branch.norm, branch.mlp)
     doubled = Doubled(24, 6)
     doubled.load_state_dict(branch.mlp.fc2.state_dict())
     own, branch.mlp.fc2 = branch.mlp.fc2, doubled
-    torch.testing.assert_close(mlp_of(x, branch.norm, branch.mlp), 2 * plain)
+    torch.testing.assert_close(mlp_of(NOTHING, x, branch.norm, branch.mlp), 2 * plain)
     branch.mlp.fc2 = own
     for module in (branch.norm, branch.mlp, branch.mlp.fc1, own):
         seen: list[Any] = []
         hook = module.register_forward_hook(lambda *given, seen=seen: seen.append(given))
-        torch.testing.assert_close(mlp_of(x, branch.norm, branch.mlp), plain)
+        torch.testing.assert_close(mlp_of(NOTHING, x, branch.norm, branch.mlp), plain)
         hook.remove()
         assert len(seen) == 1, module
     bare = linear.Linear(24, 6, bias=False)
     branch.mlp.fc2 = bare
     assert not fits(x, branch.mlp, branch.norm, branch.mlp.fc1, bare)
-    assert mlp_of(x, branch.norm, branch.mlp).shape == (3, 6)
+    assert mlp_of(NOTHING, x, branch.norm, branch.mlp).shape == (3, 6)
 
 
 # Attention within windows
@@ -192,7 +208,8 @@ def test_every_token_is_in_one_piece() -> None:
     assert torch.cat(seen).equal(tables.tokens_by_run)
 
 
-def test_nothing_but_the_input_is_kept() -> None:
+def test_nothing_but_the_input_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "CHUNK", 50)  # of less than all tokens
     block, packed = swin(2, False, torch.float32)
     packed.x.requires_grad_()
     kept: list[Tensor] = []

@@ -320,6 +320,8 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "train.accumulate": (2, {}),
     "train.precision": ("bf16", {}),
     "train.device": ("cuda", {}),
+    "train.recompute": ("full", {}),
+    "train.compile": ("blocks", {}),
     "train.seed": (1, {}),
     "train.log_every": ("2st", {}),
     "train.save_every": ("1st", {}),
@@ -409,6 +411,12 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
     run.initialize()
     parts: list[int] = []
     run.state.method.register_forward_pre_hook(lambda _, given: parts.append(len(given[0])))
+    norms = [0]
+    if config.train.compile == "none":  # a hook would lie in the graph
+        learner = run.state.method.learner() or run.state.method.encoder()
+        for module in learner.modules():
+            if "norm" in type(module).__name__.lower():
+                module.register_forward_pre_hook(lambda *_: norms.append(norms.pop() + 1))
     ended = ""
     try:
         run.train()
@@ -425,6 +433,7 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
         "checkpoints": [path.name for path in saved],
         "weights": digest(saved[-1] / TENSORS) if saved else "none",
         "micro-batches": parts,
+        "norms": norms,
         "device": str(run.state.device),
         "readers": sorted(path.name for path in notes.iterdir()),
     }
@@ -469,6 +478,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Probe]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_finish", lambda *_: None)  # pictures take longer than these runs
         patch.setattr("leanvit.run.view_grid", lambda *_: None)
+        patch.setattr("leanvit.core.compiling.BACKEND", "eager")  # without machine code
         patch.setattr("leanvit.train.guard.WARMUP", 2)  # so that tiny losses have a level
         patch.setattr("leanvit.train.guard.LEAST_JUMP", 1e-9)
         fingerprint(first, folder / "first")

@@ -97,7 +97,7 @@ def test_what_was_asked_and_what_it_became_are_no_changes() -> None:
     assert find_changes(began, began.asked) == []
     assert find_changes(began, began.resolved.config) == []
     free = {"data.source": "moved", "data.workers": 9, "data.max_unreadable": 5.0, "train.keep": 9}
-    free |= {"train.keep_every": "7st", "train.save_minutes": 7.0}
+    free |= {"train.keep_every": "7st", "train.save_minutes": 7.0, "train.recompute": "full"}
     assert set(free) == set(FREE)
     assert find_changes(began, replace_options(began.asked, free)) == []
 

@@ -121,6 +121,16 @@ def test_a_first_row_that_measured_nothing_is_not_printed(
     assert lines(capsys) == []
 
 
+def test_what_was_compiled_is_told_once_and_whenever_there_is_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    observer = Terminal(200)
+    for kinds, seconds in ((8, 63.25), (8, 63.25), (9, 70.0)):
+        observer.on_row({**ROW, "compiled": kinds, "compile_s": seconds})
+    found = [line for line in lines(capsys) if not line.startswith("step")]
+    assert found == ["compiled 8 kinds of blocks in 63.2 s", "compiled 9 kinds of blocks in 70.0 s"]
+
+
 def test_long_rows_stay_on_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ D channels, H heads, T tokens that attend to each other, W windows, L blocks,
 S samples (images of all views), N tokens of all views.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final
@@ -102,6 +102,8 @@ class Packed:
     """What a family worked out from the shapes for the blocks of a stage: its layouts."""
     neighbor: Tensor | None = None
     """[] the one neighbour that chunks see (Vision Longformer); None: all."""
+    mlps_again: bool = False
+    """Whether the backward pass computes MLPs again."""
 
     def with_(self, x: Tensor) -> "Packed":
         """Return the same packing of other token values [N, D']."""
@@ -169,6 +171,21 @@ class Block(nn.Module):
         raise NotImplementedError
 
 
+def call_block(block: nn.Module, /, *args: Any, **named: Any) -> Any:
+    """Call a block; the words are those of timm's blocks."""
+    return block(*args, **named)
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How blocks run, and not what they compute: a training step sets it, see `train.passes`."""
+
+    call: Callable[..., Any] = call_block
+    """Called in place of `call_block`."""
+    mlps_again: bool = False
+    """Whether the backward pass computes MLPs again, so that it keeps no hidden rows."""
+
+
 class Backbone(nn.Module):
     """A vision backbone. Families implement `embed`, `blocks` and `after_block`."""
 
@@ -194,6 +211,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.manner = Manner()
 
     def embed(self, views: Sequence[Tensor], ask: Ask) -> Packed:
         """Return the tokens that enter the first block."""
@@ -259,7 +277,9 @@ class Backbone(nn.Module):
             scales = self._scales(packed, ask.drop, index, rates[index])
             if ask.neighbors is not None:
                 packed = replace(packed, neighbor=ask.neighbors[index])
-            packed, block_logits = block(packed, scales, index in want_logits)
+            if self.manner.mlps_again:
+                packed = replace(packed, mlps_again=True)
+            packed, block_logits = self.manner.call(block, packed, scales, index in want_logits)
             if index in want_hidden:
                 hidden[index] = packed.tokens()
             if index in want_logits:
@@ -292,6 +312,9 @@ class Backbone(nn.Module):
                 f"A view of {(height, width)} pixels is smaller than one patch of "
                 f"{self.config.patch}."
             )
+
+    def require_manner(self, manner: Manner) -> None:
+        """Raise ValueError if blocks cannot run so."""
 
     def _scales(
         self, packed: Packed, drop: Tensor | None, index: int, rate: float

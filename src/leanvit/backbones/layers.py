@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from leanvit.backbones.base import Block, Logits, Packed
 from leanvit.core.precision import full, unrounded
+from leanvit.core.recompute import mlp_again
 from leanvit.kernels.branches import fits
 from leanvit.kernels.linear import Linear
 from leanvit.kernels.mlp import mlp_branch
@@ -59,7 +60,7 @@ class PreNormBlock(Block):
         """Run the block on the tokens of all views at once."""
         attended, logits = self.attend(packed, with_logits)
         x = residual(packed.x, attended, scales and scales[0])
-        x = residual(x, mlp_of(x, self.norm2, self.mlp), scales and scales[1])
+        x = residual(x, mlp_of(packed, x, self.norm2, self.mlp), scales and scales[1])
         return packed.with_(x), logits
 
     def attend(self, packed: Packed, with_logits: bool) -> tuple[Tensor, list[Logits]]:
@@ -70,12 +71,15 @@ class PreNormBlock(Block):
         return found
 
 
-def mlp_of(x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
-    """Return mlp(norm(x)) of tokens [N, C]; on the CPU some of them at a time."""
+def mlp_of(packed: Packed, x: Tensor, norm: nn.Module, mlp: nn.Module) -> Tensor:
+    """Return mlp(norm(x)) of tokens [N, C]; on the CPU some of them at a time.
+
+    Kept for the backward pass or done again there, as `packed` says.
+    """
     if isinstance(mlp, Mlp) and fits(x, mlp, norm, mlp.fc1, mlp.fc2):
         assert isinstance(norm, LayerNorm)
-        return mlp_branch(x, norm, mlp.fc1, mlp.fc2)
-    found: Tensor = mlp(norm(x))
+        return mlp_branch(x, norm, mlp.fc1, mlp.fc2, keep=not packed.mlps_again)
+    found: Tensor = mlp_again(norm, mlp, x) if packed.mlps_again else mlp(norm(x))
     return found
 
 

@@ -10,6 +10,7 @@ Letters as in base.py; L of `Ask.drop` counts the blocks with stochastic depth.
 
 import inspect
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -23,21 +24,26 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from leanvit.backbones.base import Ask, Backbone, Features, Tokens
+from leanvit.backbones.base import Ask, Backbone, Features, Manner, Tokens, call_block
+from leanvit.backbones.timm_blocks import blocks_of, in_manner, mlps_of, stages_of
 from leanvit.config import TimmConfig
 from leanvit.core.precision import full
 from leanvit.core.random import seeded
+from leanvit.core.recompute import Again, Remembering
 from leanvit.core.syncbn import SyncBatchNorm
 
 
-class DropPath(nn.Module):
+class DropPath(nn.Module, Remembering):
     """Stochastic depth of a branch; which images keep it is said from outside.
 
     The branches of a block take its two masks in turn.
     """
 
-    kept: Tensor | None = None
-    """[2, B] true where an image keeps a branch; None: all of them."""
+    scales: Tensor | None = None
+    """[2, B] 0 where an image drops a branch, 1 / (1 - rate) else; None: 1 for all of them.
+
+    In fp64, whatever the network is in. Blocks that differ in their rate alone are compiled once,
+    since the rate itself is not read in the forward pass."""
     turn: int = 0
 
     def __init__(self, row: int, branch: int, rate: float) -> None:
@@ -46,18 +52,32 @@ class DropPath(nn.Module):
 
     def begin(self, drop: Tensor | None) -> None:
         """Take the masks [L, 2, B] of the coming pass, or none."""
-        self.kept = None if drop is None else drop[self.row]
+        self.scales = None if drop is None else drop[self.row].double() / (1 - self.rate)
         self.turn = self.branch
+
+    def remember(self) -> Again:
+        """Return a context with the masks and the turn of now."""
+        scales, turn = self.scales, self.turn
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            then = self.scales, self.turn
+            self.scales, self.turn = scales, turn
+            try:
+                yield
+            finally:
+                self.scales, self.turn = then
+
+        return again
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, ...]: 0 where an image drops the branch, 1 / (1 - rate) times x else."""
-        if self.kept is None:
+        if self.scales is None:
             return x
-        kept = self.kept[self.turn % 2]
+        scale = self.scales[self.turn % 2].to(x.dtype)
         self.turn += 1
-        if len(x) != len(kept):
+        if len(x) != len(scale):
             raise RuntimeError("it drops parts of images: set backbone.drop_path to 0")
-        scale = kept.to(x.dtype) / (1 - self.rate)
         return x * scale.view(-1, *[1] * (x.ndim - 1))
 
 
@@ -210,6 +230,8 @@ class Network(nn.Module):
         super().__init__()
         model: Any = _create(config)
         self.model = model
+        self.blocks = blocks_of(model) or stages_of(model)
+        self.mlps = mlps_of(model, self.blocks)
         self.own_head = model.head_hidden_size == model.num_features
         if not self.own_head:
             model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
@@ -229,16 +251,22 @@ class Network(nn.Module):
             self.how["return_prefix_tokens"] = True
 
     def forward(
-        self, image: Tensor, drop: Tensor | None, stages: Collection[int]
+        self,
+        image: Tensor,
+        drop: Tensor | None,
+        stages: Collection[int],
+        manner: Manner | None = None,
     ) -> tuple[Tokens, list[Tokens]]:
         """Return the final tokens of [B, 3, height, width] and those of stages, in their order."""
-        if drop is None:
-            return self._read(image, stages)
-        branches = [module for module in self.modules() if isinstance(module, DropPath)]
+        modules = () if drop is None else self.modules()
+        branches = [module for module in modules if isinstance(module, DropPath)]
         try:
             for branch in branches:
                 branch.begin(drop)
-            return self._read(image, stages)
+            if manner is None or manner == Manner():
+                return self._read(image, stages)
+            with in_manner(self.model, self.blocks, self.mlps, manner):
+                return self._read(image, stages)
         finally:
             for branch in branches:
                 branch.begin(None)
@@ -355,6 +383,19 @@ class TimmNetwork(Backbone):
         """Yield the whole network: timm's stages do not run one by one."""
         yield self.network
 
+    def require_manner(self, manner: Manner) -> None:
+        """Raise ValueError where no block or no MLP of the network is known."""
+        name, network = f"timm's {self.config.name}", self.network
+        if manner.call is not call_block and not network.blocks:
+            raise ValueError(
+                f"{name} has no blocks: set train.recompute and train.compile to none."
+            )
+        if manner.mlps_again and not network.mlps:
+            raise ValueError(
+                f"{name} has no MLPs that could be computed again: set train.recompute to full, "
+                f"for whole blocks, or to none."
+            )
+
     def drop_rates(self) -> list[float]:
         """Return the rate of each block that has stochastic depth, as timm set it."""
         return self.network.rates
@@ -374,7 +415,7 @@ class TimmNetwork(Backbone):
             drops = ask.drop.split(counts, 2)
         found = []
         for view, drop in zip(views, drops, strict=True):
-            final, hidden = self.network(view, drop, stages)
+            final, hidden = self.network(view, drop, stages, self.manner)
             found.append(Features(self.pool(final), final.grid, final.prefix, tuple(hidden)))
         return found
 

@@ -115,7 +115,8 @@ class ViTBlock(Block):
         """Run the block on the tokens of all views at once."""
         attended, logits = self.attn(packed.with_(self.norm1(packed.x)), with_logits)
         x = residual(packed.x, self.ls1(attended), scales and scales[0])
-        x = residual(x, self.ls2(mlp_of(x, self.norm2, self.mlp)), scales and scales[1])
+        found = mlp_of(packed, x, self.norm2, self.mlp)
+        x = residual(x, self.ls2(found), scales and scales[1])
         return packed.with_(x), [
             Logits(values[:, None], where[:, None])
             for values, where in zip(logits, packed.plan.where, strict=False)

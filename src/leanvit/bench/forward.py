@@ -16,8 +16,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch._dynamo import config as dynamo
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, TorchDynamoException
 
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.bench.forward_report import (
@@ -34,9 +32,10 @@ from leanvit.bench.forward_report import (
     Throughput,
 )
 from leanvit.bench.machine import device_named, in_own_process
-from leanvit.bench.twins import Compiler, Ours, Twin, has_twin, require_equal
+from leanvit.bench.twins import Ours, Twin, has_twin, require_equal
 from leanvit.config import BackboneConfig, SwinConfig, named_backbone, replace_options
 from leanvit.config.bench import BenchForwardConfig
+from leanvit.core.compiling import BACKEND, NOT_COMPILED, compiling, reason
 from leanvit.core.console import say, track
 from leanvit.core.distributed import require_alone
 from leanvit.core.memory import extra_bytes
@@ -44,13 +43,6 @@ from leanvit.core.precision import autocast
 from leanvit.core.random import generator, seeded
 from leanvit.weights.loading import open_weights
 
-BACKEND: str | Compiler = "inductor"
-"""What `torch.compile` compiles with."""
-VARIANTS = 64
-"""Kinds of blocks, times precisions, that a network may be compiled for. torch's 8 are too few for
-a Swin, and beyond them it would run what is not compiled."""
-NOT_COMPILED = (TorchDynamoException, FailOnRecompileLimitHit)
-"""What torch raises where it cannot compile."""
 SIDE = 224
 """Throughput is measured on images of so many pixels a side."""
 GROWING: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -132,7 +124,7 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     config = replace_options(config, {"device": device, "threads": threads})
     report = ForwardReport(config, alone=[n for n, b in named.items() if not has_twin(b)])
     compared = {} if config.growth or config.throughput else named
-    with dynamo.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
+    with compiling():
         for name, backbone in compared.items():
             for case, problem in _cases(name, backbone, config).items():
                 _measure(report, case, problem, quiet)
@@ -186,7 +178,7 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
         _require_equal(case.backbone, problem, config)
     if not quiet:
         say(f"{case}: 1 + {config.rounds} rounds of {len(forms)} forms, then memory")
-    torch._dynamo.reset()  # what was compiled for other cases would be looked through at every call
+    torch.compiler.reset()  # what was compiled before would be looked through at every call
     tasks = {form: Task(problem, form, config) for form in forms}
     seconds, failed = _in_turn(tasks, config.rounds, f"time of {case}", quiet)
     report.failed.extend(Failure(case, form, *why) for form, why in failed.items())
@@ -195,7 +187,7 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
             memory = in_own_process(_peak, problem, form, config)
         except (*NOT_COMPILED, BrokenProcessPool) as error:
             report.failed.append(
-                Failure(case, form, "its memory could not be measured", _reason(error))
+                Failure(case, form, "its memory could not be measured", reason(error))
             )
             continue
         report.measured.append(Measured(case, form, config.batch, seconds[form], memory))
@@ -223,19 +215,10 @@ def _in_turn(
         try:
             seconds[key].append(tasks[key].step())
         except NOT_COMPILED as error:
-            failed[key] = "torch cannot compile it here", _reason(error)
+            failed[key] = "torch cannot compile it here", reason(error)
         except torch.OutOfMemoryError as error:
-            failed[key] = "finds too little memory", _reason(error)
+            failed[key] = "finds too little memory", reason(error)
     return {key: found[1:] for key, found in seconds.items() if key not in failed}, failed
-
-
-def _reason(error: Exception) -> str:
-    """Return the kind of an error, its first line and, of a C++ compiler's, the first complaint."""
-    if isinstance(error, BackendCompilerFailed):
-        error = error.inner_exception
-    lines = str(error).splitlines() or [""]
-    complaints = [line for line in lines[1:] if " error: " in line]
-    return "; ".join([f"{type(error).__name__}: {lines[0]}", *complaints[:1]])
 
 
 def _peak(problem: Problem, form: Form, config: BenchForwardConfig) -> int:
@@ -243,7 +226,7 @@ def _peak(problem: Problem, form: Form, config: BenchForwardConfig) -> int:
     assert config.threads != "auto"
     torch.set_num_threads(config.threads)
     task = Task(problem, form, config)
-    with dynamo.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
+    with compiling():
         task.step()  # compilers and libraries have their own beginnings
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept for later, would not count

@@ -3,7 +3,7 @@
 Letters: B images, h and w rows and columns of the grid, D channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from leanvit.backbones.base import Backbone
 from leanvit.config import BackboneConfig, SwinConfig, ViTConfig
+from leanvit.core.compiling import Compiler
 from leanvit.core.errors import RunError
 from leanvit.core.random import seeded
 from leanvit.weights.layouts import LAYOUTS
 from leanvit.weights.names import NAMINGS
 from leanvit.weights.timm_format import architecture
 
-Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Callable[..., Any]]
 NEAR = 1e-3
 """How far features may differ, by their norm: more than rounding, less than any other function."""
 

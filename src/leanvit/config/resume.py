@@ -23,7 +23,7 @@ RESUMED = "resumed"
 
 FREE = (
     *("data.source", "data.workers", "data.max_unreadable"),
-    *("train.keep", "train.keep_every", "train.save_minutes"),
+    *("train.keep", "train.keep_every", "train.save_minutes", "train.recompute"),
 )
 """Options that change no number, so that a resumed run may have others."""
 

@@ -146,6 +146,10 @@ class TrainConfig:
     """Arithmetic of the networks; losses, norms and averages are fp32 in both."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the training runs."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again, to save memory: nothing, MLPs, or whole blocks."""
+    compile: Literal["none", "blocks"] = "none"
+    """What torch compiles before the first step: nothing, or each kind of block of the backbone."""
     seed: int = 0
     """Seed of weights, order, views and every other draw."""
     log_every: Duration = Duration(10, "st")

@@ -1,14 +1,18 @@
 """Batch norm whose statistics cover all processes, on any device (torch's own refuses the CPU)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanvit.core.distributed import all_sum_with_grad, world_size
 from leanvit.core.precision import full
+from leanvit.core.recompute import Again, Remembering
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(_BatchNorm, Remembering):
     """`nn.BatchNorm1d`, 2d and 3d over the images and places of all processes.
 
     Parameters, buffers and values are torch's. Input [N, C, ...]; the processes may bring
@@ -38,6 +42,21 @@ class SyncBatchNorm(_BatchNorm):
             return (centered * scale.view(shape)).to(input.dtype)
         out = centered * (self.weight * scale).view(shape) + self.bias.view(shape)
         return out.to(input.dtype)
+
+    def remember(self) -> Again:
+        """Return a context in which copies of the running statistics move, and not they."""
+        return self._still
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        own = dict(self.named_buffers(recurse=False))
+        try:
+            for name, value in own.items():
+                setattr(self, name, value.clone())
+            yield
+        finally:
+            for name, value in own.items():
+                setattr(self, name, value)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

@@ -89,26 +89,27 @@ class _Branch(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         layers = Layers.of(eps, dtype, tensors)
-        ctx.save_for_backward(x, biases)
-        ctx.layers, ctx.tables, ctx.kind, ctx.kept = layers, tables, tensors[2].dtype, []
+        ctx.layers, ctx.tables, ctx.kind = layers, tables, tensors[2].dtype
+        keep, kept = layers.keeps(len(x)), []
         out = torch.empty_like(x, dtype=dtype)
         with operands(dtype), torch.autocast("cpu", enabled=False):
             for tokens, pieces in chunks(tables, len(biases)):
                 rows, *_ = layers.normed(x.index_select(0, tokens))
                 entered, attended = layers.entered(rows), torch.empty_like(rows)
-                ctx.kept += [entered] if layers.keeps(len(x)) else []
+                kept += [entered] if keep else []
                 for piece in pieces:
                     qkv, own = entered[piece.rows], piece.of(biases)
                     q, k, v = queries(qkv, layers.enter_bias, own)
                     weights = attention_weights(q, k, own, q.shape[-1] ** -0.5)
                     write(attended[piece.rows], [torch.bmm(weights, v)], len(own))
                 out.index_copy_(0, tokens, layers.left(attended))
+        ctx.save_for_backward(x, biases, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, biases), layers, tables = ctx.saved_tensors, ctx.layers, ctx.tables
+        (x, biases, *kept), layers, tables = ctx.saved_tensors, ctx.layers, ctx.tables
         to_x, to_biases = torch.empty_like(x), torch.zeros_like(biases)
         to_fill = full(torch.zeros_like(layers.enter_bias))
         sums: list[Tensor] = []
@@ -116,7 +117,7 @@ class _Branch(torch.autograd.Function):
             for tokens, pieces in chunks(tables, len(biases)):
                 own, given = (each.index_select(0, tokens) for each in (x, gradient))
                 normed = layers.normed(own)
-                entered = ctx.kept.pop(0) if layers.keeps(len(x)) else layers.entered(normed[0])
+                entered = kept.pop(0) if kept else layers.entered(normed[0])
                 to_attended = given @ layers.leave
                 attended, to_entered = torch.empty_like(given), torch.empty_like(entered)
                 for piece in pieces:

@@ -20,6 +20,7 @@ from leanvit.train.optim import (
     set_rates,
     skip_if,
 )
+from leanvit.train.passes import Passes
 from leanvit.train.sharing import Sharing
 
 
@@ -50,6 +51,7 @@ class TrainState:
             self.parts.setdefault(method.part(name), []).append(parameter)
         self.meter = Meter()
         self.sharing = Sharing(method, self._optimized())
+        self.passes = Passes(method, config.train)
         self._micro = 0
         saved = {id(value) for value in method.state_dict(keep_vars=True).values()}
         moving = [buffer for buffer in method.buffers() if id(buffer) in saved]
@@ -82,7 +84,7 @@ class TrainState:
     def backward(self, micro: Any, at: Moment, parts: int) -> None:
         """Add the gradients of one of `parts` micro-batches; processes share them at the last."""
         self._micro += 1
-        with self.sharing.gradients(last=self._micro == parts):
+        with self.passes.step(), self.sharing.gradients(last=self._micro == parts):
             with autocast(self.config.train.precision, self.device.type):
                 out: StepOutput = self.sharing.module(micro, at)
             (out.total / parts).backward()
@@ -128,6 +130,7 @@ class TrainState:
             "images": self.step * settled(self.config.train.batch),
             **(rates if self.step else {}),
             **self.meter.read(),
+            **(self.passes.row() if self.step else {}),
             **({"skipped": self.guard.skipped} if self.guard.skipped else {}),
             **({"rollbacks": self.rollbacks} if self.rollbacks else {}),
         }

@@ -31,6 +31,7 @@ class Terminal:
 
     def __init__(self, run: int, start: int = 0) -> None:
         self._run, self._start, self._began = run, start, time.perf_counter()
+        self._compiled = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if sys.stderr.isatty():
@@ -54,6 +55,10 @@ class Terminal:
     def on_row(self, row: Mapping[str, float]) -> None:
         """Print what a person follows."""
         step = int(row["step"])
+        if row.get("compiled", 0.0) > self._compiled:
+            self._compiled = row["compiled"]
+            seconds = row["compile_s"]
+            self._print(f"compiled {row['compiled']:.0f} kinds of blocks in {seconds:.1f} s")
         shown = [f"step {step:{len(str(self._run))}}/{self._run}"]
         if "loss" in row:
             shown.append(f"epoch {row['epoch']:.2f}")
@@ -72,11 +77,13 @@ class Terminal:
             shown.append("before training:")
         shown += found
         if len(shown) > 1:
-            line = "  ".join(word for word in shown if word)
-            if self._bar is None:
-                say(line)
-            else:
-                self._console.print(line)
+            self._print("  ".join(word for word in shown if word))
+
+    def _print(self, line: str) -> None:
+        if self._bar is None:
+            say(line)
+        else:
+            self._console.print(line)
 
     def on_end(self) -> None:
         """Take the bar away."""
