@@ -57,8 +57,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 TOP = ("folder", "request", "store", "run", "preflight", "replaying", "commands", "cli")
 """They see the package itself (its version) and the recipes; the recipes see config alone.
 
-Evaluation sees the recipes too, those of fine-tuning.
+Evaluation sees the recipes too, those of fine-tuning, and bench those whose steps it measures.
 """
+READERS = ("evaluation", "bench")
 
 FINETUNING = "recipes/finetuning.py"
 """Recipes of fine-tuning, which have a table of their own."""
@@ -83,7 +84,7 @@ def may_import(part: str) -> set[str]:
         return {"recipes", "config"}
     (floor,) = (number for number, parts in enumerate(FLOORS) if part in parts)
     below = {name for parts in FLOORS[:floor] for name in parts}
-    seen = ("leanvit", "recipes") if part in TOP else ("recipes",) if part == "evaluation" else ()
+    seen = ("leanvit", "recipes") if part in TOP else ("recipes",) if part in READERS else ()
     return {part, *below, *seen}
 
 

@@ -31,6 +31,7 @@ from leanvit.core import compiling
 from leanvit.core.errors import RunError
 from leanvit.core.memory import extra_bytes
 from leanvit.core.recompute import block_again
+from leanvit.kernels import branches
 from leanvit.methods.catalogue import build_method
 from leanvit.train.state import TrainState
 from tests.tiny import (
@@ -159,6 +160,7 @@ def test_less_is_kept(name: str) -> None:
 def held_after_forward() -> list[int]:
     """Return the bytes that a ViT takes for its forward pass: plainly, without MLPs, by blocks."""
     torch.set_num_threads(1)
+    branches.WIDE = 1  # what a wide network keeps
     config = replace(VIT, image_size=64, dim=64, depth=6)
     network, views, found = build(config), [noise(32, 3, 64, 64)], []
     network(views)
