@@ -9,15 +9,21 @@ import pytest
 import torch
 
 from leanvit.backbones import layers, swin
+from leanvit.bench import everything
 from leanvit.bench import step as bench
 from leanvit.bench.lightly_step import LightlyDINO
 from leanvit.bench.operations import count_flops, count_operations
 from leanvit.bench.plain_step import PlainStep
 from leanvit.bench.step import OurStep, Problem, Task, bench_step
-from leanvit.bench.step_report import Alone, Form, StepReport
+from leanvit.bench.step_report import Alone, Form, Grown, StepReport
 from leanvit.cli import main
 from leanvit.config import BACKBONES, RunConfig, compose
-from leanvit.config.bench import BenchStepConfig
+from leanvit.config.bench import (
+    BenchAllConfig,
+    BenchForwardConfig,
+    BenchLossConfig,
+    BenchStepConfig,
+)
 from leanvit.methods.dino import DINO
 from leanvit.recipes import recipe
 from tests.integration.command import Says, refused
@@ -185,6 +191,33 @@ def test_growth(monkeypatch: pytest.MonkeyPatch) -> None:
         (what, value) for what, values in grows.items() for value in values
     ]
     assert "peak GiB" in str(found)
+
+
+def test_the_law_joins_the_ends() -> None:
+    found = report()
+    for value, seconds in ((100, 1.0), (200, 2.0), (300, 9.0)):
+        found.grown.append(Grown("image", value, 4, [seconds], 2**30))
+    assert [found.expected(each) for each in found.grown] == pytest.approx([1, 4, 9])
+
+
+def test_everything_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def noted(config: Any, quiet: bool) -> StepReport:
+        asked.append(config)
+        return report()
+
+    for name in ("bench_loss", "bench_forward", "bench_step"):
+        monkeypatch.setattr(everything, name, noted)
+    found = everything.bench_all(BenchAllConfig(batch=2, rounds=1, device="cpu", threads=1))
+    assert [type(each) for each in asked] == [
+        BenchLossConfig,
+        BenchForwardConfig,
+        *[BenchStepConfig] * 3,
+    ]
+    assert [each.recipe for each in asked[2:]] == ["esvit", "dino", "mae"]
+    assert {each.device for each in asked} == {"cpu"} and {each.rounds for each in asked} == {1}
+    assert "## MAE step" in str(found) and len(found.to_dict()) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What `leanvit bench step` found, as tables and as JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from leanvit.bench.machine import machine
@@ -46,6 +48,10 @@ class Grown:
     images: int
     seconds: list[float]
     peak_bytes: int
+
+
+POWERS: Mapping[str, int] = MappingProxyType({"image": 2})
+"""By which power of what grows a step is expected to take longer, above a fixed part; else 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +133,22 @@ class StepReport:
                 }
                 for form, seconds in self.seconds.items()
             ],
-            "growth": [asdict(found) | {"median": median(found.seconds)} for found in self.grown],
+            "growth": [
+                asdict(found) | {"median": median(found.seconds), "expected": self.expected(found)}
+                for found in self.grown
+            ],
             "notes": self.notes(),
         }
+
+    def expected(self, found: Grown) -> float:
+        """Return the seconds by the law that joins the ends of what grew."""
+        ends = [each for each in self.grown if each.what == found.what]
+        ends = [min(ends, key=lambda each: each.value), max(ends, key=lambda each: each.value)]
+        power = POWERS.get(found.what, 1)
+        low, high = (each.value**power for each in ends)
+        start, end = (median(each.seconds) for each in ends)
+        share = (found.value**power - low) / max(high - low, 1)
+        return start + share * (end - start)
 
     def notes(self) -> list[str]:
         """Return what a reader must know."""
@@ -177,7 +196,9 @@ class StepReport:
             rows.append(
                 [
                     *(found.what, str(found.value), f"{middle:.3f}", spread),
+                    f"{self.expected(found):.3f}",
                     *(f"{1e3 * middle / found.images:.0f}", f"{found.peak_bytes / 2**30:.2f}"),
                 ]
             )
-        return list(markdown(["grows", "to", "s", "rounds", "ms an image", "peak GiB"], rows))
+        head = "grows,to,s,rounds,by the law,ms an image,peak GiB"
+        return list(markdown(head.split(","), rows))

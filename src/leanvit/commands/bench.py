@@ -5,7 +5,13 @@ from typing import Any
 
 from leanvit.commands.words import add_common
 from leanvit.config import look_up
-from leanvit.config.bench import BENCH_CONFIGS, BenchDataConfig, BenchForwardConfig, BenchStepConfig
+from leanvit.config.bench import (
+    BENCH_CONFIGS,
+    BenchAllConfig,
+    BenchDataConfig,
+    BenchForwardConfig,
+    BenchStepConfig,
+)
 from leanvit.config.convert import replace_options
 from leanvit.config.words import Parser, add_options, parse_options
 
@@ -47,6 +53,10 @@ def bench(arguments: list[str]) -> int:
         from leanvit.bench.step import bench_step
 
         report = bench_step(config)
+    elif isinstance(config, BenchAllConfig):
+        from leanvit.bench.everything import bench_all
+
+        report = bench_all(config)
     else:
         from leanvit.bench.loss import bench_loss
 

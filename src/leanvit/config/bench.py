@@ -158,7 +158,28 @@ class BenchStepConfig:
                     raise unknown_name(what, word, known)
 
 
-BenchConfig = BenchLossConfig | BenchDataConfig | BenchForwardConfig | BenchStepConfig
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchAllConfig:
+    """The loss, the backbones, and the steps of EsViT, DINO and MAE, one after another."""
+
+    batch: int = 4
+    """Images at a time; MAE takes four times as many."""
+    rounds: int = 3
+    """How often everything is measured in turn, after a first time that does not count."""
+    threads: int | Auto = "auto"
+    """Threads on the CPU; auto: torch's own, a core each or OMP_NUM_THREADS."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it is measured."""
+    lightly: bool = True
+    """Also the steps built from the lightly package, where it is installed."""
+
+    def __post_init__(self) -> None:
+        require(self, AT_LEAST_ONE, "batch", "rounds", "threads")
+
+
+BenchConfig = (
+    BenchLossConfig | BenchDataConfig | BenchForwardConfig | BenchStepConfig | BenchAllConfig
+)
 
 BENCH_CONFIGS: Mapping[str, type[BenchConfig]] = MappingProxyType(
     {
@@ -166,6 +187,7 @@ BENCH_CONFIGS: Mapping[str, type[BenchConfig]] = MappingProxyType(
         "data": BenchDataConfig,
         "forward": BenchForwardConfig,
         "step": BenchStepConfig,
+        "all": BenchAllConfig,
     }
 )
 """Benches by name."""
