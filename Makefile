@@ -11,7 +11,7 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 # the same OpenCV without windows, which needs no library of a display
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt opencv-python-headless
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall --constraint constraints.txt opencv-python-headless
 	touch $@
 
 check: install

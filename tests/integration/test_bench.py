@@ -145,7 +145,7 @@ def test_growth_is_measured_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mistakes_are_named(capsys: Says) -> None:
-    assert "Name what to measure: loss, data, forward." in refused(capsys, "bench")
+    assert "Name what to measure: loss, data, forward, step, all." in refused(capsys, "bench")
     assert "did you mean 'loss'" in refused(capsys, "bench", "los")
     assert "at least 1" in refused(capsys, "bench", "loss", "--rounds", "0")
     assert "name one batch" in refused(capsys, "bench", "loss", "--batches")

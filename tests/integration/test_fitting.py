@@ -85,15 +85,18 @@ def measured(photos: Path, asked: RunConfig = SMALL, facts: Facts = FACTS) -> Fa
 
 
 def test_a_larger_step_takes_what_was_foretold(photos: Path) -> None:
-    """Within a tenth, or a fifth in parts, whose heap has holes; 8 and 2 images foretell 32."""
+    """At most a tenth more, or a fifth in parts, whose heap has holes; 8 and 2 images foretell 32.
+
+    It may be a fifth less: blocks of few tokens keep what those of many make again.
+    """
     step = measured(photos).step
     assert step is not None and 5 * MIB < step.each < 20 * MIB
     found = attempt(Trial(rehearsal(SMALL, FACTS), 32, most=8 * GIB))
     assert found is not None
-    assert found.peak == pytest.approx(step.needed(32), rel=0.1)
+    assert 0.8 < found.peak / step.needed(32) < 1.1
     halves = attempt(Trial(rehearsal(SMALL, FACTS), 16, 2, most=8 * GIB))
     assert halves is not None
-    assert halves.peak == pytest.approx(step.needed(32, 2), rel=0.2)
+    assert 0.75 < halves.peak / step.needed(32, 2) < 1.2
     assert halves.peak < 0.75 * found.peak
 
 

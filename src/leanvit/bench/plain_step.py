@@ -13,12 +13,14 @@ window, W windows of an image, H heads, C channels, K prototypes.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import AdamWConfig, DinoConfig, HeadConfig, RunConfig, SwinConfig
+from leanvit.core.random import generator
 from leanvit.data.batch import ViewBatch
 from leanvit.kernels.windows import MASKED
 from leanvit.methods.base import Moment
@@ -102,7 +104,7 @@ class Block(nn.Module):
         self.window, self.shift, self.drop = window, shift, 0.0
         self.norm1, self.norm2 = nn.LayerNorm(dim, EPS), nn.LayerNorm(dim, EPS)
         self.attn, self.mlp = Attention(dim, heads, window), Mlp(dim, int(dim * ratio))
-        self.draws: torch.Generator | None = None
+        self.draws = generator(0, "drop path")
 
     def forward(self, x: Tensor, h: int, w: int) -> Tensor:
         """[B, N, C] -> the same."""
@@ -128,8 +130,7 @@ class Block(nn.Module):
         if not (self.drop and self.training):
             return branch
         keep = 1 - self.drop
-        shape = (len(branch), 1, 1)
-        drawn = torch.rand(shape, generator=self.draws, dtype=branch.dtype, device=branch.device)
+        drawn = torch.from_numpy(self.draws.random((len(branch), 1, 1))).to(branch)
         return branch.div(keep) * (keep + drawn).floor_()
 
 
@@ -209,7 +210,7 @@ class Backbone(nn.Module):
         regions = self.norm(x)
         return torch.flatten(self.avgpool(regions.transpose(1, 2)), 1), regions
 
-    def set_drop(self, most: float, draws: torch.Generator) -> None:
+    def set_drop(self, most: float, draws: np.random.Generator) -> None:
         """Give the blocks a linearly growing stochastic depth."""
         blocks = [block for block in self.modules() if isinstance(block, Block)]
         for number, block in enumerate(blocks):
@@ -287,7 +288,7 @@ class PlainStep:
         self.student, self.teacher = (Network(*sizes, regions=method.regions) for _ in range(2))
         self.student.load_state_dict(method.student.state_dict())
         self.teacher.load_state_dict(method.teacher.state_dict())
-        draws = torch.Generator(self.device).manual_seed(0)
+        draws = generator(0, "drop path")
         self.student.backbone.set_drop(config.backbone.drop_path, draws)
         self.teacher.requires_grad_(False)
         self.student.to(self.device).train()

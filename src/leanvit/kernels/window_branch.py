@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from leanvit.core.precision import full, operands
 from leanvit.kernels.branches import Layers, added, chunk_size, parameters
@@ -30,6 +31,8 @@ class Piece:
     """Their biases, of those of all runs."""
     shape: tuple[int, int]
     """n, m."""
+    masked: bool
+    """Whether some pairs of tokens are masked."""
 
     def of(self, biases: Tensor) -> Tensor:
         """Return the part of biases [H, all n * m] that is theirs: [H, n, m]."""
@@ -50,7 +53,7 @@ def chunks(tables: KernelTables, heads: int) -> Iterator[tuple[Tensor, list[Piec
                 begin, held = end, []
             count = min(left, chunk_length(heads * n * m), max((room - end + begin) // n, 1))
             rows = slice(end - begin, end - begin + count * n)
-            held.append(Piece(rows, own, (n, m)))
+            held.append(Piece(rows, own, (n, m), run.masked))
             end, left = end + count * n, left - count
         logits = own.stop
     yield tokens[begin:end], held
@@ -98,10 +101,8 @@ class _Branch(torch.autograd.Function):
                 entered, attended = layers.entered(rows), torch.empty_like(rows)
                 kept += [entered] if keep else []
                 for piece in pieces:
-                    qkv, own = entered[piece.rows], piece.of(biases)
-                    q, k, v = queries(qkv, layers.enter_bias, own)
-                    weights = attention_weights(q, k, own, q.shape[-1] ** -0.5)
-                    write(attended[piece.rows], [torch.bmm(weights, v)], len(own))
+                    own = piece.of(biases)
+                    _attend(entered[piece.rows], layers.enter_bias, own, attended[piece.rows])
                 out.index_copy_(0, tokens, layers.left(attended))
         ctx.save_for_backward(x, biases, *kept)
         return out
@@ -133,6 +134,17 @@ class _Branch(torch.autograd.Function):
         return to_x, None, None, None, to_biases, *sums, gradient.sum(0, dtype=ctx.kind)
 
 
+def _attend(entered: Tensor, fill: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Attend by torch's operator, which needs no copy of queries, keys and values [w * n, 3C]."""
+    heads, n, m = bias.shape
+    q, k, v = entered.view(-1, n, 3, heads, out.shape[1] // heads).permute(2, 0, 3, 1, 4)
+    if m > n:
+        _, key, value = fill.view(3, 1, heads, 1, -1).expand(-1, len(q), -1, -1, -1)
+        k, v = torch.cat([k, key], 2), torch.cat([v, value], 2)
+    found = functional.scaled_dot_product_attention(q, k, v, bias[None])
+    out.view(-1, n, heads, q.shape[-1]).copy_(found.transpose(1, 2))
+
+
 def _attention(
     piece: Piece,
     entered: Tensor,
@@ -144,13 +156,17 @@ def _attention(
 ) -> list[Tensor]:
     """Attend again; return the output and the gradients of q, k and v [w * H, n or m, d].
 
-    Adds to the gradients of biases [H, all n * m] and fill [3C].
+    Adds to the gradients of biases [H, all n * m] and fill [3C]. Masked pairs have some e^-100,
+    below fp32's normal numbers, with which products take up to a hundred times as long on Intel's
+    CPUs; they are 0 here, which moves no result by more than 1e-37.
     """
     bias, to_bias = piece.of(biases), piece.of(to_biases)
     heads, (n, m) = len(bias), piece.shape
     q, k, v = queries(entered, fill, bias)
     scale = q.shape[-1] ** -0.5
     weights = attention_weights(q, k, bias, scale)
+    if piece.masked:
+        functional.threshold_(weights, torch.finfo(weights.dtype).tiny, 0.0)
     (out,) = by_head(to_attended, heads, n, 1)
     to_logits, *found = attention_gradients(out, q, k, v, weights, scale)
     to_bias += to_logits.view(-1, *bias.shape).sum(0)

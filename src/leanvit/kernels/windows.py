@@ -27,9 +27,6 @@ Pattern = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 """Places [G, T], regions [G, T] and mask [G, T, T] of the windows of one image."""
 
 MASKED = -100.0  # Swin's constant; kept because official weights were trained with it.
-APART = np.float32(-120.0)
-"""The same on the CPU. e^-100 is below fp32's normal numbers, with which Intel's CPUs take up to a
-hundred times as long; e^-120 is 0. No result differs: neither is seen beside a logit's own 1."""
 UNSEEN = np.float32(-1e30)
 """A logit whose exponential is 0, and whose differences are finite."""
 
@@ -43,6 +40,8 @@ class Run:
     """n."""
     keys: int
     """n, and one more where there is padding that can be seen."""
+    masked: bool
+    """Whether there are pairs that the mask keeps apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class KernelTables:
     runs: tuple[Run, ...]
     """Windows that are alike together."""
     masks: Tensor
-    """[1 or 2, runs, T, T]: 0 or `APART`; then, where a run has padding that can be seen, the same
+    """[1 or 2, runs, T, T]: 0 or -100; then, where a run has padding that can be seen, the same
     for that padding alone, and `UNSEEN` for all else."""
     logits: Tensor
     """[all n * keys, run after run] which of [runs, T, T + 1], or T without padding, they are."""
@@ -176,13 +175,13 @@ def _tables(
         _entries(number, place, padded[number].any(), padded.any())
         for number, (place, _, _) in enumerate(alikes)
     ]
-    masks = np.stack([np.where(mask == MASKED, APART, mask) for _, mask, _ in alikes])[None]
+    masks = np.stack([mask for _, mask, _ in alikes])[None]
     if padded.any():
         masks = np.concatenate([masks, np.where(padded[:, None], masks, UNSEEN)])
     return KernelTables(
         runs=tuple(
-            Run(len(numbers), *each.shape)
-            for each, (_, _, numbers) in zip(entries, alikes, strict=True)
+            Run(len(numbers), *each.shape, masked=bool((mask == MASKED).any()))
+            for each, (_, mask, numbers) in zip(entries, alikes, strict=True)
         ),
         masks=tensor(masks),
         logits=tensor(np.concatenate([each.ravel() for each in entries])),
