@@ -3,8 +3,8 @@
 `python benchmarks/recompute.py` prints the tables of recompute.md; with three words, such as
 `memory swin_tiny bf16`, a part of one. Memory: the most that a step takes beyond what there is
 before it, in a process of its own that gives what it frees back to the system at once: glibc's
-malloc would keep many places, and the figure were that of its gaps. Time: all ways in turn in one
-process, so that the ratios hold where others use the machine too.
+malloc would keep many places, and the figure were that of its gaps. Time: that of the processor, of
+one thread, so that others who use the machine count little; all ways in turn in one process.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ from leanvit.train.state import TrainState
 
 NETWORKS = {"swin_tiny": "esvit", "vit_small": "dino"}
 """Backbones, and the recipe whose step is measured."""
-BATCH, ROUNDS = 4, 3
+BATCH, ROUNDS, THREADS = 4, 3, 1
 OFFERED = ("none", "selective", "full")
 """Values of train.recompute."""
 WAYS = (*OFFERED, "products")
@@ -66,13 +66,13 @@ class Step:
         self.views = ViewBatch(tuple(groups), torch.arange(BATCH), torch.zeros(BATCH))
 
     def __call__(self) -> float:
-        """Do it once; return the seconds that took."""
-        start = time.perf_counter()
+        """Do it once; return the seconds of the processor that took."""
+        start = time.process_time()
         at = self.state.begin_step()
         self.state.backward(self.views, at, 1)
         self.state.update(at)
         self.state.require_sound()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
 
 def products_kept(block: torch.nn.Module, *args: Any) -> Any:
@@ -88,7 +88,7 @@ def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
 
 def memory(name: str, precision: str, way: str) -> int:
     """Return the extra bytes of a step; the first one, which makes averages, does not count."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     step = Step(name, precision, way)
     step()
     gc.collect()
@@ -108,7 +108,7 @@ def extra(name: str, precision: str) -> Iterator[str]:
 
 def timed(name: str, precision: str) -> Iterator[str]:
     """Yield the rows of time of a network in a precision."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     ways = WAYS if precision == "fp32" else OFFERED
     seconds = _in_turn({way: Step(name, precision, way) for way in ways})
     for way, found in seconds.items():
@@ -117,7 +117,7 @@ def timed(name: str, precision: str) -> Iterator[str]:
 
 def compiled(name: str, precision: str) -> Iterator[str]:
     """Yield the row of a network that is compiled."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     steps = {way: Step(name, precision, "none", way) for way in ("none", "blocks")}
     seconds, told = _in_turn(steps), steps["blocks"].state.passes.row()
     ratio = seconds["blocks"] / seconds["none"]
@@ -138,10 +138,10 @@ def _in_turn(steps: dict[str, Step]) -> dict[str, float]:
 
 TABLES: dict[str, tuple[Callable[[str, str], Iterator[str]], str]] = {
     "memory": (extra, "| backbone | precision | recompute | extra MiB | ratio |"),
-    "time": (timed, "| backbone | precision | recompute | s a step | ratio |"),
+    "time": (timed, "| backbone | precision | recompute | CPU s a step | ratio |"),
     "compiled": (
         compiled,
-        "| backbone | precision | kinds of blocks | s to compile | s a step | ratio to eager |",
+        "| backbone | precision | kinds of blocks | s to compile | CPU s a step | ratio to eager |",
     ),
 }
 
