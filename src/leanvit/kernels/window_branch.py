@@ -166,7 +166,7 @@ def _attention(
     scale = q.shape[-1] ** -0.5
     weights = attention_weights(q, k, bias, scale)
     if piece.masked:
-        functional.threshold_(weights, torch.finfo(weights.dtype).tiny, 0.0)
+        functional.threshold(weights, torch.finfo(weights.dtype).tiny, 0.0, inplace=True)
     (out,) = by_head(to_attended, heads, n, 1)
     to_logits, *found = attention_gradients(out, q, k, v, weights, scale)
     to_bias += to_logits.view(-1, *bias.shape).sum(0)

@@ -180,7 +180,7 @@ def _tables(
         masks = np.concatenate([masks, np.where(padded[:, None], masks, UNSEEN)])
     return KernelTables(
         runs=tuple(
-            Run(len(numbers), *each.shape, masked=bool((mask == MASKED).any()))
+            Run(len(numbers), each.shape[0], each.shape[1], bool((mask == MASKED).any()))
             for each, (_, mask, numbers) in zip(entries, alikes, strict=True)
         ),
         masks=tensor(masks),
