@@ -97,7 +97,7 @@ def test_a_larger_step_takes_what_was_foretold(photos: Path) -> None:
     halves = attempt(Trial(rehearsal(SMALL, FACTS), 16, 2, most=8 * GIB))
     assert halves is not None
     assert 0.75 < halves.peak / step.needed(32, 2) < 1.2
-    assert halves.peak < 0.75 * found.peak
+    assert halves.peak < 0.9 * found.peak
 
 
 def test_too_little_memory_ends_a_trial_and_nothing_else() -> None:
