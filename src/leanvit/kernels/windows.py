@@ -71,8 +71,17 @@ class KernelTables:
         All padding slots of a window have the same key and value, so that one key stands for them,
         with the log-sum-exp of their biases: the same attention, computed for n tokens alone.
         """
+        if torch.compiler.is_compiling():  # what is kept is the compiler's to say
+            return self.flat(bias)
         found: Tensor = _Biases.apply(bias, self)
         return found
+
+    def flat(self, bias: Tensor) -> Tensor:
+        """Return what `biases` does, by torch's operations alone."""
+        every, padding = self.of_runs(bias)
+        if padding is not None:
+            every = torch.cat([every, padding.logsumexp(-1, keepdim=True)], -1)
+        return every.flatten(1).gather(1, self.logits.expand(len(bias), -1))
 
     def of_runs(self, bias: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the biases of all slots [H, runs, T, T]; beside them those of padding alone.
@@ -90,10 +99,7 @@ class _Biases(torch.autograd.Function):
     def forward(ctx: Any, bias: Tensor, tables: KernelTables) -> Tensor:
         ctx.tables = tables
         ctx.save_for_backward(bias)
-        every, padding = tables.of_runs(bias)
-        if padding is not None:
-            every = torch.cat([every, padding.logsumexp(-1, keepdim=True)], -1)
-        return every.flatten(1).gather(1, tables.logits.expand(len(bias), -1))
+        return tables.flat(bias)
 
     @staticmethod
     @once_differentiable
