@@ -220,9 +220,11 @@ def _forms(asked: RunConfig, config: BenchStepConfig) -> list[Form]:
     names = []
     if "plain" in config.against:
         if not (isinstance(asked.method, DinoConfig) and isinstance(asked.backbone, SwinConfig)):
+            views = isinstance(asked.method, DinoConfig)
+            other = "--backbone swin_tiny" if views else "--against lightly"
             raise ValueError(
                 f"The plain step is that of esvit or dino on a Swin, not {asked.method.kind} on "
-                f"{asked.backbone.kind}: --backbone swin_tiny, or --against lightly."
+                f"{asked.backbone.kind}: {other}, or --against without a word for ours alone."
             )
         names.append("plain")
     if "lightly" in config.against:
@@ -239,7 +241,7 @@ def _lightly_forms(asked: RunConfig) -> list[str]:
         return ["lightly, timm"]
     raise ValueError(
         f"lightly's step is that of dino, or of mae on a ViT, not {asked.method.kind} on "
-        f"{asked.backbone.kind}."
+        f"{asked.backbone.kind}; leave it out of --against."
     )
 
 

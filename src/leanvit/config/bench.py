@@ -127,7 +127,7 @@ class BenchStepConfig:
     backbone: str = ""
     """Name as in `leanvit backbones`; the recipe's where it is left out."""
     against: tuple[str, ...] = ("plain",)
-    """Any of plain, the published step of esvit or dino on a Swin, and lightly: dino and mae."""
+    """plain (esvit, dino on a Swin), lightly (dino; mae on a ViT), both, or no word: ours alone."""
     batch: int = 4
     """Images at a time."""
     prototypes: int = 65_536
