@@ -47,7 +47,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, at torch
+@pytest.mark.filterwarnings("ignore")  # of torch about its own tracing
 def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos", 8)
