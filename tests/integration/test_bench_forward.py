@@ -19,13 +19,13 @@ from leanvit.bench.forward_report import (
     TIMM,
     Case,
     Failure,
-    Form,
     ForwardReport,
     Grown,
     Measured,
     Throughput,
 )
 from leanvit.bench.machine import in_own_process
+from leanvit.bench.tables import Form
 from leanvit.bench.twins import Ours, Twin, has_twin, require_equal
 from leanvit.cli import main
 from leanvit.config import BACKBONES, BackboneConfig, SwinConfig, named_backbone

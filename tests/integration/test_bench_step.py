@@ -15,7 +15,8 @@ from leanvit.bench.lightly_step import LightlyDINO
 from leanvit.bench.operations import count_flops, count_operations
 from leanvit.bench.plain_step import PlainStep
 from leanvit.bench.step import OurStep, Problem, Task, bench_step
-from leanvit.bench.step_report import Alone, Form, Grown, StepReport
+from leanvit.bench.step_report import Alone, Grown, StepReport
+from leanvit.bench.tables import Form
 from leanvit.cli import main
 from leanvit.config import BACKBONES, RunConfig, compose
 from leanvit.config.bench import (
@@ -72,8 +73,8 @@ def threads() -> Iterator[None]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_step_trains(name: str, form: str, precision: str) -> None:
     """Its loss is a number, and what it trains moves."""
-    problem = Problem(small(name), 1)
-    built, views = problem.build(Form(form, precision)), problem.views()
+    task = Task(Problem(small(name), 1), Form(form, precision))
+    built, views = task.trained, task.views
     networks: dict[type, str] = {OurStep: "state.method", PlainStep: "student"}
     network: Any = built
     for part in filter(None, networks.get(type(built), "").split(".")):
@@ -90,8 +91,8 @@ def test_every_step_trains(name: str, form: str, precision: str) -> None:
 def test_lightlys_loss_is_ours() -> None:
     """With the same heads: the opponent does the same job."""
     problem = Problem(small("dino"), 1)
-    views = problem.views()
-    theirs, ours = (problem.build(Form(f, "fp32")) for f in ("lightly, our backbone", "ours"))
+    tasks = [Task(problem, Form(name, "fp32")) for name in ("lightly, our backbone", "ours")]
+    (theirs, ours), views = (task.trained for task in tasks), tasks[0].views
     assert isinstance(theirs, LightlyDINO) and isinstance(ours, OurStep)
     method = ours.state.method
     assert isinstance(method, DINO)
@@ -221,13 +222,45 @@ def test_everything_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("esvit", ["plain"]),
+        ("dino", ["lightly, timm", "lightly, our backbone"]),
+        ("mae", ["lightly, timm"]),
+    ],
+)
+def test_auto_takes_the_opponents_there_are(name: str, there: list[str]) -> None:
+    forms = bench._forms(small(name), BenchStepConfig(precisions=("fp32",)))
+    assert [form.name for form in forms] == [*there, "ours"]
+    alone = bench._forms(small(name), BenchStepConfig(precisions=("fp32",), against=()))
+    assert alone == [Form("ours", "fp32")]
+
+
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(function: Any, *given: Any) -> Any:
+        if Form("plain", "fp32") in given:
+            raise torch.OutOfMemoryError("no")
+        return function(*given)
+
+    monkeypatch.setattr(bench, "in_own_process", apart)
+    monkeypatch.setattr(bench, "product_rate", lambda *_: 1e9)
+    monkeypatch.setattr(bench, "_problem", lambda _: Problem(small("esvit"), 1))
+    config = BenchStepConfig(batch=2, rounds=1, threads=1, device="cpu", precisions=("fp32",))
+    found = bench_step(config, quiet=True)
+    assert list(found.seconds) == [Form("ours", "fp32")]
+    assert "plain fp32: finds too little memory." in str(found)
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--recipe", "mae"], "plain step is that of esvit or dino on a Swin"),
-        (["--recipe", "dino"], "plain step is that of esvit or dino on a Swin"),
-        (["--against", "lightly"], "lightly's step is that of dino, or of mae on a ViT"),
+        (
+            ["--recipe", "mae", "--against", "plain"],
+            "plain has no step of mae on vit: it has",
+        ),
+        (["--recipe", "dino", "--against", "plain"], "plain has no step of dino on vit"),
+        (["--against", "lightly"], "lightly has no step of esvit on swin: it has dino, and mae on"),
         (["--against", "plain", "lightl"], "lightly"),
-        (["--recipe", "supervised"], "batches hold classes"),
         (["--precisions"], "precisions"),
         (["--growth", "true", "--precisions", "bf16", "fp32"], "one precision"),
         (["--batch", "0"], "batch"),

@@ -48,6 +48,17 @@ def test_a_run_says_what_it_compiled(run: Finished, tmp_path: Path, capsys: Says
     assert json.loads((out / STATE.replace("safetensors", "json")).read_text())["step"] == 4
 
 
+def test_what_is_given_as_a_run_goes_on_is_written_down(
+    run: Finished, tmp_path: Path, capsys: Says
+) -> None:
+    out = cut(run, tmp_path)
+    words = ("--train.recompute", "full", "--train.duration", "6st", "--allow", "train.duration")
+    went_on(capsys, "pretrain", "--out", out, "--resume", *words)
+    record = json.loads((out / "resolved.json").read_text())
+    assert record["config"]["train"]["recompute"] == "full"
+    assert record["origins"]["train.recompute"] == "given"
+
+
 def test_a_run_is_compiled_from_a_step_on(run: Finished, tmp_path: Path, capsys: Says) -> None:
     """It rounds otherwise, so it is to be allowed; a replay of it is not compiled, and says so."""
     out = cut(run, tmp_path)

@@ -44,7 +44,7 @@ def batch() -> ViewBatch:
 @pytest.mark.parametrize("name", ["esvit", "dino"])
 def test_plain_and_ours_train_alike(name: str) -> None:
     config, views = resolved(name), batch()
-    ours = OurStep(config)
+    ours = OurStep(build_method(config.method, config.backbone, config.train.seed), config)
     method = build_method(config.method, config.backbone, config.train.seed)
     assert isinstance(method, DINO)
     plain = PlainStep(method, config, Moment(AT, 1000, 0, 0))
@@ -68,7 +68,7 @@ def test_plain_and_ours_train_alike(name: str) -> None:
 
 def test_gradients_are_those_of_the_plain_step() -> None:
     config, views = resolved("esvit"), batch()
-    ours = OurStep(config)
+    ours = OurStep(build_method(config.method, config.backbone, config.train.seed), config)
     method = build_method(config.method, config.backbone, config.train.seed)
     assert isinstance(method, DINO)
     plain = PlainStep(method, config, Moment(AT, 1000, 0, 0))

@@ -217,3 +217,9 @@ def test_a_rehearsal_has_everything_in_motion(name: str) -> None:
         for start in ("region_start", "freeze_prototypes"):
             assert str(getattr(config.method, start, "0st")) == "0st"
         assert config.train.device == facts.device
+
+
+def test_too_few_images_are_told_before_anything_is_tried() -> None:
+    asked = replace_options(recipe("esvit"), {"train.batch": 64, "train.accumulate": "auto"})
+    with pytest.raises(ValueError, match="There are 40 images, fewer than one batch of 64"):
+        rehearsal(asked, replace(CPU, images=40, step=None))

@@ -12,7 +12,6 @@ from leanvit.config.bench import (
     BenchLossConfig,
     BenchStepConfig,
 )
-from leanvit.core.packages import missing
 
 
 class Report(Protocol):
@@ -43,7 +42,7 @@ def bench_all(config: BenchAllConfig, *, quiet: bool = False) -> Everything:
         "threads": config.threads,
         "device": config.device,
     }
-    others = ("lightly",) if config.lightly and not missing("lightly") else ()
+    others = ("auto",) if config.lightly else ()
     batch, many = config.batch, 4 * config.batch
     steps = {
         "EsViT step": BenchStepConfig(batch=batch, **shared),

@@ -5,13 +5,11 @@ Letters: B images.
 
 import ctypes
 import gc
-import time
 from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,15 +23,16 @@ from leanvit.bench.forward_report import (
     TIMM,
     Case,
     Failure,
-    Form,
     ForwardReport,
     Grown,
     Measured,
     Throughput,
 )
-from leanvit.bench.machine import device_named, in_own_process
+from leanvit.bench.machine import device_named, in_own_process, on_this_machine
+from leanvit.bench.tables import Form
+from leanvit.bench.turns import in_turn, seconds_of
 from leanvit.bench.twins import Ours, Twin, has_twin, require_equal
-from leanvit.config import BackboneConfig, SwinConfig, named_backbone, replace_options
+from leanvit.config import BackboneConfig, SwinConfig, named_backbone
 from leanvit.config.bench import BenchForwardConfig
 from leanvit.core.compiling import BACKEND, NOT_COMPILED, compiling, reason
 from leanvit.core.console import say, track
@@ -48,8 +47,6 @@ SIDE = 224
 GROWING: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"batch": (1, 2, 4, 8, 16), "window": (7, 14), "image": (96, 160, 224, 320, 448)}
 )
-
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +85,17 @@ class Task:
 
     def step(self) -> float:
         """Do it once; return the seconds that took."""
-        self._wait()
-        start = time.perf_counter()
+        seconds = seconds_of(self._once, self.device)
+        self.network.zero_grad(set_to_none=True)
+        return seconds
+
+    def _once(self) -> None:
         with torch.set_grad_enabled(self.training), autocast(self.precision, self.device):
             found = self.network(self.views)
         if self.training:
             # a sum alone would have none: the final norm undoes it
             self.gradients = self.gradients or [_noise(*part.shape).to(part) for part in found]
             torch.autograd.backward(found, self.gradients)
-        self._wait()
-        seconds = time.perf_counter() - start
-        self.network.zero_grad(set_to_none=True)
-        return seconds
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def _noise(*shape: int) -> Tensor:
@@ -118,10 +110,7 @@ def bench_forward(config: BenchForwardConfig, *, quiet: bool = False) -> Forward
     """
     require_alone("bench")
     named = {name: _sizes_of(name) for name in config.backbones}
-    device = device_named(config.device)
-    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
-    torch.set_num_threads(threads)
-    config = replace_options(config, {"device": device, "threads": threads})
+    config = on_this_machine(config)
     report = ForwardReport(config, alone=[n for n, b in named.items() if not has_twin(b)])
     compared = {} if config.growth or config.throughput else named
     with compiling():
@@ -180,7 +169,7 @@ def _measure(report: ForwardReport, case: Case, problem: Problem, quiet: bool) -
         say(f"{case}: 1 + {config.rounds} rounds of {len(forms)} forms, then memory")
     torch.compiler.reset()  # what was compiled before would be looked through at every call
     tasks = {form: Task(problem, form, config) for form in forms}
-    seconds, failed = _in_turn(tasks, config.rounds, f"time of {case}", quiet)
+    seconds, failed = in_turn(tasks, config.rounds, f"time of {case}", quiet)
     report.failed.extend(Failure(case, form, *why) for form, why in failed.items())
     for form in track(seconds, f"memory of {case}", len(seconds), quiet=quiet):
         try:
@@ -197,28 +186,6 @@ def _require_equal(name: str, problem: Problem, config: BenchForwardConfig) -> N
     device, side = device_named(config.device), problem.config.image_size
     ours, twin = (problem.build(Form(who, "fp32"), device) for who in (OURS, TIMM))
     require_equal(name, ours, twin, _noise(2, 3, side, side).to(device))
-
-
-def _in_turn(
-    tasks: Mapping[K, Task], rounds: int, text: str, quiet: bool
-) -> tuple[dict[K, list[float]], dict[K, tuple[str, str]]]:
-    """Return the seconds of each task in every round, of which the first does not count.
-
-    And of those that could not be done, what is to be said and why.
-    """
-    seconds: dict[K, list[float]] = {key: [] for key in tasks}
-    failed: dict[K, tuple[str, str]] = {}
-    turns = [key for _ in range(rounds + 1) for key in tasks]
-    for key in track(turns, text, len(turns), quiet=quiet):
-        if key in failed:
-            continue
-        try:
-            seconds[key].append(tasks[key].step())
-        except NOT_COMPILED as error:
-            failed[key] = "torch cannot compile it here", reason(error)
-        except torch.OutOfMemoryError as error:
-            failed[key] = "finds too little memory", reason(error)
-    return {key: found[1:] for key, found in seconds.items() if key not in failed}, failed
 
 
 def _peak(problem: Problem, form: Form, config: BenchForwardConfig) -> int:
@@ -247,7 +214,7 @@ def _grow(report: ForwardReport, name: str, backbone: BackboneConfig, quiet: boo
     if not quiet:
         say(f"{name}: growth, 1 + {config.rounds} rounds of {len(problems)}, then memory")
     tasks = {key: Task(problem, form, config) for key, problem in problems.items()}
-    seconds, failed = _in_turn(tasks, config.rounds, f"growth of {name}", quiet)
+    seconds, failed = in_turn(tasks, config.rounds, f"growth of {name}", quiet)
     for (what, value), why in failed.items():
         report.failed.append(Failure(Case(name, f"{what} {value}", True), form, *why))
     for (what, value), found in seconds.items():
@@ -268,7 +235,7 @@ def _throughput(report: ForwardReport, quiet: bool) -> None:
             )
         form, sizes = Form(OURS, precision), ((config.throughput_batch, SIDE),)
         tasks = {name: Task(Problem(_sizes_of(name), sizes), form, config) for name in names}
-        seconds, failed = _in_turn(tasks, config.rounds, f"throughput {precision}", quiet)
+        seconds, failed = in_turn(tasks, config.rounds, f"throughput {precision}", quiet)
         for name, why in failed.items():
             report.failed.append(Failure(Case(name, "throughput", False), form, *why))
         report.throughput.extend(

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 
 from leanvit.bench.machine import machine
-from leanvit.bench.tables import DISTURBED, differ, markdown
+from leanvit.bench.tables import DISTURBED, Form, differ, markdown
 from leanvit.config.bench import BenchForwardConfig
 
 OURS, TIMM = "ours", "timm"
@@ -59,18 +59,6 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.backbone}, {self.what}, {self.steps}"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """Whose network, and how it runs."""
-
-    name: str
-    precision: str
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.precision}{' compiled' if self.compiled else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from leanvit.bench.baselines import materialized, official
-from leanvit.bench.machine import device_named, in_own_process, machine
+from leanvit.bench.machine import in_own_process, machine, on_this_machine
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
 from leanvit.config.resolve import MANY_ROWS
@@ -142,12 +142,9 @@ def contenders(device: str) -> list[Contender]:
 def bench_loss(config: BenchLossConfig, *, quiet: bool = False) -> "LossReport":
     """Measure times in turn, and the extra memory of each in a process of its own."""
     require_alone("bench")
-    device = device_named(config.device)
-    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
-    torch.set_num_threads(threads)
-    config = replace_options(config, {"device": device, "threads": threads})
+    config = on_this_machine(config)
     report = LossReport(config, _rates(config), {}, {}, {}, {})
-    every = contenders(device)
+    every = contenders(config.device)
     for batch in config.batches:
         if not quiet:
             say(f"batch {batch}: {config.rounds + 1} rounds of {len(every)} forms, then memory")

@@ -11,7 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from leanvit.config import replace_options
+from leanvit.config.bench import BenchForwardConfig, BenchLossConfig, BenchStepConfig
+
 T = TypeVar("T")
+C = TypeVar("C", BenchLossConfig, BenchForwardConfig, BenchStepConfig)
 
 
 def device_named(name: str) -> str:
@@ -24,6 +28,17 @@ def device_named(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return name
+
+
+def on_this_machine(config: C) -> C:
+    """Return the configuration of a bench with its device and threads decided; take the threads.
+
+    Raises ValueError for cuda where there is none.
+    """
+    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
+    torch.set_num_threads(threads)
+    device = device_named(config.device)
+    return replace_options(config, {"device": device, "threads": threads})
 
 
 def machine(device: str) -> dict[str, Any]:

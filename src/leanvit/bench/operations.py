@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from leanvit.kernels.prototype_sweeps import FLASH
 
 FREE = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 """They allocate, and compute nothing; views are free as well."""
@@ -47,21 +53,14 @@ def count_operations(step: Callable[[], object]) -> Operations:
     return found
 
 
-def window_flops(qkv: Any, fill: Any, biases: Any, *rest: Any, **_: Any) -> int:
-    """Return the operations of attention in chunks of windows: two products."""
-    return _attended(qkv, biases, rest[-1], 2)
+def attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """Return the operations of torch's attention on the CPU."""
+    return int(sdpa_flop_count(q, k, v))
 
 
-def window_gradient_flops(gradient: Any, qkv: Any, fill: Any, *rest: Any, **_: Any) -> int:
-    """Return the operations of its gradients: logits once more, and four products."""
-    return _attended(qkv, rest[0], rest[-1], 5)
-
-
-def _attended(qkv: Any, biases: Any, sizes: list[int], products: int) -> int:
-    """Of qkv [N, 3C] and biases [H, ...]; sizes: windows, n and m of each run."""
-    runs = zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)
-    width = qkv[1] // 3  # all heads together
-    return sum(2 * products * windows * n * m * width for windows, n, m in runs)
+def attention_gradient_flops(out: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """Return the operations of its gradients."""
+    return int(sdpa_backward_flop_count(out, q, k, v))
 
 
 def linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
@@ -77,8 +76,8 @@ def sum_flops(_: Any, left: Any, right: Any, **__: Any) -> int:
 def count_flops(step: Callable[[], object]) -> int:
     """Return the floating-point operations of the matrix products of a step on the CPU."""
     mapping = {
-        torch.ops.leanvit.window_chunks: window_flops,
-        torch.ops.leanvit.window_chunks_backward: window_gradient_flops,
+        getattr(torch.ops.aten, FLASH): attention_flops,
+        getattr(torch.ops.aten, f"{FLASH}_backward"): attention_gradient_flops,
         torch.ops.aten.addmm_: sum_flops,
         torch.ops.mkldnn._linear_pointwise: linear_flops,
     }

@@ -1,31 +1,28 @@
-"""`leanvit bench step`: whole training steps, ours beside the published one and lightly's.
-
-Letters: V_g views of one size, B images, S side in pixels.
-"""
+"""`leanvit bench step`: whole training steps, ours beside the published one and lightly's."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from leanvit.bench.lightly_step import LightlyDINO, LightlyMAE
-from leanvit.bench.machine import device_named, in_own_process, product_rate
+from leanvit.bench.machine import in_own_process, on_this_machine, product_rate
 from leanvit.bench.operations import count_flops, count_operations
 from leanvit.bench.plain_step import PlainStep
-from leanvit.bench.step_report import Alone, Form, Grown, StepReport
+from leanvit.bench.step_report import Alone, Grown, StepReport
+from leanvit.bench.tables import Form
+from leanvit.bench.turns import in_turn, seconds_of
 from leanvit.bench.twins import has_twin
 from leanvit.config import (
     DinoConfig,
     MaeConfig,
-    MethodConfig,
-    MocoV3Config,
     RunConfig,
-    SimMIMConfig,
     SwinConfig,
+    ViTConfig,
     compose,
     replace_options,
     resolve,
@@ -37,18 +34,26 @@ from leanvit.core.distributed import require_alone
 from leanvit.core.memory import peak_bytes
 from leanvit.core.packages import missing
 from leanvit.core.precision import PRECISIONS
-from leanvit.core.random import generator
 from leanvit.data.batch import ViewBatch
-from leanvit.data.views import ViewSpec, multi_crop, single_crop, two_views
-from leanvit.methods.base import Moment
+from leanvit.methods.base import Method, Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
 from leanvit.recipes import recipe
 from leanvit.train.facts import machine_facts
 from leanvit.train.state import TrainState
+from leanvit.train.trial import noise_views
 
+OURS, PLAIN = "ours", "plain"
+TIMM, OWN = "lightly, timm", "lightly, our backbone"
+"""Forms."""
+HAS: Mapping[str, str] = MappingProxyType(
+    {"plain": "esvit and dino on a Swin", "lightly": "dino, and mae on a ViT"}
+)
+"""What opponents have."""
 AT, RUN = 100, 1000
 """The step that is measured lies here: behind warm-ups and freezing, before the end."""
+CLASSES = 10
+"""Of the images, where a method learns such."""
 GROWING: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "batch": (1, 2, 4, 8),
@@ -69,8 +74,7 @@ class Step(Protocol):
 class OurStep:
     """The loop's own step."""
 
-    def __init__(self, config: RunConfig) -> None:
-        method = build_method(config.method, config.backbone, config.train.seed)
+    def __init__(self, method: Method, config: RunConfig) -> None:
         self.state = TrainState(method, config, epoch_steps=RUN)
         self.state.step = AT
 
@@ -86,83 +90,48 @@ class Problem:
     """What is trained, on what."""
 
     config: RunConfig
-    """Resolved, but for its precision."""
+    """As it was asked, but for its precision."""
     threads: int
 
     def configured(self, precision: str) -> RunConfig:
         """Return the resolved run in a precision."""
         asked = replace_options(self.config, {"train.precision": precision})
-        facts = replace(machine_facts(), images=settled(asked.train.batch) * RUN)
-        return resolve(asked, facts).config
-
-    def build(self, form: Form) -> Step:
-        """Return the step in a form, with the same weights in every one of them."""
-        config = self.configured(form.precision)
-        if form.name == "ours":
-            return OurStep(config)
-        method = build_method(config.method, config.backbone, config.train.seed)
-        at = Moment(AT, RUN, 0, config.train.seed)
-        if form.name == "plain":
-            assert isinstance(method, DINO)
-            return PlainStep(method, config, at)
-        backbone = method.learner() or method.encoder()
-        if isinstance(config.method, MaeConfig):
-            return LightlyMAE(backbone, config, at)
-        return LightlyDINO(backbone, config, at, twin="timm" in form.name)
-
-    def views(self) -> ViewBatch:
-        """Return views of random pixels."""
-        batch, device = settled(self.config.train.batch), self.config.train.device
-        draw = generator(0, "bench step")
-        groups = tuple(
-            torch.from_numpy(
-                draw.standard_normal((len(group), batch, 3, *[group[0].size] * 2), dtype=np.float32)
-            ).to(device)
-            for group in views_of(self.config.method).groups
-        )
-        return ViewBatch(groups, torch.arange(batch), torch.zeros(batch, dtype=torch.long))
-
-
-def views_of(method: MethodConfig) -> ViewSpec:
-    """Return the views that a method's batches hold. Raises ValueError where they are no crops."""
-    for kind, make in VIEWS.items():
-        if isinstance(method, kind):
-            spec: ViewSpec = make(method.views)  # type: ignore[attr-defined]
-            return spec
-    raise ValueError(
-        f"The step of {method.kind} is not measured: its batches hold classes. Name a recipe of "
-        f"another method, such as esvit, dino or mae."
-    )
-
-
-VIEWS: Mapping[type[MethodConfig], Callable[..., ViewSpec]] = MappingProxyType(
-    {
-        DinoConfig: multi_crop,
-        MaeConfig: single_crop,
-        SimMIMConfig: single_crop,
-        MocoV3Config: two_views,
-    }
-)
+        images = settled(asked.train.batch) * RUN
+        return resolve(asked, replace(machine_facts(), images=images, classes=CLASSES)).config
 
 
 class Task:
-    """A problem in one form, to be done again and again."""
+    """A problem in one form, to be done again and again on the same views of noise."""
 
     def __init__(self, problem: Problem, form: Form) -> None:
-        self._step, self._views = problem.build(form), problem.views()
-        self._cuda = problem.config.train.device == "cuda"
+        config = problem.configured(form.precision)
+        self.device = config.train.device
+        method = build_method(config.method, config.backbone, config.train.seed)
+        spec = method.views()
+        assert spec is not None
+        self.sizes = " + ".join(f"{len(group)}x{group[0].size}" for group in spec.groups)
+        self.views = noise_views(spec, settled(config.train.batch), CLASSES).to(
+            torch.device(self.device)
+        )
+        self.trained = _built(form, method, config)
 
     def step(self) -> float:
         """Do it once; return the seconds that took."""
-        self._wait()
-        start = time.perf_counter()
-        self._step.step(self._views)
-        self._wait()
-        return time.perf_counter() - start
+        return seconds_of(lambda: self.trained.step(self.views), self.device)
 
-    def _wait(self) -> None:
-        if self._cuda:
-            torch.cuda.synchronize()
+
+def _built(form: Form, method: Method, config: RunConfig) -> Step:
+    """Return the step in a form; its networks begin with the weights of the method."""
+    if form.name == OURS:
+        return OurStep(method, config)
+    at = Moment(AT, RUN, 0, config.train.seed)
+    if form.name == PLAIN:
+        assert isinstance(method, DINO)
+        return PlainStep(method, config, at)
+    backbone = method.learner() or method.encoder()
+    if isinstance(config.method, MaeConfig):
+        return LightlyMAE(backbone, config, at)
+    return LightlyDINO(backbone, config, at, twin=form.name == TIMM)
 
 
 def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
@@ -171,30 +140,27 @@ def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
     Raises ValueError for an opponent that has no such step.
     """
     require_alone("bench")
-    device = device_named(config.device)
-    threads = torch.get_num_threads() if config.threads == "auto" else config.threads
-    torch.set_num_threads(threads)
-    config = replace_options(config, {"device": device, "threads": threads})
+    config = on_this_machine(config)
     problem = _problem(config)
     forms = _forms(problem.config, config)
-    views = views_of(problem.config.method).groups
-    words = " + ".join(f"{len(group)}x{group[0].size}" for group in views)
-    report = StepReport(config, problem.config, words, in_own_process(_flops, problem))
+    sizes, flops = in_own_process(_needed, problem)
+    report = StepReport(config, problem.config, sizes, flops)
     for precision in config.precisions:
-        report.rates[precision] = product_rate(PRECISIONS[precision], device)
+        report.rates[precision] = product_rate(PRECISIONS[precision], problem.config.train.device)
     if config.growth:
         _grow(report, quiet)
         return report
     if not quiet:
         say(f"{len(forms)} forms, each alone, then in turn for 1 + {config.rounds} rounds")
     for form in track(forms, "memory, operations, first step", len(forms), quiet=quiet):
-        report.alone[form] = in_own_process(_alone, problem, form)
-    tasks = {form: Task(problem, form) for form in forms}
-    turns = [form for _ in range(config.rounds + 1) for form in forms]
-    seconds: dict[Form, list[float]] = {form: [] for form in forms}
-    for form in track(turns, "time", len(turns), quiet=quiet):
-        seconds[form].append(tasks[form].step())
-    report.seconds.update({form: found[1:] for form, found in seconds.items()})
+        try:
+            report.alone[form] = in_own_process(_alone, problem, form)
+        except (torch.OutOfMemoryError, BrokenProcessPool):
+            report.failed[form] = "finds too little memory"
+    tasks = {form: Task(problem, form) for form in report.alone}
+    seconds, failed = in_turn(tasks, config.rounds, "time", quiet)
+    report.seconds.update(seconds)
+    report.failed.update({form: said for form, (said, _) in failed.items()})
     return report
 
 
@@ -210,39 +176,39 @@ def _problem(config: BenchStepConfig) -> Problem:
     if isinstance(asked.method, DinoConfig):
         options["method.head.prototypes"] = config.prototypes
     asked = compose(asked, backbone=config.backbone, options=options)
-    views_of(asked.method)
     assert config.threads != "auto"
     return Problem(asked, config.threads)
 
 
 def _forms(asked: RunConfig, config: BenchStepConfig) -> list[Form]:
     """Return what is measured. Raises ValueError where an opponent has no such step."""
-    names = []
-    if "plain" in config.against:
-        if not (isinstance(asked.method, DinoConfig) and isinstance(asked.backbone, SwinConfig)):
-            views = isinstance(asked.method, DinoConfig)
-            other = "--backbone swin_tiny" if views else "--against lightly"
-            raise ValueError(
-                f"The plain step is that of esvit or dino on a Swin, not {asked.method.kind} on "
-                f"{asked.backbone.kind}: {other}, or --against without a word for ours alone."
-            )
-        names.append("plain")
-    if "lightly" in config.against:
-        names += _lightly_forms(asked)
-    return [Form(name, each) for each in config.precisions for name in (*names, "ours")]
+    method, backbone = asked.method, asked.backbone
+    there = {"plain": [PLAIN] if _is_published(asked) else [], "lightly": _of_lightly(asked)}
+    if "auto" in config.against:
+        names = there["plain"] + ([] if missing("lightly") else there["lightly"])
+    else:
+        for word in config.against:
+            if not there[word]:
+                raise ValueError(
+                    f"{word} has no step of {method.kind} on {backbone.kind}: it has {HAS[word]}. "
+                    f"Name another recipe or --backbone, or leave {word} out of --against."
+                )
+        if "lightly" in config.against and (why := missing("lightly")):
+            raise ValueError(f"{why}; pip install lightly, or leave lightly out of --against.")
+        names = [name for word in config.against for name in there[word]]
+    return [Form(name, each) for each in config.precisions for name in (*names, OURS)]
 
 
-def _lightly_forms(asked: RunConfig) -> list[str]:
-    if why := missing("lightly"):
-        raise ValueError(f"{why}; pip install lightly, or leave --against lightly out.")
+def _is_published(asked: RunConfig) -> bool:
+    return isinstance(asked.method, DinoConfig) and isinstance(asked.backbone, SwinConfig)
+
+
+def _of_lightly(asked: RunConfig) -> list[str]:
+    twin = [TIMM] if has_twin(asked.backbone) else []
     if type(asked.method) is DinoConfig:
-        return [*(["lightly, timm"] if has_twin(asked.backbone) else []), "lightly, our backbone"]
-    if type(asked.method) is MaeConfig and has_twin(asked.backbone):
-        return ["lightly, timm"]
-    raise ValueError(
-        f"lightly's step is that of dino, or of mae on a ViT, not {asked.method.kind} on "
-        f"{asked.backbone.kind}; leave it out of --against."
-    )
+        return [*twin, OWN]
+    on_vit = type(asked.method) is MaeConfig and isinstance(asked.backbone, ViTConfig)
+    return twin if on_vit else []
 
 
 def _alone(problem: Problem, form: Form) -> Alone:
@@ -258,18 +224,18 @@ def _alone(problem: Problem, form: Form) -> Alone:
     return Alone(memory, first, found.counts.total(), found.reads.total())
 
 
-def _flops(problem: Problem) -> int:
-    """Return the floating-point operations that our step needs for an image."""
+def _needed(problem: Problem) -> tuple[str, int]:
+    """Return the views of an image, and the operations of products that our step needs for it."""
     options = {"train.device": "cpu", "train.batch": 2}
     small = Problem(replace_options(problem.config, options), problem.threads)
     torch.set_num_threads(problem.threads)
-    task = Task(small, Form("ours", "fp32"))
-    return count_flops(task.step) // 2
+    task = Task(small, Form(OURS, "fp32"))
+    return task.sizes, count_flops(task.step) // 2
 
 
 def _grow(report: StepReport, quiet: bool) -> None:
     """Measure ours with one thing growing after the other."""
-    config, form = report.config, Form("ours", report.config.precisions[0])
+    config, form = report.config, Form(OURS, report.config.precisions[0])
     problems = {
         (what, value): problem
         for what, values in GROWING.items()

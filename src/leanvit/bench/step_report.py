@@ -7,21 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from leanvit.bench.machine import machine
-from leanvit.bench.tables import DISTURBED, differ, markdown
+from leanvit.bench.tables import DISTURBED, Form, differ, markdown
 from leanvit.config import RunConfig
 from leanvit.config.bench import BenchStepConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """Whose step, and in which precision."""
-
-    name: str
-    """ours, plain, or lightly on timm's network or on ours."""
-    precision: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.precision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +60,8 @@ class StepReport:
     """Of every round."""
     alone: dict[Form, Alone] = field(default_factory=dict)
     grown: list[Grown] = field(default_factory=list)
+    failed: dict[Form, str] = field(default_factory=dict)
+    """What could not be measured, and why."""
 
     def ratios(self, form: Form) -> dict[str, float]:
         """Return how many times faster ours is than each opponent, and its share of their memory.
@@ -137,6 +127,7 @@ class StepReport:
                 asdict(found) | {"median": median(found.seconds), "expected": self.expected(found)}
                 for found in self.grown
             ],
+            "failed": {str(form): why for form, why in self.failed.items()},
             "notes": self.notes(),
         }
 
@@ -153,7 +144,8 @@ class StepReport:
     def notes(self) -> list[str]:
         """Return what a reader must know."""
         every = [*self.seconds.values(), *(found.seconds for found in self.grown)]
-        return [DISTURBED] if differ(every) else []
+        failed = [f"{form}: {why}." for form, why in self.failed.items()]
+        return [*failed, *([DISTURBED] if differ(every) else [])]
 
     def __str__(self) -> str:
         heads = [

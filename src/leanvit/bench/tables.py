@@ -1,8 +1,21 @@
-"""How measured figures are printed."""
+"""How what is measured is called, and how its figures are printed."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 DISTURBED = "Rounds differ by more than twice: something else used the machine."
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Whose it is, and how it runs."""
+
+    name: str
+    precision: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}{' compiled' if self.compiled else ''}"
 
 
 def differ(every: Iterable[Sequence[float]]) -> bool:

@@ -115,7 +115,7 @@ class BenchForwardConfig:
                     raise unknown_name(what, word, known)
 
 
-OPPONENTS = ("plain", "lightly")
+OPPONENTS = ("auto", "plain", "lightly")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +126,8 @@ class BenchStepConfig:
     """Recipe whose step is measured; its views and sizes are the others' too."""
     backbone: str = ""
     """Name as in `leanvit backbones`; the recipe's where it is left out."""
-    against: tuple[str, ...] = ("plain",)
-    """plain (esvit, dino on a Swin), lightly (dino; mae on a ViT), both, or no word: ours alone."""
+    against: tuple[str, ...] = ("auto",)
+    """plain: esvit, dino on Swin; lightly: dino, mae on a ViT; auto: both; no word: ours alone."""
     batch: int = 4
     """Images at a time."""
     prototypes: int = 65_536

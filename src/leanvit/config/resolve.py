@@ -82,6 +82,8 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     All that starts late has started, and all that is frozen at first has thawed; its batch stands
     for none. Raises ValueError as `resolve` does.
     """
+    if config.train.batch != "auto":
+        _check_images(config, facts)  # which no trial would change
     config = replace_options(config, {"train.batch": MANY_ROWS, "train.accumulate": 1})
     for rule in (_device, _machine, _classes):
         decided = rule(config, facts)
@@ -127,7 +129,7 @@ def _precision(config: RunConfig, facts: Facts, device: str) -> tuple[str, str]:
     if device == "cpu" and facts.matrix_units:
         if config.backbone.width >= WIDE:
             return "bf16", "this CPU has matrix units, and the backbone is wide enough for them"
-        return "fp32", f"below {WIDE} channels the CPU's matrix units gain nothing"
+        return "fp32", f"below {WIDE} channels bf16 may be slower on this CPU"
     return "fp32", f"fp32 on this {device}"
 
 

@@ -167,7 +167,9 @@ def go_on(past: Past, asked: RunConfig, changes: Sequence[Change], facts: Facts)
     kept = dict(leaves(to_dict(past.resolved.config)))
     wanted = with_free(replace_options(past.asked, new), asked)
     became = {n: kept[n] for n, v in leaves(to_dict(wanted)) if v == "auto" and n not in new}
-    resolved = resolve(replace_options(wanted, became), facts, given=tuple(new))
+    before, then = (dict(leaves(to_dict(config))) for config in (past.asked, wanted))
+    freely = [name for name in FREE if then[name] != before[name]]
+    resolved = resolve(replace_options(wanted, became), facts, given=(*new, *freely))
     same = {name for name, value in leaves(to_dict(resolved.config)) if value == kept[name]}
     origins = {n: o for n, o in past.resolved.origins.items() if n in same}
     return Past(wanted, Resolved(resolved.config, {**resolved.origins, **origins}), past.record)

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from leanvit.core.precision import full, operands
 from leanvit.kernels.branches import Layers, added, chunk_size, parameters
-from leanvit.kernels.chunk_products import attention_gradients, attention_weights, chunk_length
+from leanvit.kernels.chunk_products import chunk_length
 from leanvit.kernels.linear import product_dtype
-from leanvit.kernels.window_chunks import by_head, queries, write
+from leanvit.kernels.window_chunks import attend_again, attend_windows, write
 from leanvit.kernels.windows import KernelTables
 
 
@@ -101,8 +100,8 @@ class _Branch(torch.autograd.Function):
                 entered, attended = layers.entered(rows), torch.empty_like(rows)
                 kept += [entered] if keep else []
                 for piece in pieces:
-                    own = piece.of(biases)
-                    _attend(entered[piece.rows], layers.enter_bias, own, attended[piece.rows])
+                    place, own = piece.rows, piece.of(biases)
+                    attend_windows(entered[place], layers.enter_bias, own, attended[place])
                 out.index_copy_(0, tokens, layers.left(attended))
         ctx.save_for_backward(x, biases, *kept)
         return out
@@ -122,55 +121,14 @@ class _Branch(torch.autograd.Function):
                 to_attended = given @ layers.leave
                 attended, to_entered = torch.empty_like(given), torch.empty_like(entered)
                 for piece in pieces:
-                    rows = piece.rows
-                    sides = entered[rows], to_attended[rows]
-                    found = _attention(piece, *sides, layers.enter_bias, biases, to_biases, to_fill)
-                    write(attended[rows], found[:1], len(biases))
-                    write(to_entered[rows], found[1:], len(biases))
+                    place, bias = piece.rows, piece.of(biases)
+                    weights, v = attend_again(
+                        *(entered[place], layers.enter_bias, bias, piece.masked),
+                        *(to_attended[place], to_entered[place], piece.of(to_biases), to_fill),
+                    )
+                    write(attended[place], [torch.bmm(weights, v)], len(bias))
                 to_own, of_entering = layers.gradients(own, normed, to_entered)
                 to_x.index_copy_(0, tokens, to_own)
                 sums = added(sums, [*of_entering, given.T @ attended], ctx.kind)
         sums[3] += to_fill.to(ctx.kind)
         return to_x, None, None, None, to_biases, *sums, gradient.sum(0, dtype=ctx.kind)
-
-
-def _attend(entered: Tensor, fill: Tensor, bias: Tensor, out: Tensor) -> None:
-    """Attend by torch's operator, which needs no copy of queries, keys and values [w * n, 3C]."""
-    heads, n, m = bias.shape
-    q, k, v = entered.view(-1, n, 3, heads, out.shape[1] // heads).permute(2, 0, 3, 1, 4)
-    if m > n:
-        _, key, value = fill.view(3, 1, heads, 1, -1).expand(-1, len(q), -1, -1, -1)
-        k, v = torch.cat([k, key], 2), torch.cat([v, value], 2)
-    found = functional.scaled_dot_product_attention(q, k, v, bias[None])
-    out.view(-1, n, heads, q.shape[-1]).copy_(found.transpose(1, 2))
-
-
-def _attention(
-    piece: Piece,
-    entered: Tensor,
-    to_attended: Tensor,
-    fill: Tensor,
-    biases: Tensor,
-    to_biases: Tensor,
-    to_fill: Tensor,
-) -> list[Tensor]:
-    """Attend again; return the output and the gradients of q, k and v [w * H, n or m, d].
-
-    Adds to the gradients of biases [H, all n * m] and fill [3C]. Masked pairs have some e^-100,
-    below fp32's normal numbers, with which products take up to a hundred times as long on Intel's
-    CPUs; they are 0 here, which moves no result by more than 1e-37.
-    """
-    bias, to_bias = piece.of(biases), piece.of(to_biases)
-    heads, (n, m) = len(bias), piece.shape
-    q, k, v = queries(entered, fill, bias)
-    scale = q.shape[-1] ** -0.5
-    weights = attention_weights(q, k, bias, scale)
-    if piece.masked:
-        functional.threshold(weights, torch.finfo(weights.dtype).tiny, 0.0, inplace=True)
-    (out,) = by_head(to_attended, heads, n, 1)
-    to_logits, *found = attention_gradients(out, q, k, v, weights, scale)
-    to_bias += to_logits.view(-1, *bias.shape).sum(0)
-    if m > n:
-        last = torch.stack([each[:, n] for each in found[1:]])
-        to_fill.view(3, heads, -1)[1:] += last.unflatten(1, (-1, heads)).sum(1)
-    return [torch.bmm(weights, v), *found]
