@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leanvit.backbones.base import Packed
+from leanvit.backbones.catalogue import build_backbone
 from leanvit.backbones.layers import LayerNorm, Mlp, mlp_of
 from leanvit.backbones.swin import SwinBlock
-from leanvit.config import SwinConfig
+from leanvit.config import BackboneConfig, SwinConfig, ViTConfig
 from leanvit.kernels import branches, linear
 from leanvit.kernels.branches import fits
 from leanvit.kernels.window_branch import chunks
 from leanvit.kernels.windows import window_layout
-from tests.tiny import noise
+from tests.tiny import SWIN, noise
 
 CONFIG = SwinConfig(image_size=32, patch=4, dim=12, depths=(2,), heads=(3,), window=4)
 NOTHING = Packed(torch.zeros(0), ())
@@ -217,3 +218,27 @@ def test_nothing_but_the_input_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         out, _ = block.attend(packed, False)
     of_tokens = {x.data_ptr() for x in kept if len(x) == len(packed.x)}
     assert of_tokens == {packed.x.data_ptr()} and out.requires_grad
+
+
+# Listening
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("config", [SWIN, SwinConfig(), ViTConfig()], ids=["small", "Swin-T", "ViT"])
+def test_who_listens_sees_the_same_numbers(config: BackboneConfig, dtype: torch.dtype) -> None:
+    """Hooks turn chunks off; `leanvit replay` listens, and does a step again to the last bit."""
+    network = build_backbone(config)
+    for parameter in network.parameters():
+        parameter.data.add_(noise(*parameter.shape) * 0.02)
+    side = config.image_size
+    views = [noise(2, 3, side, side), noise(3, 3, side // 2 + 16, side // 2 + 16)]
+    found = []
+    for listens in (False, True):
+        if listens:
+            for module in network.modules():
+                module.register_forward_hook(lambda *_: None)
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            found.append(network(views))
+    for alone, heard in zip(*found, strict=True):
+        assert alone.pooled.equal(heard.pooled) and alone.grid.equal(heard.grid)

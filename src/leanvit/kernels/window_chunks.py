@@ -136,7 +136,7 @@ def _attend(
 ) -> Tensor:
     """biases: [H, all n * m], those of all runs; sizes: windows, n, m and masked of each run."""
     out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    with torch.autocast("cpu", enabled=False):
+    with operands(qkv.dtype), torch.autocast("cpu", enabled=False):
         for part, _, (bias,) in _chunks(sizes, biases):
             attend_windows(qkv.index_select(0, tokens[part]), fill, bias, out[part])
     return out.index_select(0, places)
