@@ -225,7 +225,7 @@ def test_nothing_but_the_input_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("config", [SWIN, SwinConfig(), ViTConfig()], ids=["small", "Swin-T", "ViT"])
+@pytest.mark.parametrize("config", [SWIN, SwinConfig(), ViTConfig()], ids=["4", "Swin-T", "ViT"])
 def test_who_listens_sees_the_same_numbers(config: BackboneConfig, dtype: torch.dtype) -> None:
     """Hooks turn chunks off; `leanvit replay` listens, and does a step again to the last bit."""
     network = build_backbone(config)
