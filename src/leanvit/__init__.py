@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from leanvit.evaluation.embedding import embed
     from leanvit.evaluation.evaluate import evaluate
     from leanvit.preflight import check
+    from leanvit.pretraining import pretrain
     from leanvit.replaying import replay
-    from leanvit.run import pretrain
     from leanvit.weights.converting import convert
     from leanvit.weights.loading import load_backbone
 
@@ -31,7 +31,7 @@ _PUBLIC = {
     "evaluate": "leanvit.evaluation.evaluate",
     "list_backbones": "leanvit.backbones.catalogue",
     "load_backbone": "leanvit.weights.loading",
-    "pretrain": "leanvit.run",
+    "pretrain": "leanvit.pretraining",
     "replay": "leanvit.replaying",
 }
 

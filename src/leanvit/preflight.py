@@ -3,7 +3,6 @@
 import json
 import resource
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,10 +23,9 @@ from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
+from leanvit.measuring import measured_facts, timed_steps
 from leanvit.request import compose_request, open_images
 from leanvit.run import LESS_MEMORY, Run
-from leanvit.train.facts import gather_facts
-from leanvit.train.fitting import with_memory
 from leanvit.train.terminal import spoken
 
 STEPS = 3
@@ -128,7 +126,7 @@ def check(
     asked = compose_request(recipe, None, name, backbone, optimizer, dict(options or {}))
     source = open_images(asked, data)
     _require_no_run(folder, asked.data.source)
-    resolved = resolve(asked, with_memory(asked, gather_facts(source), source, quiet=quiet))
+    resolved = resolve(asked, measured_facts(asked, source, quiet=quiet))
     run = Run(resolved, source, folder, quiet=True)
     run.initialize()
     _make(folder)
@@ -225,30 +223,17 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
 @shortage_named(LESS_MEMORY)
 def _measure(run: Run, folder: Path) -> tuple[float, float]:
     """Do four steps; return the middle time of the last three and the most memory held, in GiB."""
-    state, config = run.state, run.config
-    # processes read ahead by two batches each, so that steps and reading share the cores
-    steps = min(1 + STEPS, state.run)
-    batches = run.load(0, steps + 2 * run.workers)
-    parts, times = settled(config.train.accumulate), list[float]()
-    began = time.perf_counter()
-    for number, batch in enumerate(batches):
-        if number == 0:
+    state, config, taken = run.state, run.config, list[float]()
+    for batch, seconds in timed_steps(run, min(1 + STEPS, state.run)):
+        state.require_sound()
+        if not taken:
             view_grid(batch.groups, config.data.mean, config.data.std, folder / VIEWS)
-            began = time.perf_counter()
-        at = state.begin_step()
-        for micro in batch.split(parts):
-            state.backward(micro, at, parts)
-        state.update(at)
-        state.require_sound()  # reads a number back, so the step is over
-        times.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        if number + 1 == steps:
-            break
+        taken.append(seconds)
     if state.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(state.device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.median(times[1:] or times), memory / 2**30
+    return statistics.median(taken[1:] or taken), memory / 2**30
 
 
 def _too_many(run: Run, unreadable: Sequence[Unreadable]) -> bool:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from leanvit.config import (
+    Facts,
     Resolved,
     RunConfig,
     compose,
     replace_options,
     resolve,
+    times,
     to_dict,
 )
 from leanvit.config.convert import leaves
@@ -18,8 +20,6 @@ from leanvit.data.sources import Source, open_source
 from leanvit.data.subsets import draw_subset
 from leanvit.folder import require_same_images
 from leanvit.recipes import recipe as recipe_named
-from leanvit.train.facts import gather_facts
-from leanvit.train.fitting import with_memory
 from leanvit.train.start import initial_weights
 
 
@@ -88,24 +88,26 @@ def require_one_way(resume: bool, autoresume: bool, overwrite: bool, allowing: b
         raise ValueError("--allow is for a run that goes on: add --resume or --autoresume.")
 
 
-def _as_chosen(past: Past, asked: RunConfig, changed: Collection[str]) -> RunConfig:
-    """Return what is asked with the batch that a run chose, so that nothing is measured again."""
+def as_chosen(past: Past, asked: RunConfig, changed: Collection[str]) -> RunConfig:
+    """Return what is asked with what a run measured first, so that nothing is measured again.
+
+    That is a batch, and how many steps are a time; changed: options that are asked anew.
+    """
     was, now = (dict(leaves(to_dict(config))) for config in (past.resolved.config, asked))
     open_still = {"train.batch", "train.accumulate"} - {*changed}
-    return replace_options(asked, {name: was[name] for name in open_still if now[name] == "auto"})
+    chosen = {name for name in open_still if now[name] == "auto"} | (times(asked) - {*changed})
+    return replace_options(asked, {name: was[name] for name in chosen})
 
 
 def continued(
-    past: Past, asked: RunConfig, changes: Sequence[Change], source: Source
+    past: Past, asked: RunConfig, changes: Sequence[Change], source: Source, facts: Facts
 ) -> tuple[Past, Resolved]:
     """Return what a run is asked from now on, as it is written down, and what runs.
 
-    The latter has what changes no number as it is now. Raises ValueError if the images are others,
-    or if the changes contradict the rest or this machine.
+    asked: as `as_chosen` returned it. The latter has what changes no number as it is now. Raises
+    ValueError if the images are others, or if the changes contradict the rest or this machine.
     """
     require_same_images(past.record["images"], source)
-    asked = _as_chosen(past, asked, {change.name for change in changes})
-    facts = with_memory(asked, gather_facts(source), source)
     now = go_on(past, asked, changes, facts) if changes else past
     config = with_free(now.resolved.config, resolve(asked, facts).config)
     if config.train.device == "cuda" != facts.device:

@@ -149,6 +149,7 @@ def test_a_killed_process_restarts_all_and_changes_nothing(
         assert all(ours[key].equal(theirs[key]) for key in ours)
 
 
+@pytest.mark.long
 def test_processes_choose_one_batch(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "auto")
     assert found.returncode == 0, found.stderr

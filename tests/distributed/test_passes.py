@@ -57,6 +57,7 @@ def differences() -> dict[str, tuple[bool, float]]:
     return found
 
 
+@pytest.mark.long
 def test_two_processes_find_the_same() -> None:
     """Statistics of batch norm are shared once more in the backward pass, and move once."""
     both = in_processes(2, differences)

@@ -32,6 +32,7 @@ def found() -> dict[str, object]:
     return result
 
 
+@pytest.mark.long
 def test_json_has_the_ratios_and_all_that_they_come_from(found: dict[str, object]) -> None:
     assert found.keys() >= KEYS and found["batch"] == 2
     batches = found["batches"]

@@ -84,6 +84,7 @@ def measured(photos: Path, asked: RunConfig = SMALL, facts: Facts = FACTS) -> Fa
 # Trials
 
 
+@pytest.mark.long
 def test_a_larger_step_takes_what_was_foretold(photos: Path) -> None:
     """At most a tenth more, or a fifth in parts, whose heap has holes; 8 and 2 images foretell 32.
 

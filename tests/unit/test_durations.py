@@ -23,7 +23,8 @@ def refusal(text: str) -> "re.Pattern[str]":
 def test_a_word_is_a_duration() -> None:
     words = ["10ep", "1e2ep", " 3.3 % ", "1e6img", "1E+3img", "0st", "0.5ep"]
     amounts = [(10, "ep"), (100, "ep"), (3.3, "%"), (1e6, "img"), (1000, "img"), (0, "st")]
-    expected = [Duration(*pair) for pair in [*amounts, (0.5, "ep")]]
+    words, amounts = [*words, "30m", "1.5 h"], [*amounts, (0.5, "ep"), (30, "m"), (1.5, "h")]
+    expected = [Duration(*pair) for pair in amounts]
     assert [Duration.parse(word) for word in words] == expected
 
 
@@ -37,8 +38,8 @@ def test_another_word_is_no_duration(word: str) -> None:
 
 
 def test_a_duration_refuses_what_is_no_length() -> None:
-    with pytest.raises(ValueError, match="Unknown unit 'h' of a duration; known: ep, st, %, img"):
-        Duration(1, "h")
+    with pytest.raises(ValueError, match="Unknown unit 'd' of a duration; known: ep, st, %, img"):
+        Duration(1, "d")
     with pytest.raises(ValueError, match="at most 100%, not 101%"):
         Duration(101, "%")
     for amount in (-1, math.inf, math.nan):
@@ -70,6 +71,16 @@ def test_a_duration_in_steps_is_rounded_to_the_nearest() -> None:
     counts = [Duration.parse(word).steps(epoch=100, batch=64, run=1000) for word in words.split()]
     assert counts == [300, 50, 0, 1, 2000, 2, 3, 50, 1, 2, 1000, 15625, 1, 2, 0]
     assert {type(count) for count in counts} == {int}
+
+
+def test_a_time_is_as_many_steps_as_take_so_long() -> None:
+    counts = [
+        Duration.parse(word).steps(epoch=100, batch=64, run=1000, seconds=0.25)
+        for word in ("30m", "1.5h", "0.001m", "0m")
+    ]
+    assert counts == [7200, 21600, 0, 0]
+    with pytest.raises(ValueError, match=refusal("How many steps are 30m hangs on what a step")):
+        Duration(30, "m").steps(epoch=100, batch=64)
 
 
 @pytest.mark.parametrize("batch", [3, 7, 49, 64, 4096])

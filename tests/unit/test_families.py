@@ -117,10 +117,10 @@ COMPILED = {
 }
 """Networks, and whether their blocks are compiled one by one."""
 COMPILING = [
-    pytest.param(*case, marks=pytest.mark.long if name[:3] in ("cvt", "vil") else ())
+    pytest.param(*case, marks=() if name in ("vit, whole", "swin, blocks") else pytest.mark.long)
     for name, case in COMPILED.items()
 ]
-"""Two families take half a minute to compile."""
+"""Some take half a minute to compile."""
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch about its own tracing

@@ -7,7 +7,7 @@ from typing import Any
 
 from leanvit.commands.words import add_common
 from leanvit.config import BACKBONES, RunConfig, compose, load_config
-from leanvit.config.convert import KINDS
+from leanvit.config.convert import KINDS, replace_options
 from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -50,7 +50,7 @@ def pretrain(arguments: list[str]) -> int:
         raise ValueError("Name a folder for the results: --out FOLDER.")
     from leanvit.core.distributed import rank
     from leanvit.folder import SUMMARY
-    from leanvit.run import pretrain as run
+    from leanvit.pretraining import pretrain as run
 
     backbone = run(
         load_config(Path(names.config)) if names.config else names.recipe,
@@ -143,7 +143,8 @@ def _run_parser(command: str, text: str, *, out: str) -> Parser:
         f"{'--out DIR' if command == 'pretrain' else '[--out DIR]'} [options]",
         description=f"{text} RECIPE is one of {', '.join(RECIPES)}.",
         epilog="Durations are words: 10ep (epochs), 2000st (steps), 1e6img (images), 5% (of the "
-        "run). --help shows the options that people change, --help-all all of them.",
+        "run), 30m and 2h (as many steps as take so long). --help shows the options that people "
+        "change, --help-all all of them.",
         allow_abbrev=False,
         add_help=False,
     )
@@ -156,6 +157,9 @@ def _run_parser(command: str, text: str, *, out: str) -> Parser:
         "--backbone", default="", help="timm:NAME or one of " + ", ".join(BACKBONES)
     )
     parser.add_argument("--optimizer", default="", help="one of " + ", ".join(KINDS[OptimConfig]))
+    parser.add_argument(
+        "--budget", default="", help="time for all steps, such as 30m or 2h: a train.duration"
+    )
     parser.add_argument(
         "--config", help="config.json or resolved.json of a run, in place of RECIPE"
     )
@@ -182,7 +186,20 @@ def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[
         add_options(parser, config, shown=known)
         print(f"{parser.format_help()}\nDefaults are those of the recipe, here {config.recipe}.")
         return None
-    return names, parse_options(config, rest)
+    options = parse_options(config, rest)
+    return names, {**options, **_budget(names.budget, config, options)}
+
+
+def _budget(budget: str, config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the length that a budget stands for."""
+    if not budget:
+        return {}
+    if "train.duration" in options:
+        raise ValueError("--budget and --train.duration both say how long a run is: give one.")
+    option = {"train.duration": budget}
+    if not replace_options(config, option).train.duration.timed:
+        raise ValueError(f"A budget is a time, such as 30m or 2h, not {budget!r}.")
+    return option
 
 
 def _named_config(names: Namespace) -> RunConfig:

@@ -34,7 +34,14 @@ from leanvit.config.methods import (
     SupervisedConfig,
 )
 from leanvit.config.names import look_up, unknown_name
-from leanvit.config.resolve import Resolved, epoch_steps, rehearsal, resolve
+from leanvit.config.resolve import (
+    Resolved,
+    at_once,
+    epoch_steps,
+    rehearsal,
+    resolve,
+    times,
+)
 from leanvit.config.run import (
     AdamWConfig,
     DataConfig,
@@ -92,6 +99,7 @@ __all__ = [
     "ViLConfig",
     "ViTConfig",
     "WatchConfig",
+    "at_once",
     "compose",
     "constant",
     "epoch_steps",
@@ -104,6 +112,7 @@ __all__ = [
     "resolve",
     "settled",
     "steps",
+    "times",
     "to_dict",
     "unknown_name",
 ]

@@ -72,3 +72,5 @@ class Facts:
     """Bytes that are free to each process where it trains; looked up if a batch hangs on it."""
     step: StepMemory | None = None
     """What a step takes of it; measured if a batch hangs on it."""
+    seconds: float = 0.0
+    """Of a step, waiting for data included; measured if a duration is a time."""

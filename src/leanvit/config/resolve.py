@@ -88,8 +88,22 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     for rule in (_device, _machine, _classes):
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
-    at_once = {name: steps(0) for name, _ in _find_durations(config)}
-    return replace_options(config, {**at_once, "train.duration": steps(100)})
+    return at_once(config)
+
+
+def at_once(config: RunConfig) -> RunConfig:
+    """Return a run of some steps in which all that would begin or end later has done so."""
+    now = {name: steps(0) for name, _ in _find_durations(config)}
+    return replace_options(config, {**now, "train.duration": steps(TRIED)})
+
+
+def times(config: RunConfig) -> set[str]:
+    """Return the durations that are times, by name."""
+    return {name for name, duration in _find_durations(config) if duration.timed}
+
+
+TRIED = 100
+"""Steps of a run that is tried; few of them are done."""
 
 
 MANY_ROWS = 512
@@ -206,20 +220,23 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
     batch = settled(config.train.batch)
     epoch = epoch_steps(facts.images, batch)
     asked = config.train.duration
-    run = asked.steps(epoch=epoch, batch=batch)
+    run = asked.steps(epoch=epoch, batch=batch, seconds=facts.seconds)
     if run < 1:
         raise ValueError(f"train.duration {asked} is less than one step of {batch} images.")
     decided: Decisions = {}
     for name, duration in _find_durations(config):
-        count = (
-            run if name == "train.duration" else duration.steps(epoch=epoch, batch=batch, run=run)
-        )
+        count = run
+        if name != "train.duration":
+            count = duration.steps(epoch=epoch, batch=batch, run=run, seconds=facts.seconds)
         if name in ("train.log_every", "train.save_every", "watch.every") or (
             name == "train.keep_every" and duration.amount
         ):
             count = max(count, 1)
         if str(steps(count)) != str(duration):
-            decided[name] = (steps(count), f"{duration} of {run} steps, {epoch} an epoch")
+            reason = f"{duration} of {run} steps, {epoch} an epoch"
+            if duration.timed:
+                reason = f"{duration} at {facts.seconds:.3g} s a step, measured"
+            decided[name] = (steps(count), reason)
     return decided
 
 
