@@ -39,7 +39,8 @@ def measured_facts(asked: RunConfig, source: Source, *, quiet: bool = False) -> 
 
     Raises ValueError if a step does not fit into memory.
     """
-    facts = with_memory(asked, gather_facts(source), source, quiet=quiet)
+    facts = gather_facts(source, sides=bool(asked.fit))
+    facts = with_memory(asked, facts, source, quiet=quiet)
     return with_pace(asked, facts, source, quiet=quiet) if times(asked) else facts
 
 

@@ -65,6 +65,8 @@ class Report:
     """Images of a step, its micro-batches if there are several, and what decided on them."""
     learning_rate: str
     """Its highest value, and what that follows from."""
+    chosen: Sequence[str]
+    """Options that the images and the machine decided on, and why."""
     start: str
     """What the first weights are; empty where all are fresh."""
     would_stop: bool
@@ -99,6 +101,7 @@ class Report:
             f"rate         {self.learning_rate}",
             f"views        {', '.join(self.pictures)}",
         ]
+        lines += [f"chosen       {text}" for text in self.chosen]
         lines += [f"weights      {text}" for text in self.start.splitlines()]
         lines += [f"unreadable   {bad.name!r}: {bad.error}" for bad in self.unreadable[:10]]
         if len(self.unreadable) > 10:
@@ -141,14 +144,11 @@ def check(
         classes=_counted(source),
         sides={"smallest": min(sides), "middle": statistics.median(sides), "largest": max(sides)},
         memory_gib=memory,
-        seconds_a_step=seconds,
-        images_per_s=settled(resolved.config.train.batch) / seconds,
-        seconds_an_epoch=seconds * run.order.epoch_steps,
-        seconds_in_all=seconds * run.state.run,
-        steps=run.state.run,
+        **_times(run, seconds),
         device=resolved.config.train.device,
         batch=resolved.spoken_batch(),
         learning_rate=resolved.spoken_rate(),
+        chosen=resolved.spoken_fit(),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
         problems=[*source.about().notes, *_problems(run, sides, unreadable)],
@@ -234,6 +234,17 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return statistics.median(taken[1:] or taken), memory / 2**30
+
+
+def _times(run: Run, seconds: float) -> dict[str, Any]:
+    """Return what a report says of time, from the seconds of a step."""
+    return {
+        "seconds_a_step": seconds,
+        "images_per_s": settled(run.config.train.batch) / seconds,
+        "seconds_an_epoch": seconds * run.order.epoch_steps,
+        "seconds_in_all": seconds * run.state.run,
+        "steps": run.state.run,
+    }
 
 
 def _too_many(run: Run, unreadable: Sequence[Unreadable]) -> bool:

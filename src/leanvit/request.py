@@ -54,6 +54,8 @@ def _as_initialized(asked: RunConfig, backbone: str, options: Mapping[str, Any])
     asked = replace_options(asked, {"data.mean": mean, "data.std": std})
     if not backbone:
         asked = replace(asked, backbone=replace(found, drop_path=asked.backbone.drop_path))
+    left = [name for name in asked.fit if not name.startswith("backbone.")]
+    asked = replace(asked, fit=tuple(left))
     fixed = ("backbone.", "data.mean", "data.std")
     asked = replace_options(asked, {n: v for n, v in options.items() if n.startswith(fixed)})
     there, here = (
@@ -91,12 +93,13 @@ def require_one_way(resume: bool, autoresume: bool, overwrite: bool, allowing: b
 def as_chosen(past: Past, asked: RunConfig, changed: Collection[str]) -> RunConfig:
     """Return what is asked with what a run measured first, so that nothing is measured again.
 
-    That is a batch, and how many steps are a time; changed: options that are asked anew.
+    That is a batch, how many steps are a time, and what follows from the images; changed: options
+    that are asked anew.
     """
     was, now = (dict(leaves(to_dict(config))) for config in (past.resolved.config, asked))
-    open_still = {"train.batch", "train.accumulate"} - {*changed}
-    chosen = {name for name in open_still if now[name] == "auto"} | (times(asked) - {*changed})
-    return replace_options(asked, {name: was[name] for name in chosen})
+    chosen = {name for name in ("train.batch", "train.accumulate") if now[name] == "auto"}
+    chosen = (chosen | times(asked) | {*asked.fit}) - {*changed}
+    return replace_options(asked, {**{name: was[name] for name in chosen}, "fit": ()})
 
 
 def continued(

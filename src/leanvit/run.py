@@ -150,6 +150,8 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
+        for text in self.resolved.spoken_fit():
+            self._say(f"Chosen: {text}.")
         if "(" in (batch := self.resolved.spoken_batch()):
             self._say(f"Batch {batch}, peak learning rate {self.resolved.spoken_rate()}.")
         try:

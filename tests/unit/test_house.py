@@ -47,14 +47,26 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("request", "unreadable", "looks"),
     ("store",),
     ("run",),
-    ("preflight", "replaying"),
+    ("measuring",),
+    ("preflight", "pretraining", "replaying"),
     ("commands",),
     ("cli",),
     ("__main__",),
 )
 """From the bottom up: a part imports itself and the floors below it."""
 
-TOP = ("folder", "request", "store", "run", "preflight", "replaying", "commands", "cli")
+TOP = (
+    "folder",
+    "request",
+    "store",
+    "run",
+    "measuring",
+    "preflight",
+    "pretraining",
+    "replaying",
+    "commands",
+    "cli",
+)
 """They see the package itself (its version) and the recipes; the recipes see config alone.
 
 Evaluation sees the recipes too, those of fine-tuning, and bench those whose steps it measures.

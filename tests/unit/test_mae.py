@@ -72,6 +72,9 @@ def test_targets_have_unbiased_deviation_one() -> None:
     torch.testing.assert_close(target.var(-1, correction=1), torch.ones(2, 4), atol=1e-5, rtol=0)
     mean, deviation = patch_moments(patches_of(images, 4))
     torch.testing.assert_close(target * deviation + mean, patches_of(images, 4))
+    some = torch.tensor([[3, 0], [1, 2]])
+    of_some = pixel_targets(images, 4, normalize=True, hidden=some)
+    assert of_some.equal(torch.stack([target[0, [3, 0]], target[1, [1, 2]]]))
     plain = pixel_targets(torch.full((1, 3, 8, 8), 7.0), 4, normalize=True)
     assert plain.abs().max() == 0, "a patch of one color is no division by zero"
 
@@ -82,9 +85,11 @@ def test_masks_follow_the_image_alone() -> None:
     for other in (replace(AT, epoch=1), replace(AT, seed=1)):
         assert not mask_noise(torch.tensor([3, 5]), 16, other).equal(first)
     assert mask_noise(torch.tensor([3, 5]), 16, replace(AT, step=7)).equal(first)
-    kept, mask = visible_patches(first, 4)
+    kept, hidden, mask = visible_patches(first, 4)
     assert (mask.sum(1) == 12).all()
     for row in range(2):
+        assert torch.cat([kept[row], hidden[row]]).equal(first[row].argsort())
+        assert mask[row, hidden[row]].all()
         assert not mask[row, kept[row]].any()
         assert first[row, kept[row]].max() <= first[row][mask[row]].min()
 

@@ -23,11 +23,10 @@ from leanvit.core.files import save_tensors
 from leanvit.core.random import seeded
 from leanvit.data.sources import About, Sample, Source, open_source
 from leanvit.data.subsets import draw_subset
+from leanvit.measuring import measured_facts
 from leanvit.recipes import recipe
 from leanvit.run import Run
 from leanvit.train.checkpoint import TENSORS
-from leanvit.train.facts import gather_facts
-from leanvit.train.fitting import with_memory
 from leanvit.train.trial import Taken, Trial
 from leanvit.weights.file import header
 from tests.tiny import build, write_classes, write_images, write_tuned
@@ -147,7 +146,18 @@ PARTS: Mapping[str, Part] = {
         "swin_tiny",
         "adamw",
         {**DISTILLED, **SWIN},
-        ("method", "backbone", "data", "optim", "train", "guard", "watch", "init", "init_from"),
+        (
+            "method",
+            "backbone",
+            "data",
+            "optim",
+            "train",
+            "guard",
+            "watch",
+            "fit",
+            "init",
+            "init_from",
+        ),
     ),
     "dino": Part("dino", "vit_tiny", "adamw", {**DISTILLED, **VIT}, ("method", "backbone")),
     "cvt": Part("dino", "cvt_tiny", "adamw", {**DISTILLED, **CVT}, ("backbone",)),
@@ -338,6 +348,10 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "guard.spike_deviations": (1e9, JUMPING),
     "guard.lr_factor": (0.1, JUMPING),
     "guard.collapse": ("stop", UNIFORM),
+    "fit": (
+        ("backbone.image_size", "method.views.global_size"),
+        {"backbone.image_size": 64},
+    ),
     "init": ("start.safetensors", {}),
     "init_from": ("method", {"init": "first/out"}),
 }
@@ -403,8 +417,7 @@ def fingerprint(config: RunConfig, folder: Path) -> dict[str, Any]:
         place.mkdir(parents=True)
     source = draw_subset(open_source(config.data.source), config.data, config.train.seed)
     try:
-        facts = with_memory(config, gather_facts(source), source, quiet=True)
-        resolved = resolve(config, facts)
+        resolved = resolve(config, measured_facts(config, source, quiet=True))
     except ValueError as error:
         return {"refused": str(error)}
     run = Run(resolved, Watched(source, notes), out, quiet=True)

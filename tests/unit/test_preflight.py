@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import leanvit
-from leanvit import preflight
+from leanvit import measuring
 from leanvit.config import RunConfig, steps
 from leanvit.core.errors import NonFiniteError
 from leanvit.data.images import Images
@@ -151,7 +151,7 @@ def test_three_steps_are_measured_after_one_that_is_not(
         update(self, at)
 
     monkeypatch.setattr(TrainState, "update", slow)
-    monkeypatch.setattr(preflight, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     report = checked(images, tmp_path / "check")
     assert left == []
     assert report.seconds_a_step == 2.0

@@ -117,7 +117,7 @@ class Packed:
         """Return one [B, P + h * w, D] for each view, of `x` [N, D] or of the tokens."""
         x = self.x if x is None else x
         counts = [b * (self.prefix + h * w) for b, h, w in self.shapes]
-        parts = x.split(counts)
+        parts = x.split(counts) if len(counts) > 1 else (x,)  # whose gradient would be a copy
         return [
             part.view(b, -1, x.shape[1]) for part, (b, _, _) in zip(parts, self.shapes, strict=True)
         ]
@@ -134,6 +134,11 @@ class Packed:
         """Spread values of the samples [..., S] over their tokens: [..., N]."""
         places = token_samples(self.shapes, self.prefix, samples.device)
         return samples.index_select(-1, places)
+
+
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Return the tokens of all views [N, D]; of a single view they are not copied."""
+    return torch.cat([*parts]) if len(parts) > 1 else parts[0]
 
 
 @once_per_size

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Backbone, Block, Logits, Packed, Tokens, hide
+from leanvit.backbones.base import (
+    Ask,
+    Backbone,
+    Block,
+    Logits,
+    Packed,
+    Tokens,
+    end_to_end,
+    hide,
+)
 from leanvit.backbones.layers import LayerNorm, Mlp, init_linear, mlp_of, residual
 from leanvit.config import ViTConfig
 from leanvit.core.precision import full
@@ -83,7 +92,7 @@ class Attention(nn.Module):
             out, values = attend(q, k, v, bias, with_logits=with_logits)
             logits += [] if values is None else [values]
             attended.append(out.transpose(1, 2).reshape(b * t, width // 3))
-        return self.proj(torch.cat(attended)), logits
+        return self.proj(end_to_end(attended)), logits
 
     def biases(self, packed: Packed) -> list[Tensor | None]:
         """Return the position bias of each view, [1 or B, H, T, T], or None."""
@@ -201,7 +210,7 @@ class ViT(Backbone):
             shapes.append((b, h, w))
             where.append(numbers)
         return Packed(
-            torch.cat(sequences),
+            end_to_end(sequences),
             tuple(shapes),
             prefix=prefix,
             plan=Plan(tuple(where), tuple(pairs)),

@@ -175,6 +175,8 @@ def _problem(config: BenchStepConfig) -> Problem:
     asked = recipe(config.recipe)
     if isinstance(asked.method, DinoConfig):
         options["method.head.prototypes"] = config.prototypes
+    if isinstance(asked.method, MaeConfig):
+        options["backbone.drop_path"] = 0.0  # as masked autoencoders are trained, here and there
     asked = compose(asked, backbone=config.backbone, options=options)
     assert config.threads != "auto"
     return Problem(asked, config.threads)

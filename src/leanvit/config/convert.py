@@ -234,9 +234,14 @@ def compose(
 ) -> RunConfig:
     """Return a recipe's configuration with named parts and single options replaced.
 
-    A new optimiser keeps the options that all optimisers share. Raises ValueError for unknown
-    names.
+    A new optimiser keeps the options that all optimisers share. What is given follows from nothing
+    else (`fit`). Raises ValueError for unknown names.
     """
+    changes = dict(options or {})
+    if "fit" not in changes:
+        named = (*changes, *(["backbone"] if backbone else []))
+        left = [n for n in config.fit if not any(f"{n}.".startswith(f"{g}.") for g in named)]
+        config = dataclasses.replace(config, fit=tuple(left))
     if backbone:
         config = dataclasses.replace(config, backbone=named_backbone(backbone))
     if optimizer:
@@ -247,7 +252,6 @@ def compose(
             for field in dataclasses.fields(OptimConfig)
         }
         config = dataclasses.replace(config, optim=kind(**shared))
-    changes = dict(options or {})
     if data:
         changes["data.source"] = data
     return replace_options(config, changes)

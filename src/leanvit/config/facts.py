@@ -46,6 +46,8 @@ class Facts:
 
     images: int
     """Number of images."""
+    side: int = 0
+    """Middle of their shorter sides in pixels; 0 where nobody looked."""
     classes: int = 0
     """Number of their classes."""
     unlabelled: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from leanvit.config.batch import Decisions, choose_batch
 from leanvit.config.convert import leaves, replace_options, to_dict
+from leanvit.config.defaults import follow
 from leanvit.config.dense import DetectorConfig, SegmenterConfig
 from leanvit.config.duration import Duration, steps
 from leanvit.config.facts import Facts
@@ -30,10 +31,20 @@ class Resolved:
 
     config: RunConfig
     origins: Mapping[str, str]
+    followed: tuple[str, ...] = ()
+    """Options that the images and the machine decided on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `resolved.json` holds."""
         return {"config": to_dict(self.config), "origins": dict(self.origins)}
+
+    def spoken_fit(self) -> list[str]:
+        """Return what the images and the machine decided on, and why, a line each."""
+        values = dict(leaves(to_dict(self.config)))
+        return [
+            f"{name} {values[name]}: {self.origins[name].partition('; ')[2]}"
+            for name in self.followed
+        ]
 
     def spoken_rate(self) -> str:
         """Return the peak learning rate, and what it follows from."""
@@ -67,13 +78,14 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
         name: "given" if any(f"{name}.".startswith(f"{g}.") for g in given) else "recipe"
         for name, _ in leaves(to_dict(config))
     }
-    for rule in (_device, choose_batch, _machine, _classes, _learning_rate, _durations):
+    followed = config.fit
+    for rule in (_device, follow, choose_batch, _machine, _classes, _learning_rate, _durations):
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
         for name, (_, reason) in decided.items():
             origins[name] = f"{origins[name]}; {reason}"
     _check(config, facts)
-    return Resolved(config, origins)
+    return Resolved(config, origins, tuple(name for name in followed if ";" in origins[name]))
 
 
 def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
@@ -85,7 +97,7 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     if config.train.batch != "auto":
         _check_images(config, facts)  # which no trial would change
     config = replace_options(config, {"train.batch": MANY_ROWS, "train.accumulate": 1})
-    for rule in (_device, _machine, _classes):
+    for rule in (_device, follow, _machine, _classes):
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
     return at_once(config)

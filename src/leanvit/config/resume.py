@@ -46,6 +46,7 @@ FIXED: Mapping[str, str] = MappingProxyType(
         "data.imbalance": _IMAGES,
         "train.batch": "steps and epochs count in it, and so does the order of images",
         "train.seed": "order, views and masks are drawn from it",
+        "fit": "what follows from the images was decided when the run began",
         "init": _BEGAN,
         "init_from": _BEGAN,
     }
@@ -121,11 +122,14 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 def find_changes(past: Past, asked: RunConfig) -> list[Change]:
     """Return what is asked neither as it was asked at first nor as it was resolved."""
     was, ran, now = (dict(_options(c)) for c in (past.asked, past.resolved.config, asked))
-    return [
+    found = [
         Change(name, was[name], ran[name], now[name])
         for name in was
         if name in now and now[name] not in (was[name], ran[name]) and name not in FREE
     ]
+    given = {change.name for change in found}
+    left = [name for name in was["fit"] if name not in now["fit"]]  # since it is given now
+    return [change for change in found if change.name != "fit" or not given.issuperset(left)]
 
 
 def _options(config: RunConfig) -> Iterator[tuple[str, Any]]:
@@ -166,7 +170,8 @@ def go_on(past: Past, asked: RunConfig, changes: Sequence[Change], facts: Facts)
     new = {change.name: change.now for change in changes}
     kept = dict(leaves(to_dict(past.resolved.config)))
     wanted = with_free(replace_options(past.asked, new), asked)
-    became = {n: kept[n] for n, v in leaves(to_dict(wanted)) if v == "auto" and n not in new}
+    open_still = {n for n, v in leaves(to_dict(wanted)) if v == "auto"} | {*wanted.fit}
+    became = {**{n: kept[n] for n in open_still if n not in new}, "fit": ()}
     before, then = (dict(leaves(to_dict(config))) for config in (past.asked, wanted))
     freely = [name for name in FREE if then[name] != before[name]]
     resolved = resolve(replace_options(wanted, became), facts, given=(*new, *freely))

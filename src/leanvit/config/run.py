@@ -229,6 +229,8 @@ class RunConfig:
     """What shows whether the run learns."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What it does when it goes wrong."""
+    fit: tuple[str, ...] = ()
+    """Options that follow from the images where they are not given: docs/defaults.md."""
     init: str = ""
     """Weights that the run starts from: a run, any code's checkpoint, or timm:NAME.TAG."""
     init_from: Literal["backbone", "method"] = "backbone"

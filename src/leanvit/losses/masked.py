@@ -5,6 +5,7 @@ Letters: B images, h and w rows and columns of patches, N = h * w of them, p sid
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from leanvit.core.precision import full
 
@@ -33,22 +34,22 @@ def patch_moments(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + PIXEL_EPS).sqrt()
 
 
-def pixel_targets(images: Tensor, side: int, *, normalize: bool) -> Tensor:
+def pixel_targets(
+    images: Tensor, side: int, *, normalize: bool, hidden: Tensor | None = None
+) -> Tensor:
     """Return what is to be predicted of each patch [B, N, p * p * 3], in fp32.
 
-    normalize: every patch with mean 0 and deviation 1 (MAE's better target).
+    normalize: every patch with mean 0 and deviation 1, of an unbiased variance (MAE's better
+    target); hidden: [B, m] patches that are asked for alone, in this order.
     """
     patches = patches_of(full(images), side)
+    if hidden is not None:
+        patches = patches.gather(1, hidden[..., None].expand(-1, -1, patches.shape[-1]))
     if not normalize:
         return patches
-    mean, deviation = patch_moments(patches)
-    return (patches - mean) / deviation
-
-
-def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of errors [B, N, C] over the hidden patches; mask [B, N], true: hidden."""
-    weight = mask.to(error.dtype)
-    return (error.mean(-1) * weight).sum() / weight.sum()
+    count = patches.shape[-1]
+    biased = (count - 1) / count  # over unbiased: the operator has the biased variance
+    return functional.layer_norm(patches, (count,), eps=PIXEL_EPS * biased) * biased**0.5
 
 
 def hidden_pixel_loss(
@@ -62,8 +63,3 @@ def hidden_pixel_loss(
     error = error.square() if squared else error.abs()
     hidden = torch.where(mask[:, None], error, 0.0)
     return hidden.sum() / (mask.sum() * images.shape[1])
-
-
-def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean squared error of the hidden patches: [B, N, C], [B, N, C], [B, N]."""
-    return masked_mean((full(prediction) - target).square(), mask)

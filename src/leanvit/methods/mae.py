@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from leanvit.backbones.base import PLAIN, Ask, Backbone, Features, Packed, Tokens
 from leanvit.backbones.layers import LayerNorm
@@ -22,7 +23,6 @@ from leanvit.losses.masked import (
     patch_moments,
     patches_of,
     pixel_targets,
-    reconstruction_loss,
 )
 from leanvit.methods.base import StepOutput
 from leanvit.methods.masking import Masked, enlarged, visible_patches
@@ -49,16 +49,17 @@ class Decoder(nn.Module):
         self.predict = nn.Linear(config.dim, 3 * encoder.stride**2)
         init_as_mae(self)
 
-    def forward(self, tokens: Tokens, kept: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tokens, kept: Tensor | None, hidden: Tensor | None = None) -> Tensor:
         """Return the pixels of every patch [B, N, p * p * 3].
 
-        tokens: the encoder's; kept: [B, n] which patches they are, None for all of them.
+        tokens: the encoder's; kept: [B, n] which patches they are, None for all of them; hidden:
+        [B, m] patches that are predicted alone, in this order.
         """
         x = full(self.embed(tokens.grid.flatten(1, 2)))
         b, _, d = x.shape
         if kept is not None and self.mask_token is not None:
-            hidden = self.mask_token.to(x.dtype).expand(b, self.side**2, d)
-            x = hidden.scatter(1, kept[..., None].expand(-1, -1, d), x)
+            unseen = self.mask_token.to(x.dtype).expand(b, self.side**2, d)
+            x = unseen.scatter(1, kept[..., None].expand(-1, -1, d), x)
         x = x + self.pos_embed[:, 1:]  # type: ignore[index]
         prefix = 0
         if tokens.prefix is not None:  # whose position is 0
@@ -69,6 +70,8 @@ class Decoder(nn.Module):
         for layer in self.layers:
             packed, _ = layer(packed, None, False)
         grid = packed.tokens()[0].grid.flatten(1, 2)
+        if hidden is not None:
+            grid = grid.gather(1, hidden[..., None].expand(-1, -1, d))
         return full(self.predict(self.norm(grid)))
 
 
@@ -78,6 +81,8 @@ class Seen:
 
     kept: Tensor | None
     """[B, n] visible patches, for an encoder that sees no others."""
+    hidden: Tensor
+    """[B, N - n] the others."""
     mask: Tensor
     """[B, N] true: hidden."""
     ask: Ask
@@ -135,18 +140,20 @@ class MAE(Masked):
 
     def hide(self, noise: Tensor, drawn: Ask = PLAIN) -> Seen:
         """Choose the visible patches of each image by noise [B, N]."""
-        kept, mask = visible_patches(noise, self.visible)
+        kept, hidden, mask = visible_patches(noise, self.visible)
         if self.fill_token is None:
-            return Seen(kept, mask, replace(drawn, keep=kept))
+            return Seen(kept, hidden, mask, replace(drawn, keep=kept))
         times = self.patch // self.backbone.stage_strides[0]  # first tokens a side of a final one
         fine = enlarged(mask.view(-1, self.rows, self.rows), times)
-        return Seen(None, mask, replace(drawn, fill=(fine, self.fill_token)))
+        return Seen(None, hidden, mask, replace(drawn, fill=(fine, self.fill_token)))
 
     def reconstruction(self, tokens: Tokens, images: Tensor, seen: Seen) -> Tensor:
         """Return the loss of the hidden pixels as the decoder predicts them from normed tokens."""
-        prediction = self.decoder(tokens, seen.kept)
-        target = pixel_targets(images, self.patch, normalize=self.config.normalize)
-        return reconstruction_loss(prediction, target, seen.mask)
+        prediction = self.decoder(tokens, seen.kept, seen.hidden)
+        target = pixel_targets(
+            images, self.patch, normalize=self.config.normalize, hidden=seen.hidden
+        )
+        return functional.mse_loss(prediction, target)
 
 
 def init_as_mae(module: nn.Module) -> None:

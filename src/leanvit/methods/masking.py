@@ -88,14 +88,15 @@ def mask_noise(index: Tensor, patches: int, at: Moment) -> Tensor:
     return torch.from_numpy(drawn).float()
 
 
-def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the visible patches [B, n] in the order of their noise, and the mask [B, N].
+def visible_patches(noise: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the visible patches [B, n] and the hidden ones [B, N - n], and the mask [B, N].
 
-    The mask is true where a patch is hidden.
+    Both in the order of their noise; the mask is true where a patch is hidden.
     """
-    kept = noise.argsort(dim=1, stable=True)[:, :count]
-    mask = torch.ones_like(noise, dtype=torch.bool).scatter(1, kept, False)
-    return kept, mask
+    order = noise.argsort(dim=1, stable=True)
+    kept, hidden = order[:, :count], order[:, count:]
+    mask = torch.zeros_like(noise, dtype=torch.bool).scatter(1, hidden, True)
+    return kept, hidden, mask
 
 
 def enlarged(mask: Tensor, times: int) -> Tensor:

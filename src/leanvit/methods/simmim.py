@@ -37,7 +37,7 @@ class SimMIM(Masked):
 
     def hide(self, noise: Tensor) -> Tensor:
         """Return which squares [B, u, u] are hidden (true) by noise [B, u * u]."""
-        _, hidden = visible_patches(noise, self.visible)
+        *_, hidden = visible_patches(noise, self.visible)
         return hidden.view(-1, self.rows, self.rows)
 
     def predict(self, images: Tensor, hidden: Tensor, drawn: Ask = PLAIN) -> Tensor:

@@ -10,6 +10,7 @@ from leanvit.config import (
     Schedule,
     TrainConfig,
 )
+from leanvit.recipes.sizes import CROPS, SWIN, VIT
 
 OFFICIAL_TEMP = Schedule(start=0.04, peak=0.07, end=0.07, warmup=Duration(30, "ep"), shape="linear")
 OFFICIAL_ADAMW = AdamWConfig(
@@ -23,7 +24,12 @@ def esvit() -> RunConfig:
 
     Paper: no figure at this setting; ours: not run.
     """
-    return RunConfig(recipe="esvit", method=EsViTConfig(), backbone=BACKBONES["swin_tiny"])
+    return RunConfig(
+        recipe="esvit",
+        method=EsViTConfig(),
+        backbone=BACKBONES["swin_tiny"],
+        fit=(*SWIN, *CROPS),
+    )
 
 
 def dino() -> RunConfig:
@@ -31,7 +37,12 @@ def dino() -> RunConfig:
 
     Paper: no figure at this setting; ours: not run.
     """
-    return RunConfig(recipe="dino", method=DinoConfig(), backbone=BACKBONES["vit_small"])
+    return RunConfig(
+        recipe="dino",
+        method=DinoConfig(),
+        backbone=BACKBONES["vit_small"],
+        fit=(*VIT, *CROPS),
+    )
 
 
 def dino_vit_tiny_in1k() -> RunConfig:

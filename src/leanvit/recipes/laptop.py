@@ -19,6 +19,7 @@ from leanvit.config import (
     TrainConfig,
     WatchConfig,
 )
+from leanvit.recipes.sizes import VIT
 
 VIEWS = MultiCropConfig(
     global_size=60,
@@ -67,4 +68,5 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
             save_every=Duration(20, "%"),
         ),
         watch=WatchConfig(every=Duration(20, "%"), images=640),
+        fit=(*VIT, "method.views.global_size"),
     )

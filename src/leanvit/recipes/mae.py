@@ -18,6 +18,7 @@ from leanvit.config import (
     ViTConfig,
     WatchConfig,
 )
+from leanvit.recipes.sizes import VIT
 
 TINY, SMALL = "vit_tiny_h12", "vit_small_h12"
 LIGHT = DecoderConfig()
@@ -32,7 +33,7 @@ def mae() -> RunConfig:
 
     Paper: no figure at this setting; ours: not run.
     """
-    return _shares("mae", MaeConfig())
+    return replace(_shares("mae", MaeConfig()), fit=(*VIT, "method.views.size"))
 
 
 def dmae() -> RunConfig:
@@ -91,7 +92,8 @@ def mae_laptop() -> RunConfig:
 
     Paper: no figure at this setting; ours: not run.
     """
-    return _laptop("mae_laptop", MaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER))
+    config = MaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER)
+    return replace(_laptop("mae_laptop", config), fit=(*VIT, "method.views.size"))
 
 
 def dmae_laptop() -> RunConfig:

@@ -13,6 +13,7 @@ from leanvit.config import (
     TrainConfig,
     ViTConfig,
 )
+from leanvit.recipes.sizes import VIT
 
 
 def _fixed_positions(name: str) -> BackboneConfig:
@@ -42,6 +43,7 @@ def mocov3() -> RunConfig:
         backbone=_fixed_positions("vit_small_h12"),
         optim=_adamw(Duration(13, "%")),
         train=TrainConfig(batch=256),
+        fit=(*VIT, "method.views.size"),
     )
 
 

@@ -15,6 +15,7 @@ from leanvit.config import (
     ViTConfig,
     constant,
 )
+from leanvit.recipes.sizes import VIT
 
 
 def supervised() -> RunConfig:
@@ -32,6 +33,7 @@ def supervised() -> RunConfig:
             clip=0.0,
         ),
         train=TrainConfig(batch=256),
+        fit=(*VIT, "method.views.size"),
     )
 
 

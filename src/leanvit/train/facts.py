@@ -2,25 +2,42 @@
 
 import os
 from dataclasses import replace
+from statistics import median
 
 import torch
 
 from leanvit.config import Facts
 from leanvit.core.distributed import launched, neighbours
 from leanvit.core.precision import PRECISIONS
+from leanvit.data.batch import Unreadable
+from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 from leanvit.kernels import multicrop
 from leanvit.kernels.prototype_attention import best_form
 
+SEEN = 32
+"""Images that are read to see how large images are."""
 
-def gather_facts(source: Source) -> Facts:
-    """Find out once what the rules of `resolve` need to know."""
+
+def gather_facts(source: Source, *, sides: bool = False) -> Facts:
+    """Find out once what the rules of `resolve` need to know.
+
+    sides: whether to look at some images too, for how large they are.
+    """
     return replace(
         machine_facts(),
         images=len(source),
+        side=_side(source) if sides else 0,
         classes=len(source.classes),
         unlabelled=int((source.targets < 0).sum()),
     )
+
+
+def _side(source: Source) -> int:
+    """Return the middle of the shorter sides of some images; 0 if none of them can be read."""
+    read = (read_image(source, place) for place in range(0, len(source), -(-len(source) // SEEN)))
+    sides = [min(found[0].shape[1:]) for found in read if not isinstance(found, Unreadable)]
+    return int(median(sides)) if sides else 0
 
 
 def machine_facts() -> Facts:

@@ -2,7 +2,7 @@
 
 Steps of few images, of two sizes, each in a process of its own, tell what a step takes whatever the
 batch and what every image adds. Memory is a line over the images but for blocks that stop growing
-and for holes in the heap: on a CPU larger steps took 0.9 to 1 of what was foretold, in parts up to
+and for holes in the heap: on a CPU larger steps took 0.85 to 1 of what was foretold, in parts up to
 1.15. On a GPU the step that was chosen is tried too, since it takes seconds and blocks of memory do
 not always fit together. On a CPU it is not: a step of hundreds of images takes minutes.
 """

@@ -1,0 +1,98 @@
+"""What follows from the images where nobody says otherwise: the options of `RunConfig.fit`.
+
+Rules are pure functions of the configuration and of facts, one after another, so that what one
+decides, and what was given, is what the next one builds on. A recipe's own values are those of
+images as large as its network's nominal input, and hold for larger ones. docs/defaults.md has the
+reason of each rule and the measurement behind it.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from leanvit.config.backbones import SwinConfig, ViTConfig
+from leanvit.config.batch import Decisions
+from leanvit.config.convert import leaves, replace_options, to_dict
+from leanvit.config.facts import Facts
+from leanvit.config.names import unknown_name
+from leanvit.config.run import RunConfig
+
+PATCHES = (16, 12, 8, 6, 4, 3, 2, 1)
+"""Sides of a patch in pixels that are chosen from."""
+LEAST: Mapping[str, int] = MappingProxyType({"swin": 16, "vit": 8})
+"""Patches that an image is wide at least, by kind of network: four stages halve it three times."""
+NARROW = 4
+"""Window of a Swin whose maps are small."""
+
+Rule = Callable[[RunConfig, RunConfig, Facts], Decisions]
+"""From the configuration as it was asked, as it is by now, and facts."""
+
+
+def _patch(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    least = LEAST[config.backbone.kind]
+    if facts.side // own.backbone.patch >= least:
+        return {}
+    smaller = [patch for patch in PATCHES if patch < own.backbone.patch]
+    patch = next((patch for patch in smaller if facts.side // patch >= least), 1)
+    across = facts.side // patch
+    return {"backbone.patch": (patch, f"images of {facts.side} pixels are {across} patches wide")}
+
+
+def _image_size(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    patch = config.backbone.patch
+    across = max(facts.side // patch, 1)
+    reason = f"{across} patches of {patch} pixels, as wide as the images"
+    return {"backbone.image_size": (across * patch, reason)}
+
+
+def _window(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    assert isinstance(config.backbone, SwinConfig)
+    across, window = config.backbone.image_size // config.backbone.patch, config.backbone.window
+    if window <= NARROW or across >= NARROW * window:
+        return {}
+    return {"backbone.window": (NARROW, f"the image is {across} patches wide")}
+
+
+def _crops(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    patch, side = config.backbone.patch, config.backbone.image_size
+    share = side / own.backbone.image_size
+    reason = f"whole patches of {patch} pixels, in proportion to images of {facts.side}"
+    values, found = dict(leaves(to_dict(own))), Decisions()
+    for name in CROPS:
+        if name in values:
+            given = values[name] if isinstance(values[name], list) else [values[name]]
+            sizes = [max(round(size * share / patch), 1) * patch for size in given]
+            found[name] = (sizes if isinstance(values[name], list) else sizes[0], reason)
+    return found
+
+
+CROPS = ("method.views.global_size", "method.views.local_sizes", "method.views.size")
+RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
+    {
+        _patch: ("backbone.patch",),
+        _image_size: ("backbone.image_size",),
+        _window: ("backbone.window",),
+        _crops: CROPS,
+    }
+)
+"""Every rule, in order, and the options that it decides on."""
+
+
+def follow(config: RunConfig, facts: Facts) -> Decisions:
+    """Decide on every option of `fit`.
+
+    Where nobody looked at the images (`Facts.side` 0), and where they are as large as the recipe
+    takes them, its own values hold. Raises ValueError for an option that follows from nothing.
+    """
+    known = [name for names in RULES.values() for name in names]
+    for name in config.fit:
+        if name not in known:
+            raise unknown_name("option in fit", name, known)
+    own, decided = config, Decisions()
+    nominal = own.backbone.image_size
+    if isinstance(own.backbone, SwinConfig | ViTConfig) and 0 < facts.side < nominal:
+        for rule, names in RULES.items():
+            if not {*names}.isdisjoint(config.fit):
+                found = {n: v for n, v in rule(own, config, facts).items() if n in own.fit}
+                config = replace_options(config, {name: v for name, (v, _) in found.items()})
+                decided |= found
+    return {**decided, "fit": ((), "decided")} if own.fit else {}

@@ -1,0 +1,5 @@
+"""Options that recipes leave to the images (docs/defaults.md)."""
+
+CROPS = ("method.views.global_size", "method.views.local_sizes")
+VIT = ("backbone.patch", "backbone.image_size")
+SWIN = (*VIT, "backbone.window")

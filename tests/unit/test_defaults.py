@@ -1,0 +1,165 @@
+"""What follows from the images and the machine, and from nothing that was given."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leanvit
+from leanvit.config import Facts, RunConfig, compose, load_config, replace_options, resolve
+from leanvit.config.convert import leaves
+from leanvit.config.defaults import RULES
+from leanvit.config.resume import find_changes, read_past
+from leanvit.data.sources import open_source
+from leanvit.recipes import RECIPES, recipe
+from leanvit.train.facts import gather_facts
+from tests.integration.command import Says, refused
+from tests.tiny import draw_nothing, write_images
+
+FITTED = [name for name in RECIPES if recipe(name).fit]
+
+
+def facts(side: int, images: int = 5000) -> Facts:
+    return Facts(images=images, side=side, classes=3, cores=2, device="cpu", bf16=False)
+
+
+def options(config: RunConfig) -> dict[str, Any]:
+    from leanvit.config import to_dict
+
+    return dict(leaves(to_dict(config)))
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_photographs_take_what_the_recipe_says(name: str) -> None:
+    asked = recipe(name)
+    plain = resolve(replace(asked, fit=()), facts(500))
+    assert resolve(asked, facts(0)).config == plain.config, "nobody looked"
+    if not name.endswith("_laptop"):
+        assert resolve(asked, facts(500)).config == plain.config
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("side", [8, 16, 28, 32, 48, 64, 75, 96, 128, 160, 223])
+def test_views_are_made_of_whole_patches_and_lie_within_the_images(name: str, side: int) -> None:
+    resolved = resolve(recipe(name), facts(side))
+    now = options(resolved.config)
+    patch = now["backbone.patch"]
+    sizes = [now[n] for n in now if n in ("method.views.global_size", "method.views.size")]
+    for size in [*sizes, *now.get("method.views.local_sizes", ())]:
+        assert size % patch == 0 and 0 < size <= now["backbone.image_size"]
+    if side < recipe(name).backbone.image_size:
+        assert side - patch < now["backbone.image_size"] <= side
+        assert "backbone.image_size" in resolved.followed
+    else:
+        assert not resolved.followed
+    assert resolved.config.fit == ()
+
+
+def test_the_sample_keeps_its_values() -> None:
+    """Tiles of 96 pixels are what `esvit_laptop` was made on; its figures are README's."""
+    asked = recipe("esvit_laptop")
+    assert resolve(asked, facts(96)).config == resolve(replace(asked, fit=()), facts(0)).config
+
+
+def test_what_is_given_stays_and_the_rest_follows_it() -> None:
+    asked = compose(recipe("esvit_laptop"), options={"backbone.patch": 3})
+    assert "backbone.patch" not in asked.fit and "method.views.global_size" in asked.fit
+    found = resolve(asked, facts(32), given=["backbone.patch"])
+    assert found.config.backbone.patch == 3 and found.origins["backbone.patch"] == "given"
+    now = options(found.config)["method.views.global_size"]
+    assert now == 18 and found.config.backbone.image_size == 30
+    named = compose(recipe("esvit_laptop"), backbone="swin_tiny")
+    assert not any(name.startswith("backbone.") for name in named.fit) and named.fit
+    assert compose(recipe("esvit_laptop"), options={"fit": ()}).fit == ()
+
+
+def test_an_option_that_follows_from_nothing_is_refused() -> None:
+    asked = replace_options(recipe("esvit_laptop"), {"fit": ("backbone.path",)})
+    with pytest.raises(ValueError, match=r"Unknown option in fit 'backbone.path'; did you mean"):
+        resolve(asked, facts(32))
+
+
+def test_every_rule_decides_on_something_of_some_recipe() -> None:
+    fitted = {name for asked in map(recipe, FITTED) for name in asked.fit}
+    for rule, names in RULES.items():
+        assert fitted & {*names}, rule
+        assert all(name in fitted for name in names), names
+
+
+# Images and runs
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images", 12)
+
+
+@pytest.fixture(autouse=True)
+def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
+SHORT = {
+    "train.duration": "4st",
+    "train.batch": 4,
+    "data.workers": 0,
+    "watch.images": 0,
+    "train.device": "cpu",
+}
+
+
+def test_the_middle_of_the_shorter_sides(images: Path) -> None:
+    from PIL import Image
+
+    for number, size in enumerate([(90, 30), (20, 70), (40, 40)]):
+        for place in range(3):
+            Image.new("RGB", size).save(images / f"b{number}{place}.png")
+    for path in images.glob("0*.png"):
+        path.write_bytes(b"no image")
+    assert gather_facts(open_source(str(images)), sides=True).side == 30
+    assert gather_facts(open_source(str(images))).side == 0
+
+
+def test_a_run_says_what_it_chose_and_goes_on_with_it(
+    images: Path, tmp_path: Path, capsys: Says
+) -> None:
+    out = tmp_path / "run"
+    leanvit.pretrain("esvit_laptop", data=str(images), out=out, options=SHORT)
+    said = capsys.readouterr().err
+    resolved = json.loads((out / "resolved.json").read_text())
+    for name in recipe("esvit_laptop").fit:
+        assert f"Chosen: {name} " in said
+        assert resolved["origins"][name].startswith("recipe; ")
+    assert resolved["config"]["fit"] == [] and len(resolved["asked"]["fit"]) > 2
+    past = read_past(out)
+    assert find_changes(past, past.asked) == []
+    size = {"method.views.global_size": 16}
+    changes = find_changes(past, compose(past.asked, options=size))
+    assert [change.name for change in changes] == ["method.views.global_size"]
+    (out / "backbone.safetensors").unlink()
+    leanvit.pretrain(out=out, resume=True, quiet=True)
+    assert json.loads((out / "resolved.json").read_text())["config"] == resolved["config"]
+    (out / "backbone.safetensors").unlink()
+    leanvit.pretrain(out=out, resume=True, allow=[*size], options=size, quiet=True)
+    assert load_config(out / "resolved.json").method.views.global_size == 16  # type: ignore[attr-defined]
+
+
+def test_a_configuration_asks_again_and_a_resolved_one_does_not(
+    images: Path, tmp_path: Path, capsys: Says
+) -> None:
+    out = tmp_path / "run"
+    leanvit.pretrain("esvit_laptop", data=str(images), out=out, options=SHORT, quiet=True)
+    assert load_config(out / "config.json").fit and not load_config(out / "resolved.json").fit
+    capsys.readouterr()
+    said = refused(capsys, "pretrain", "--out", out, "--resume", "--fit", "backbone.patch", lines=3)
+    assert "fit was" in said and "decided when the run began" in said
+
+
+def test_a_check_says_it_too(images: Path, tmp_path: Path) -> None:
+    report = leanvit.check(
+        "esvit_laptop", data=str(images), out=tmp_path / "check", options=SHORT, quiet=True
+    )
+    assert len(report.chosen) == len(recipe("esvit_laptop").fit)
+    assert f"chosen       {report.chosen[0]}" in str(report)
