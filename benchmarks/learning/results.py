@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from choices import MOCO
 from lightly_dino import train as train_lightly
 from study import (
     ALONE,
@@ -44,30 +45,40 @@ from leanvit.train.facts import gather_facts
 TABLE = HERE.parents[1] / "docs/results.md"
 MINUTES = 10.0
 LIGHTLY = "lightly"
-SHARP = {f"method.teacher_temp.{when}": 0.04 for when in ("peak", "end")}
-PLAIN = {
-    "backbone.image_size": 32,
-    "backbone.patch": 4,
-    "backbone.dim": 128,
-    "backbone.depth": 6,
-    "backbone.heads": 4,
-    "backbone.pool": "mean",
-    "backbone.positions": "sincos",
-    "backbone.drop_path": 0.0,
+SMALL: Mapping[str, Any] = {
+    "method.teacher_temp.peak": 0.04,
+    "method.teacher_temp.end": 0.04,
+    "method.views.global_scale": (0.3, 1.0),
 }
-"""The network of mae_laptop, for methods whose recipes have another."""
-PLAIN_64 = {**PLAIN, "backbone.image_size": 64, "backbone.patch": 8}
+"""Where images are objects, and runs are short: at 0.07 the teacher turns uniform."""
+
+
+def vit(patch: int) -> dict[str, Any]:
+    """Return a ViT of 0.5 M parameters that sees an image as 8 x 8 patches."""
+    return {
+        "backbone.image_size": 8 * patch,
+        "backbone.patch": patch,
+        "backbone.dim": 96,
+        "backbone.depth": 4,
+        "backbone.heads": 3,
+        "backbone.pool": "mean",
+        "backbone.positions": "sincos",
+        "backbone.drop_path": 0.0,
+    }
+
+
+def seen_by_vit(patch: int) -> dict[str, Any]:
+    """Return that ViT and crops of 6 x 6 patches."""
+    return {**SMALL, **vit(patch), "method.views.global_size": 6 * patch}
 
 
 def tiny() -> dict[str, list[Trial]]:
     """Return the runs on Tiny-ImageNet by their names, three seeds each."""
     rows = {
-        "Swin, view": Trial("view-swin", "dino_laptop", SHARP),
-        "Swin, view + region": Trial("region-swin", "esvit_laptop", SHARP),
-        "ViT, view": Trial("view-vit", "dino_laptop", {**SHARP, **PLAIN_64}, "vit_tiny"),
-        "ViT, view + region": Trial(
-            "region-vit", "esvit_laptop", {**SHARP, **PLAIN_64}, "vit_tiny"
-        ),
+        "Swin, view": Trial("view-swin", "dino_laptop", SMALL),
+        "Swin, view + region": Trial("region-swin", "esvit_laptop", SMALL),
+        "ViT, view": Trial("view-vit", "dino_laptop", seen_by_vit(8), "vit_tiny"),
+        "ViT, view + region": Trial("region-vit", "esvit_laptop", seen_by_vit(8), "vit_tiny"),
     }
     return {
         name: [replace(trial, minutes=MINUTES, seed=seed) for seed in range(3)]
@@ -78,10 +89,15 @@ def tiny() -> dict[str, list[Trial]]:
 def cifar10() -> dict[str, list[Trial]]:
     """Return the runs on CIFAR-10 by their names."""
     rows = {
-        "DINO (view), Swin": Trial("view-swin", "dino_laptop", SHARP),
-        "EsViT (view + region), Swin": Trial("region-swin", "esvit_laptop", SHARP),
-        "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SHARP),
-        "MAE, ViT": Trial("mae-vit", "mae_laptop"),
+        "DINO (view), Swin": Trial("view-swin", "dino_laptop", SMALL),
+        "EsViT (view + region), Swin": Trial("region-swin", "esvit_laptop", SMALL),
+        "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SMALL),
+        "DINO, ViT": Trial("view-vit", "dino_laptop", seen_by_vit(4), "vit_tiny"),
+        "DINO by lightly, our ViT": Trial(
+            f"{LIGHTLY}-vit", "dino_laptop", seen_by_vit(4), "vit_tiny"
+        ),
+        "MAE, ViT": Trial("mae-vit", "mae_laptop", vit(4)),
+        "MoCo-v3, ViT": Trial("mocov3-vit", "mocov3", {**vit(4), **MOCO}, "vit_tiny"),
     }
     return {name: [replace(trial, minutes=MINUTES)] for name, trial in rows.items()}
 
@@ -94,7 +110,7 @@ def done(trial: Trial, study: Study) -> Path:
     if not (out / "summary.json").exists():
         out.mkdir(parents=True, exist_ok=True)
         options = {**ALONE, "train.duration": "100st", **trial.options, "train.seed": trial.seed}
-        asked = compose(recipe(trial.recipe), data=data, options=options)
+        asked = compose(recipe(trial.recipe), data=data, backbone=trial.backbone, options=options)
         config = resolve(asked, gather_facts(open_source(data), sides=True)).config
         steps = train_lightly(config, out, 60 * trial.minutes)
         batch = {"config": {"train": {"batch": config.train.batch}}}

@@ -151,7 +151,7 @@ def check(
         chosen=resolved.spoken_fit(),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
-        problems=[*source.about().notes, *_problems(run, sides, unreadable)],
+        problems=[*source.about().notes, *resolved.advice, *_problems(run, sides, unreadable)],
         pictures=[str(folder / VIEWS)],
     )
     _write(report, folder)

@@ -152,6 +152,8 @@ class Run:
         )
         for text in self.resolved.spoken_fit():
             self._say(f"Chosen: {text}.")
+        for text in self.resolved.advice:
+            self._say(f"Note: {text}")
         if "(" in (batch := self.resolved.spoken_batch()):
             self._say(f"Batch {batch}, peak learning rate {self.resolved.spoken_rate()}.")
         try:

@@ -72,8 +72,12 @@ def test_a_time_is_worth_the_steps_that_were_measured(
     assert len(paced) == 1
 
 
-def test_real_steps_are_done(images: Path, tmp_path: Path) -> None:
+def test_real_steps_are_done(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
     timed = pretrain(images, tmp_path / "timed", "0.02m")
+    assert not list(here.iterdir()), "steps that are tried write nothing"
     steps = Duration.parse(timed["config"]["train"]["duration"]).amount
     seconds = float(timed["origins"]["train.duration"].split(" at ")[1].split()[0])
     assert seconds > 0 and abs(steps - 1.2 / seconds) <= 1 + 0.01 * steps

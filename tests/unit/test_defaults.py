@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 import leanvit
-from leanvit.config import Facts, RunConfig, compose, load_config, replace_options, resolve
+from leanvit.config import (
+    Facts,
+    RunConfig,
+    SwinConfig,
+    compose,
+    load_config,
+    replace_options,
+    resolve,
+)
 from leanvit.config.convert import leaves
 from leanvit.config.defaults import RULES
 from leanvit.config.resume import find_changes, read_past
@@ -63,13 +71,49 @@ def test_the_sample_keeps_its_values() -> None:
     assert resolve(asked, facts(96)).config == resolve(replace(asked, fit=()), facts(0)).config
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "wanted"),
+    [
+        ("esvit_laptop", 32, {"patch": 4, "dim": 64, "depths": [2, 2], "window": 3, "views": 24}),
+        (
+            "esvit_laptop",
+            64,
+            {"patch": 4, "dim": 32, "depths": [2, 2, 2], "window": 4, "views": 48},
+        ),
+        ("esvit", 32, {"patch": 4, "dim": 192, "depths": [2, 6, 2], "window": 4, "views": 32}),
+        ("esvit", 96, {"patch": 4, "dim": 96, "depths": [2, 2, 6, 2], "window": 4, "views": 96}),
+        ("dino", 32, {"patch": 4, "dim": 384, "depth": 12, "views": 32}),
+        ("dino", 128, {"patch": 16, "dim": 384, "depth": 12, "views": 128}),
+        ("mae", 64, {"patch": 8, "dim": 192, "views": 64}),
+    ],
+)
+def test_small_images_get(name: str, side: int, wanted: dict[str, Any]) -> None:
+    now = options(resolve(recipe(name), facts(side)).config)
+    views = now.get("method.views.global_size", now.get("method.views.size"))
+    assert {
+        "views": views,
+        **{n: now.get(f"backbone.{n}") for n in wanted if n != "views"},
+    } == wanted
+
+
+@pytest.mark.parametrize("side", range(20, 224, 3))
+def test_views_need_no_padding(side: int) -> None:
+    """Where any window of 2 to 4 tokens divides them."""
+    resolved = resolve(recipe("esvit"), facts(side)).config
+    backbone = resolved.backbone
+    assert isinstance(backbone, SwinConfig)
+    across = options(resolved)["method.views.global_size"] // backbone.patch
+    assert across % backbone.window == 0 or all(across % window for window in (2, 3, 4))
+
+
 def test_what_is_given_stays_and_the_rest_follows_it() -> None:
     asked = compose(recipe("esvit_laptop"), options={"backbone.patch": 3})
     assert "backbone.patch" not in asked.fit and "method.views.global_size" in asked.fit
     found = resolve(asked, facts(32), given=["backbone.patch"])
     assert found.config.backbone.patch == 3 and found.origins["backbone.patch"] == "given"
     now = options(found.config)["method.views.global_size"]
-    assert now == 18 and found.config.backbone.image_size == 30
+    assert now == 24 and found.config.backbone.image_size == 30
+    assert "depths" not in str(found.followed), "stages stay where patches are given"
     named = compose(recipe("esvit_laptop"), backbone="swin_tiny")
     assert not any(name.startswith("backbone.") for name in named.fit) and named.fit
     assert compose(recipe("esvit_laptop"), options={"fit": ()}).fit == ()

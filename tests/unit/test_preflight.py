@@ -12,7 +12,7 @@ from PIL import Image
 
 import leanvit
 from leanvit import measuring
-from leanvit.config import RunConfig, steps
+from leanvit.config import RunConfig, replace_options, steps
 from leanvit.core.errors import NonFiniteError
 from leanvit.data.images import Images
 from leanvit.data.sample import TILE, TILES
@@ -35,7 +35,9 @@ def images(tmp_path: Path) -> Path:
 
 
 def config(**train: object) -> RunConfig:
-    return run_config(**{"duration": steps(200), **train})
+    """A run of which nothing is to be said: fewer prototypes than images."""
+    asked = run_config(**{"duration": steps(200), **train})
+    return replace_options(asked, {"method.head.prototypes": 8})
 
 
 def checked(data: Path | str, out: Path, recipe: RunConfig | None = None, **options: Any) -> Report:
@@ -211,6 +213,7 @@ def test_what_the_loss_does_not_reach_is_named(images: Path, tmp_path: Path) -> 
 def test_views_of_half_a_patch_are_named(images: Path, tmp_path: Path) -> None:
     """A ViT takes them, as DINO does with small crops, and leaves out what remains."""
     recipe = replace(config(), method=dino(), backbone=VIT)
+    recipe = replace_options(recipe, {"method.head.prototypes": 8})
     small = {"method__views__global_size": 30, "method__views__local_sizes": (16,)}
     report = checked(images, tmp_path / "check", recipe, data__max_unreadable=8, **small)
     assert report.problems == [

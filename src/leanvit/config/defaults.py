@@ -18,10 +18,10 @@ from leanvit.config.run import RunConfig
 
 PATCHES = (16, 12, 8, 6, 4, 3, 2, 1)
 """Sides of a patch in pixels that are chosen from."""
-LEAST: Mapping[str, int] = MappingProxyType({"swin": 16, "vit": 8})
+LEAST: Mapping[str, int] = MappingProxyType({"swin": 14, "vit": 8})
 """Patches that an image is wide at least, by kind of network: four stages halve it three times."""
-NARROW = 4
-"""Window of a Swin whose maps are small."""
+FINE = 4
+"""Side of the smallest patches of a Swin in pixels (benchmarks/learning/choices.md)."""
 
 Rule = Callable[[RunConfig, RunConfig, Facts], Decisions]
 """From the configuration as it was asked, as it is by now, and facts."""
@@ -37,6 +37,24 @@ def _patch(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     return {"backbone.patch": (patch, f"images of {facts.side} pixels are {across} patches wide")}
 
 
+def _stages(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Leave out first stages rather than take patches below FINE, of twice the channels then."""
+    backbone = config.backbone
+    if not isinstance(backbone, SwinConfig) or not {*STAGES}.issubset(own.fit):
+        return {}
+    patch, dim, depths, heads = backbone.patch, backbone.dim, backbone.depths, backbone.heads
+    while patch < FINE and len(depths) > 1:
+        patch, dim, depths, heads = 2 * patch, 2 * dim, depths[1:], heads[1:]
+    left = len(backbone.depths) - len(depths)
+    if not left:
+        return {}
+    reason = (
+        f"without the first {left} of {left + len(depths)} stages, for patches of {patch} pixels"
+    )
+    found = {"patch": patch, "dim": dim, "depths": [*depths], "heads": [*heads]}
+    return {f"backbone.{name}": (value, reason) for name, value in found.items()}
+
+
 def _image_size(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     patch = config.backbone.patch
     across = max(facts.side // patch, 1)
@@ -44,34 +62,46 @@ def _image_size(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     return {"backbone.image_size": (across * patch, reason)}
 
 
-def _window(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
-    assert isinstance(config.backbone, SwinConfig)
-    across, window = config.backbone.image_size // config.backbone.patch, config.backbone.window
-    if window <= NARROW or across >= NARROW * window:
-        return {}
-    return {"backbone.window": (NARROW, f"the image is {across} patches wide")}
-
-
 def _crops(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
-    patch, side = config.backbone.patch, config.backbone.image_size
-    share = side / own.backbone.image_size
-    reason = f"whole patches of {patch} pixels, in proportion to images of {facts.side}"
+    backbone = config.backbone
+    region = backbone.patch
+    if isinstance(backbone, SwinConfig):
+        region *= 2 ** (len(backbone.depths) - 1)
+    share = backbone.image_size / own.backbone.image_size
+    most = max(backbone.image_size // region, 1)
+    reason = f"whole regions of {region} pixels, in proportion to images of {facts.side}"
     values, found = dict(leaves(to_dict(own))), Decisions()
     for name in CROPS:
         if name in values:
             given = values[name] if isinstance(values[name], list) else [values[name]]
-            sizes = [max(round(size * share / patch), 1) * patch for size in given]
+            wide = [int(size * share / region + 0.5) for size in given]
+            sizes = [min(max(regions, 1), most) * region for regions in wide]
             found[name] = (sizes if isinstance(values[name], list) else sizes[0], reason)
     return found
 
 
+def _window(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Take the largest window that views are made of without padding."""
+    backbone, views = config.backbone, getattr(config.method, "views", None)
+    size = getattr(views, "global_size", 0) or getattr(views, "size", 0)
+    across = size // backbone.patch
+    if not isinstance(backbone, SwinConfig) or across % backbone.window == 0:
+        return {}
+    fitting = [side for side in (4, 3, 2) if side <= backbone.window and across % side == 0]
+    if not fitting:
+        return {}
+    return {"backbone.window": (fitting[0], f"views are {across} patches wide")}
+
+
+STAGES = ("backbone.patch", "backbone.dim", "backbone.depths", "backbone.heads")
 CROPS = ("method.views.global_size", "method.views.local_sizes", "method.views.size")
 RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
     {
         _patch: ("backbone.patch",),
+        _stages: STAGES,
         _image_size: ("backbone.image_size",),
-        _window: ("backbone.window",),
         _crops: CROPS,
+        _window: ("backbone.window",),
     }
 )
 """Every rule, in order, and the options that it decides on."""

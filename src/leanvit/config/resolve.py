@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from leanvit.config.advice import advice
 from leanvit.config.batch import Decisions, choose_batch
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.defaults import follow
@@ -33,6 +34,8 @@ class Resolved:
     origins: Mapping[str, str]
     followed: tuple[str, ...] = ()
     """Options that the images and the machine decided on."""
+    advice: tuple[str, ...] = ()
+    """What is likely to keep the run from learning, a sentence each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `resolved.json` holds."""
@@ -85,7 +88,8 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
         for name, (_, reason) in decided.items():
             origins[name] = f"{origins[name]}; {reason}"
     _check(config, facts)
-    return Resolved(config, origins, tuple(name for name in followed if ";" in origins[name]))
+    chosen = tuple(name for name in followed if ";" in origins[name])
+    return Resolved(config, origins, chosen, tuple(advice(config, facts)))
 
 
 def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:

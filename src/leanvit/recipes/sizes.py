@@ -2,4 +2,4 @@
 
 CROPS = ("method.views.global_size", "method.views.local_sizes")
 VIT = ("backbone.patch", "backbone.image_size")
-SWIN = (*VIT, "backbone.window")
+SWIN = (*VIT, "backbone.dim", "backbone.depths", "backbone.heads", "backbone.window")
