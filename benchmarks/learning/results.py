@@ -186,7 +186,7 @@ def table(rows: Mapping[str, Sequence[Trial]], study: Study) -> list[str]:
                 untrained, teacher, *_ = cells(found, "correspondence")
                 row += [untrained, teacher]
             lines.append(row)
-    return markdown([*heads, *more], lines)
+    return [*markdown([*heads, *more], lines)]
 
 
 def without_training(study: Study, rows: Mapping[str, Sequence[Trial]]) -> str:

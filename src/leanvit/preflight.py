@@ -28,6 +28,8 @@ from leanvit.request import compose_request, open_images
 from leanvit.run import LESS_MEMORY, Run
 from leanvit.train.terminal import spoken
 
+LONG = 48 * 3600
+"""Seconds of a run for which another way is offered."""
 STEPS = 3
 """Steps that are measured, after one that is not."""
 REPORT = "check.json"
@@ -137,6 +139,7 @@ def check(
     if not sides:
         raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
     seconds, memory = _measure(run, folder)
+    found = _problems(run, sides, unreadable) + _too_long(seconds * run.state.run)
     report = Report(
         source=_spoken_source(source),
         images=len(source),
@@ -151,7 +154,7 @@ def check(
         chosen=resolved.spoken_fit(),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
-        problems=[*source.about().notes, *resolved.advice, *_problems(run, sides, unreadable)],
+        problems=[*source.about().notes, *resolved.advice, *found],
         pictures=[str(folder / VIEWS)],
     )
     _write(report, folder)
@@ -245,6 +248,17 @@ def _times(run: Run, seconds: float) -> dict[str, Any]:
         "seconds_in_all": seconds * run.state.run,
         "steps": run.state.run,
     }
+
+
+def _too_long(seconds: float) -> list[str]:
+    """Return what to do about a run that takes days."""
+    if seconds < LONG:
+        return []
+    return [
+        f"The whole run takes {spoken(seconds)} here; --budget 2h, say, makes one of two hours, "
+        f"and a smaller network (a recipe that ends in _laptop, or --backbone) sees more images in "
+        f"the same time."
+    ]
 
 
 def _too_many(run: Run, unreadable: Sequence[Unreadable]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import leanvit
-from leanvit import measuring
+from leanvit import measuring, preflight
 from leanvit.config import RunConfig, replace_options, steps
 from leanvit.core.errors import NonFiniteError
 from leanvit.data.images import Images
@@ -161,6 +161,16 @@ def test_three_steps_are_measured_after_one_that_is_not(
     assert report.seconds_an_epoch == 2.0 * 3, "13 images are 3 batches of 4"
     assert report.seconds_in_all == 2.0 * 200 and report.steps == 200
     assert "whole run    6 min 40 s for 200 steps" in str(report)
+
+
+def test_a_run_of_days_is_offered_another_way(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "_measure", lambda *_: (1000.0, 1.0))
+    (said,) = checked(images, tmp_path / "check", data__max_unreadable=8).problems
+    assert "The whole run takes 2 d 7 h" in said and "--budget 2h, say, makes one" in said
+    monkeypatch.setattr(preflight, "_measure", lambda *_: (500.0, 1.0))
+    assert checked(images, tmp_path / "check", data__max_unreadable=8).problems == []
 
 
 def test_real_steps_take_time_and_memory(images: Path, tmp_path: Path) -> None:
