@@ -88,6 +88,8 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 64": {},
             "batch 32": {"train.batch": 32},
             "batch 16": {"train.batch": 16},
+            "batch 32, Muon": {"train.batch": 32},
+            "batch 32, Muon, rate 3e-3": {"train.batch": 32, "optim.lr.peak": 3e-3},
             "4 local crops": LOCAL,
             "1,024 prototypes": {"method.head.prototypes": 1024},
             "rate 2e-3": {"optim.lr.peak": 2e-3},
@@ -124,6 +126,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {},
         {
             "as it is": {},
+            "as it is, Muon": {},
             "96 channels, 4 blocks": {
                 "backbone.dim": 96,
                 "backbone.depth": 4,
@@ -142,7 +145,12 @@ def trials() -> dict[str, Trial]:
     """Return all runs by their names."""
     return {
         f"{group}: {name}": Trial(
-            f"{group}: {name}".replace(" ", "_"), recipe, {**base, **own}, backbone, MINUTES
+            f"{group}: {name}".replace(" ", "_"),
+            recipe,
+            {**base, **own},
+            backbone,
+            MINUTES,
+            optimizer="muon" if "Muon" in name else "",
         )
         for group, (recipe, backbone, base, rows) in GROUPS.items()
         for name, own in rows.items()

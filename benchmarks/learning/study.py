@@ -98,6 +98,7 @@ class Trial:
     minutes: float = 10.0
     """Of one core."""
     seed: int = 0
+    optimizer: str = ""
 
     def folder(self, study: Study) -> Path:
         """Return where it lives."""
@@ -139,6 +140,7 @@ def pretrained(trial: Trial, study: Study) -> Path:
             data=str(study.split().train),
             out=out,
             backbone=trial.backbone,
+            optimizer=trial.optimizer,
             options={**options, "train.seed": trial.seed},
             autoresume=True,
         )

@@ -287,7 +287,7 @@ MISTAKES = [
     ("pretrain --resume", "Name a recipe first: "),
     ("pretrain esvt", "Unknown recipe 'esvt'; did you mean 'esvit'? Known: d2mae, "),
     ("pretrain esvit --backbone swin_tinny", "did you mean 'swin_tiny'? Known: cvt_small, "),
-    ("pretrain esvit --optimizer adam", "did you mean 'adamw'? Known: adamw, lars, sgd."),
+    ("pretrain esvit --optimizer adam", "did you mean 'adamw'? Known: adamw, lars, muon, sgd."),
     ("pretrain esvit --train.batc 3", "Unknown option 'train.batc'; did you mean 'train.batch'?"),
     ("pretrain esvit --batch 3", "Unknown option 'batch'; did you mean 'train.batch'?"),
     ("pretrain esvit --backbone.pool mean", "Unknown option 'backbone.pool'. Known: backbone.de"),

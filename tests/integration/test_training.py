@@ -19,6 +19,7 @@ from leanvit.config import (
     LARSConfig,
     MethodConfig,
     MixConfig,
+    MuonConfig,
     RunConfig,
     SGDConfig,
     compose,
@@ -247,6 +248,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "flash": {"method": esvit(attention="flash")},
     "sgd": {"optim": SGDConfig(lr=constant(0.1), lr_rule="none")},
     "lars": {"optim": LARSConfig(lr=constant(0.1), lr_rule="none")},
+    "muon": {"optim": MuonConfig(lr=constant(1e-3), lr_rule="none")},
 }
 
 

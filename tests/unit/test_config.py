@@ -139,8 +139,8 @@ def changed(path: str, value: object) -> dict[str, Any]:
         ("backbone.pool", "mean", "Unknown option 'backbone.pool'"),
         ("backbone.kind", "swim", "Unknown kind of backbone 'swim'; did you mean 'swin'?"),
         ("method.kind", "mocov2", "Unknown kind of method 'mocov2'; did you mean 'mocov3'?"),
-        ("optim.kind", 3, "Unknown kind of optim '3'. Known: adamw, lars, sgd."),
-        ("optim.kind", ..., "optim needs a kind: one of adamw, sgd, lars."),
+        ("optim.kind", 3, "Unknown kind of optim '3'. Known: adamw, lars, muon, sgd."),
+        ("optim.kind", ..., "optim needs a kind: one of adamw, sgd, lars, muon."),
         ("train.kind", "x", "Unknown option 'train.kind'"),
         ("method", ..., "method is missing."),
         ("recipe", ..., "recipe is missing."),
@@ -313,7 +313,7 @@ def test_a_new_optimizer_keeps_what_all_share() -> None:
     [
         ("backbone", "swin_tinny", "Unknown backbone 'swin_tinny'; did you mean 'swin_tiny'?"),
         ("optimizer", "adam", "Unknown optimizer 'adam'; did you mean 'adamw'? Known: adamw, "),
-        ("optimizer", "x", "Unknown optimizer 'x'. Known: adamw, lars, sgd."),
+        ("optimizer", "x", "Unknown optimizer 'x'. Known: adamw, lars, muon, sgd."),
     ],
 )
 def test_an_unknown_part_is_an_error(part: str, name: str, message: str) -> None:

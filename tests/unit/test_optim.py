@@ -13,6 +13,7 @@ from leanvit.config import (
     BackboneConfig,
     LARSConfig,
     MixConfig,
+    MuonConfig,
     OptimConfig,
     SGDConfig,
     ViTConfig,
@@ -22,7 +23,9 @@ from leanvit.config import (
 from leanvit.core.ema import ema_update
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.esvit import EsViT
+from leanvit.train.muon import orthogonal
 from leanvit.train.optim import (
+    block_matrices,
     build_optimizer,
     clip_gradients,
     layer_scales,
@@ -31,7 +34,18 @@ from leanvit.train.optim import (
     skip_if,
 )
 from leanvit.train.state import TrainState
-from tests.tiny import FAMILIES, SWIN, VIT, build, esvit, noise, run_config, supervised, view_batch
+from tests.tiny import (
+    FAMILIES,
+    SWIN,
+    VIT,
+    build,
+    dino,
+    esvit,
+    noise,
+    run_config,
+    supervised,
+    view_batch,
+)
 
 
 def decayed_names(decay_all_matrices: bool) -> set[str]:
@@ -222,10 +236,78 @@ def _first(state: tuple[Tensor, Tensor], gradient: Tensor) -> tuple[Tensor, Tens
     return state[0], gradient, state[1]
 
 
-@pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(), LARSConfig()])
+def plain_muon(p: Tensor, g: Tensor, mu: Tensor, lr: float, decay: float) -> tuple[Tensor, Tensor]:
+    mu = 0.95 * mu + 0.05 * g
+    x = 0.05 * g + 0.95 * mu
+    x = x / x.norm()
+    for _ in range(5):
+        x = 3.4445 * x - 4.775 * x @ x.T @ x + 2.0315 * x @ x.T @ x @ x.T @ x
+    return (1 - lr * decay) * p - lr * 0.2 * max(p.shape) ** 0.5 * x, mu
+
+
+def test_muon_is_its_definition_and_that_of_torch() -> None:
+    """torch rounds the rounds of Newton and Schulz to bf16."""
+    shapes = ((6, 4), (4, 6), (6, 4), (5, 5))
+    ours = nn.ParameterList(nn.Parameter(noise(*shape, seed=1)) for shape in shapes)
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    groups = parameter_groups(ours, decay_all_matrices=False, turned=[*ours])
+    optimizer = build_optimizer(groups, MuonConfig())
+    other = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    plain = [(p.detach().double(), torch.zeros_like(p).double()) for p in ours]
+    set_rates(optimizer, 0.1, 0.3)
+    for step in range(4):
+        for number, (mine, foreign) in enumerate(zip(ours, theirs, strict=True)):
+            mine.grad = noise(*mine.shape, seed=10 * step + number)
+            foreign.grad = mine.grad.clone()
+            of_plain = _first(plain[number], mine.grad.double())
+            plain[number] = plain_muon(*of_plain, 0.1, 0.3)
+        optimizer.step()
+        other.step()
+    for mine, foreign, (right, _) in zip(ours, theirs, plain, strict=True):
+        torch.testing.assert_close(mine.detach().double(), right, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine.detach(), foreign.detach(), rtol=2e-2, atol=2e-2)
+
+
+def test_the_rest_takes_the_steps_of_adamw() -> None:
+    both = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    both[1].load_state_dict(both[0].state_dict())
+    turned = [both[0].weight]
+    groups = parameter_groups(both[0], decay_all_matrices=False, turned=turned)
+    muon = build_optimizer(groups, MuonConfig())
+    adamw = build_optimizer(parameter_groups(both[1], decay_all_matrices=False), AdamWConfig())
+    for step in range(3):
+        for optimizer, layer in ((muon, both[0]), (adamw, both[1])):
+            set_rates(optimizer, 0.1, 0.1)
+            for parameter in layer.parameters():
+                parameter.grad = noise(*parameter.shape, seed=step)
+            optimizer.step()
+    assert both[0].bias.equal(both[1].bias) and not both[0].weight.equal(both[1].weight)
+    assert {*muon.state[both[0].weight]} == {"momentum_buffer"}
+
+
+def test_directions_count_alike() -> None:
+    for shape in ((3, 20, 8), (2, 8, 20), (1, 1, 7)):
+        values = torch.linalg.svdvals(orthogonal(noise(*shape)))
+        assert values.min() > 0.3 and values.max() < 1.3
+    assert orthogonal(torch.zeros(2, 3, 4)).equal(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("backbone", [VIT, SWIN], ids=["vit", "swin"])
+def test_muon_takes_the_layers_of_the_blocks(backbone: BackboneConfig) -> None:
+    method = build_method(dino(), backbone, 0)
+    learner = method.learner()
+    assert learner is not None
+    matrices = {id(matrix) for matrix in block_matrices(method)}
+    for name, parameter in learner.named_parameters():
+        layer = name.endswith((".qkv.weight", ".proj.weight", ".fc1.weight", ".fc2.weight"))
+        assert (id(parameter) in matrices) == (layer and "patch_embed" not in name), name
+    assert len(matrices) == 4 * learner.depth
+
+
+@pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(), LARSConfig(), MuonConfig()])
 def test_the_flag_stops_a_step_on_the_device(config: OptimConfig) -> None:
     layer = nn.Linear(4, 3)
-    groups = parameter_groups(layer, decay_all_matrices=False)
+    groups = parameter_groups(layer, decay_all_matrices=False, turned=[layer.weight])
     optimizer = build_optimizer(groups, config)
     set_rates(optimizer, 0.1, 0.1)
 

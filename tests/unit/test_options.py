@@ -165,6 +165,7 @@ PARTS: Mapping[str, Part] = {
     "vil": Part("esvit", "vil_2262", "adamw", {**DISTILLED, **VIL}, ("backbone",)),
     "sgd": Part("esvit", "swin_tiny", "sgd", {**DISTILLED, **SWIN}, ("optim",)),
     "lars": Part("esvit", "swin_tiny", "lars", {**DISTILLED, **SWIN}, ("optim",)),
+    "muon": Part("dino", "vit_tiny", "muon", {**DISTILLED, **VIT}, ("optim",)),
     "mae": Part("mae", "vit_tiny", "adamw", {**DECODED, **VIT}, ("method",)),
     "dmae": Part("dmae", "vit_tiny", "adamw", {**TAUGHT, **VIT}, ("method",)),
     "d2mae": Part(

@@ -38,7 +38,14 @@ from leanvit.config.methods import (
     SupervisedConfig,
 )
 from leanvit.config.names import look_up, unknown_name
-from leanvit.config.run import AdamWConfig, LARSConfig, OptimConfig, RunConfig, SGDConfig
+from leanvit.config.run import (
+    AdamWConfig,
+    LARSConfig,
+    MuonConfig,
+    OptimConfig,
+    RunConfig,
+    SGDConfig,
+)
 
 T = TypeVar("T")
 
@@ -67,7 +74,9 @@ KINDS: Mapping[type, Mapping[str, type]] = MappingProxyType(
                 "supervised": SupervisedConfig,
             }
         ),
-        OptimConfig: MappingProxyType({"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig}),
+        OptimConfig: MappingProxyType(
+            {"adamw": AdamWConfig, "sgd": SGDConfig, "lars": LARSConfig, "muon": MuonConfig}
+        ),
     }
 )
 """The types that a section may have, by the section's declared type and the `kind` in JSON."""

@@ -98,6 +98,20 @@ class AdamWConfig(OptimConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MuonConfig(AdamWConfig):
+    """Muon for the matrices of the backbone's blocks, AdamW for all else (arXiv 2502.16982)."""
+
+    kind: ClassVar[str] = "muon"
+
+    momentum: float = 0.95
+    """Momentum of the matrices."""
+
+    def __post_init__(self) -> None:
+        AdamWConfig.__post_init__(self)
+        require(self, BELOW_ONE, "momentum")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SGDConfig(OptimConfig):
     """SGD with momentum."""
 

@@ -1,6 +1,6 @@
 """Parameter groups, optimisers, clipping. Nothing here reads a number back from the device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -8,33 +8,40 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from leanvit.config import AdamWConfig, LARSConfig, OptimConfig, SGDConfig
+from leanvit.config import AdamWConfig, LARSConfig, MuonConfig, OptimConfig, SGDConfig
 from leanvit.methods.base import Method
+from leanvit.train.muon import Muon
 
 NO_SCALES: Mapping[str, float] = MappingProxyType({})
 """Every learning rate is that of the run."""
 
 
 def parameter_groups(
-    module: nn.Module, *, decay_all_matrices: bool, scales: Mapping[str, float] = NO_SCALES
+    module: nn.Module,
+    *,
+    decay_all_matrices: bool,
+    scales: Mapping[str, float] = NO_SCALES,
+    turned: Collection[Tensor] = (),
 ) -> list[dict[str, Any]]:
     """Split trained parameters by weight decay, and by what their learning rate is scaled with.
 
     Biases and vectors are never decayed; what a module lists as `undecayed` (position tables,
     class tokens, prototype gains) only with `decay_all_matrices`, which is the official rule.
-    scales: by name of a parameter, 1 where it is missing. Decayed groups come first.
+    scales: by name of a parameter, 1 where it is missing; turned: matrices that `Muon` has
+    orthogonal steps for. Decayed groups come first.
     """
-    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    groups: dict[tuple[bool, bool, float], dict[str, Any]] = {}
+    apart = {id(matrix) for matrix in turned}
     for place, owner in module.named_modules():
         spared = () if decay_all_matrices else getattr(owner, "undecayed", ())
         for name, parameter in owner.named_parameters(place, recurse=False):
             if parameter.requires_grad:
                 leaf = name.rpartition(".")[2]
                 decayed = parameter.ndim > 1 and leaf != "bias" and leaf not in spared
-                scale = scales.get(name, 1.0)
+                scale, orthogonal = scales.get(name, 1.0), id(parameter) in apart
+                facts = {"decayed": decayed, "orthogonal": orthogonal, "scale": scale}
                 group = groups.setdefault(
-                    (decayed, scale),
-                    {"params": [], "names": [], "decayed": decayed, "scale": scale},
+                    (decayed, orthogonal, scale), {"params": [], "names": [], **facts}
                 )
                 group["params"].append(parameter)
                 group["names"].append(name)
@@ -58,8 +65,17 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
     }
 
 
+def block_matrices(method: Method) -> list[Tensor]:
+    """Return the weights of the layers within the blocks of the trained backbone."""
+    backbone = method.learner() or method.encoder()
+    layers = (layer for block in backbone.blocks() for layer in block.modules())
+    return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
     """Return the optimiser of a configuration; learning rate and decay are set at every step."""
+    if isinstance(config, MuonConfig):
+        return Muon(groups, betas=config.betas, momentum=config.momentum)
     if isinstance(config, AdamWConfig):
         return AdamW(groups, lr=0.0, betas=config.betas, fused=True)
     if isinstance(config, LARSConfig):

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvit.config import RunConfig, settled
+from leanvit.config import MuonConfig, RunConfig, settled
 from leanvit.core.errors import DerailedError
 from leanvit.core.precision import autocast
 from leanvit.methods.base import Method, Moment, StepOutput
 from leanvit.train.guard import Event, Guard
 from leanvit.train.metrics import Meter
 from leanvit.train.optim import (
+    block_matrices,
     build_optimizer,
     clip_gradients,
     layer_scales,
@@ -44,6 +45,7 @@ class TrainState:
             method,
             decay_all_matrices=config.optim.decay_all_matrices,
             scales=layer_scales(method, config.optim.layer_decay),
+            turned=block_matrices(method) if isinstance(config.optim, MuonConfig) else (),
         )
         self.optimizer = build_optimizer(groups, config.optim)
         self.parts: dict[str, list[Tensor]] = {}
