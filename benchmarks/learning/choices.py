@@ -77,7 +77,23 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 64, 64 channels": {"train.batch": 64, "backbone.dim": 64},
             "batch 64, patches of 4, two stages from 64 channels": {**COARSE, "train.batch": 64},
             "patches of 4, two stages from 64 channels": COARSE,
+            "the same, Muon": COARSE,
             "the same, crops of 32": {**COARSE, "method.views.global_size": 32},
+            "the same, crops of 16": {
+                **COARSE,
+                "method.views.global_size": 16,
+                "backbone.window": 4,
+            },
+        },
+    ),
+    "esvit, Swin of two stages": (
+        "esvit_laptop",
+        "",
+        {**SWIN, **COARSE},
+        {
+            "both losses": {},
+            "both losses, Muon": {},
+            "regions in the last third": {"method.region_start": "67%"},
         },
     ),
     "dino, ViT": (
@@ -90,11 +106,14 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 16": {"train.batch": 16},
             "batch 32, Muon": {"train.batch": 32},
             "batch 32, Muon, rate 3e-3": {"train.batch": 32, "optim.lr.peak": 3e-3},
+            "batch 32, seed 1": {"train.batch": 32, "train.seed": 1},
+            "batch 32, seed 1, Muon": {"train.batch": 32, "train.seed": 1},
             "4 local crops": LOCAL,
             "1,024 prototypes": {"method.head.prototypes": 1024},
             "rate 2e-3": {"optim.lr.peak": 2e-3},
             "Sinkhorn": {"method.targets": "sinkhorn"},
             "crops of 32": {"method.views.global_size": 32},
+            "batch 32, crops of 16": {"train.batch": 32, "method.views.global_size": 16},
             "blur as published": {"method.views.blur": (1.0, 0.1, 0.5)},
             "momentum 0.99": {
                 "method.teacher_momentum.start": 0.99,
@@ -112,6 +131,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {**VIT, **MOCO},
         {
             "batch 128": {},
+            "batch 128, Muon": {},
             "batch 256": {"train.batch": 256},
             "batch 64": {"train.batch": 64},
             "crops of 32": {"method.views.size": 32},
@@ -151,6 +171,7 @@ def trials() -> dict[str, Trial]:
             backbone,
             MINUTES,
             optimizer="muon" if "Muon" in name else "",
+            seed=own.get("train.seed", 0),
         )
         for group, (recipe, backbone, base, rows) in GROUPS.items()
         for name, own in rows.items()

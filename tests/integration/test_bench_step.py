@@ -1,15 +1,16 @@
 """`leanvit bench step`: what it measures, compares and says; never how fast a machine is."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from leanvit.backbones import layers, swin
-from leanvit.bench import everything
+from leanvit.bench import everything, fed_step
 from leanvit.bench import step as bench
 from leanvit.bench.lightly_step import LightlyDINO
 from leanvit.bench.operations import count_flops, count_operations
@@ -25,10 +26,11 @@ from leanvit.config.bench import (
     BenchLossConfig,
     BenchStepConfig,
 )
+from leanvit.data.loader import load_views
 from leanvit.methods.dino import DINO
 from leanvit.recipes import recipe
 from tests.integration.command import Says, refused
-from tests.tiny import SWIN, VIT, noise
+from tests.tiny import SWIN, VIT, noise, write_images
 
 SMALL: dict[str, Any] = {
     "train.batch": 2,
@@ -273,3 +275,49 @@ def test_mistakes(given: list[str], said: str, capsys: Says) -> None:
 def test_help(capsys: Says) -> None:
     assert main(["bench", "step", "--help"]) == 0
     assert "--against" in capsys.readouterr().out
+
+
+# Real images
+
+
+def test_ours_is_timed_on_real_images_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Says
+) -> None:
+    """Waiting for views counts: each batch takes a second to come on a clock of our own."""
+    images = write_images(tmp_path / "images", 12)
+    monkeypatch.setattr(bench, "recipe", small)
+    monkeypatch.setattr(bench, "in_own_process", lambda job, *given: job(*given))
+    clock, load = [0.0], load_views
+
+    def slowly(*given: Any, **named: Any) -> Iterator[Any]:
+        for batch in load(*given, **named):
+            clock[0] += 1
+            yield batch
+
+    monkeypatch.setattr(fed_step, "load_views", slowly)
+
+    def by_the_clock(action: Callable[[], object], _: str) -> float:
+        before = clock[0]
+        action()
+        return clock[0] - before
+
+    monkeypatch.setattr(fed_step, "seconds_of", by_the_clock)
+    config = BenchStepConfig(
+        recipe="dino",
+        prototypes=64,
+        batch=2,
+        rounds=3,
+        threads=1,
+        device="cpu",
+        precisions=("fp32",),
+        against=(),
+        source=str(images),
+    )
+    report = bench_step(config, quiet=True)
+    assert report.seconds[Form("ours, from images", "fp32")] == [1.0, 1.0, 1.0]
+    alone = report.alone[Form("ours, from images", "fp32")]
+    assert alone.operations == report.alone[Form("ours", "fp32")].operations and alone.reads == 0
+    assert "| ours, from images fp32 | 1.000 | 1.000 to 1.000 | 2.00 " in str(report)
+    with pytest.raises(ValueError, match="nowhere"):
+        bench_step(replace(config, source=str(tmp_path / "nowhere")), quiet=True)
+    assert "leave out either" in refused(capsys, "bench", "step", "--growth", "--source", images)

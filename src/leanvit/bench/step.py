@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from leanvit.bench.fed_step import fed
 from leanvit.bench.lightly_step import LightlyDINO, LightlyMAE
 from leanvit.bench.machine import in_own_process, on_this_machine, product_rate
 from leanvit.bench.operations import count_flops, count_operations
@@ -35,6 +36,7 @@ from leanvit.core.memory import peak_bytes
 from leanvit.core.packages import missing
 from leanvit.core.precision import PRECISIONS
 from leanvit.data.batch import ViewBatch
+from leanvit.data.sources import open_source
 from leanvit.methods.base import Method, Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
@@ -43,7 +45,7 @@ from leanvit.train.facts import machine_facts
 from leanvit.train.state import TrainState
 from leanvit.train.trial import noise_views
 
-OURS, PLAIN = "ours", "plain"
+OURS, FED, PLAIN = "ours", "ours, from images", "plain"
 TIMM, OWN = "lightly, timm", "lightly, our backbone"
 """Forms."""
 HAS: Mapping[str, str] = MappingProxyType(
@@ -92,12 +94,17 @@ class Problem:
     config: RunConfig
     """As it was asked, but for its precision."""
     threads: int
+    source: str = ""
+    """Images that views are rendered from; empty for noise."""
 
     def configured(self, precision: str) -> RunConfig:
         """Return the resolved run in a precision."""
         asked = replace_options(self.config, {"train.precision": precision})
-        images = settled(asked.train.batch) * RUN
-        return resolve(asked, replace(machine_facts(), images=images, classes=CLASSES)).config
+        images, classes = settled(asked.train.batch) * RUN, CLASSES
+        if self.source:
+            source = open_source(self.source)
+            images, classes = len(source), len(source.classes)
+        return resolve(asked, replace(machine_facts(), images=images, classes=classes)).config
 
 
 class Task:
@@ -142,6 +149,8 @@ def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
     require_alone("bench")
     config = on_this_machine(config)
     problem = _problem(config)
+    if config.source:
+        replace(problem, source=config.source).configured("fp32")  # says what is wrong with it
     forms = _forms(problem.config, config)
     sizes, flops = in_own_process(_needed, problem)
     report = StepReport(config, problem.config, sizes, flops)
@@ -161,7 +170,22 @@ def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
     seconds, failed = in_turn(tasks, config.rounds, "time", quiet)
     report.seconds.update(seconds)
     report.failed.update({form: said for form, (said, _) in failed.items()})
+    if config.source:
+        for precision in track(
+            config.precisions, "from images", len(config.precisions), quiet=quiet
+        ):
+            found = in_own_process(_fed, problem, precision, config)
+            form = Form(FED, precision)
+            report.seconds[form], report.alone[form] = found
     return report
+
+
+def _fed(problem: Problem, precision: str, config: BenchStepConfig) -> tuple[list[float], Alone]:
+    """Return what our step takes on views of images."""
+    torch.set_num_threads(problem.threads)
+    run = replace(problem, source=config.source).configured(precision)
+    method = build_method(run.method, run.backbone, run.train.seed)
+    return fed(method, run, config.source, AT, config.rounds)
 
 
 def _problem(config: BenchStepConfig) -> Problem:

@@ -142,9 +142,13 @@ class BenchStepConfig:
     """Where it is measured."""
     growth: bool = False
     """Instead ours alone in the first precision, as batch, crops, prototypes and image grow."""
+    source: str = ""
+    """Images: ours is then timed on views of them too, step after step, with waiting for them."""
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "batch", "prototypes", "rounds", "threads")
+        if self.growth and self.source:
+            raise ValueError("growth is measured on noise: leave out either growth or source.")
         if not self.precisions:
             raise ValueError("precisions is empty; name one at least, such as fp32.")
         if self.growth and self.precisions != PRECISIONS and len(self.precisions) > 1:

@@ -113,7 +113,7 @@ def follow(config: RunConfig, facts: Facts) -> Decisions:
     Where nobody looked at the images (`Facts.side` 0), and where they are as large as the recipe
     takes them, its own values hold. Raises ValueError for an option that follows from nothing.
     """
-    known = [name for names in RULES.values() for name in names]
+    known = {name for names in RULES.values() for name in names}
     for name in config.fit:
         if name not in known:
             raise unknown_name("option in fit", name, known)
