@@ -8,7 +8,7 @@ from typing import Any
 from leanvit.config import RunConfig, resolve
 from leanvit.config.resume import Past, find_changes, read_past, require_allowed
 from leanvit.core.console import say
-from leanvit.core.distributed import first_alone, joined, rank, wait_for_all
+from leanvit.core.distributed import first_alone, joined, launched, rank, wait_for_all
 from leanvit.data.sources import Source
 from leanvit.folder import (
     Claim,
@@ -64,6 +64,8 @@ def pretrain(
     source = open_images(asked, data)
     chosen = {"data.source": name, "backbone": backbone, "optim": optimizer}
     named = [name for name, value in chosen.items() if value]
+    if launched() == 1:  # before anything is measured; of several processes one would be left alone
+        _require_free(asked, out, overwrite, autoresume)
     facts = measured_facts(asked, source, quiet=quiet)
     resolved = resolve(asked, facts, given=(*named, *options))
     with joined(resolved.config.train.device), Claim(out) as claim:

@@ -96,6 +96,15 @@ def test_a_run_that_goes_on_measures_nothing_again(
     assert longer["config"]["train"]["duration"] == "12st" and len(paced) == 2
 
 
+def test_a_folder_that_is_taken_is_named_before_anything_is_measured(
+    images: Path, tmp_path: Path, paced: list[int]
+) -> None:
+    pretrain(images, tmp_path / "run", "4st")
+    with pytest.raises(ValueError, match="run"):
+        pretrain(images, tmp_path / "run", "0.05m")
+    assert paced == []
+
+
 def test_steps_that_are_done_are_few(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as take ten seconds, 3 at least and 30 at most, once what lay ready is gone."""
     source = open_source(str(images))
