@@ -205,6 +205,8 @@ def write() -> None:
     """Put both tables into the document, below what it says of them."""
     text = TABLE.read_text()
     for study, rows in ((CIFAR10, cifar10()), (TINY, tiny())):
+        if not any(finished(trials, study) for trials in rows.values()):
+            continue
         begin, end = f"<!-- {study.name} -->\n", f"<!-- end of {study.name} -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
