@@ -8,12 +8,11 @@ images. choices.md beside this file is written anew from all rows that are done.
 processes, each on a core of its own, share the rows.
 """
 
-import fcntl
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from study import CIFAR10, HERE, RUNS, Trial, heading, kept, knn, pretrained, seen
+from study import CIFAR10, HERE, RUNS, Trial, claimed, heading, kept, knn, pretrained, seen
 
 TABLE = HERE / "choices.md"
 MINUTES = 3.0
@@ -206,14 +205,9 @@ def main() -> None:
     for name, trial in trials().items():
         if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
             continue
-        claim = trial.folder(CIFAR10).with_suffix(".lock")
-        claim.parent.mkdir(parents=True, exist_ok=True)
-        with claim.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # another process does this one
-            print(name, measured(trial), flush=True)
+        with claimed(trial.folder(CIFAR10)) as ours:
+            if ours:
+                print(name, measured(trial), flush=True)
     write_table()
     print(TABLE.read_text(), RUNS)
 

@@ -9,7 +9,6 @@ chosen on held-out training images of CIFAR-10 (choices.md). Several of these pr
 core of its own, share the runs; docs/results.md is written anew from what is done.
 """
 
-import fcntl
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from study import (
     TINY,
     Study,
     Trial,
+    claimed,
     heading,
     kept,
     knn,
@@ -143,14 +143,9 @@ def share(rows: Mapping[str, Sequence[Trial]], study: Study, words: Sequence[str
         for trial in trials:
             if words and not any(word in name for word in words):
                 continue
-            claim = trial.folder(study).with_suffix(".lock")
-            claim.parent.mkdir(parents=True, exist_ok=True)
-            with claim.open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                print(name, trial.seed, measured(trial, study), flush=True)
+            with claimed(trial.folder(study)) as ours:
+                if ours:
+                    print(name, trial.seed, measured(trial, study), flush=True)
 
 
 def finished(trials: Sequence[Trial], study: Study) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ measured once and kept beside it. Choices are made on images that were held out 
 images; test images are for tables of what was chosen.
 """
 
+import fcntl
 import json
 import os
 import platform
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,6 +169,19 @@ def kept(out: Path, name: str, measure: Any) -> dict[str, Any]:
     if not file.exists():
         file.write_text(json.dumps(measure()))
     return dict(json.loads(file.read_text()))
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Yield whether this process may do a run, which no other one does meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def spread(values: Sequence[float]) -> str:

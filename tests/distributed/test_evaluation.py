@@ -102,6 +102,7 @@ def test_the_first_process_speaks_for_all(place: Path, tmp_path: Path) -> None:
     assert json.loads(line)["rows"] == found["rows"]
 
 
+@pytest.mark.long
 def test_fine_tuning_is_for_one(place: Path) -> None:
     words = ("evaluate", "finetune", place / "some.safetensors", "--data", place / "data")
     process = together(*words)

@@ -172,6 +172,7 @@ def agreed() -> tuple[int, StepMemory]:
     return fitting._agreed(1000 * other, step, "cpu")
 
 
+@pytest.mark.long
 def test_the_process_with_the_least_room_decides_on_the_batch() -> None:
     together = (
         1000,

@@ -175,6 +175,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.long
 def test_data_is_measured_beside_torchvision(photographs: str) -> None:
     words = ("--images", "10", "--batch", "4", "--rounds", "2", "--device", "cpu", "--json")
     process = leanvit_process("bench", "data", "--source", photographs, *words)

@@ -159,6 +159,7 @@ def _in_a_process(model: Path, data: Path) -> tuple[Any, int, Any]:
     return rows, sum(shares), corrupted(model, data, batch=4)
 
 
+@pytest.mark.long
 def test_two_processes_share_the_images(model: Path, data: Path) -> None:
     """The evaluation of corrupted images too: each keeps its draw, whoever reads it."""
     (ours, some, bad), (theirs, rest, as_bad) = in_processes(2, _in_a_process, model, data)

@@ -63,6 +63,7 @@ def test_the_table(model: Path, data: Path) -> None:
     assert found.headline == {"detection": found.rows[0]["ap"]}
 
 
+@pytest.mark.long
 def test_it_learns(model: Path, data: Path) -> None:
     options = {"duration": "40st", "every": "40st", "lr": 4e-3, "min_scale": 0.9, "max_scale": 1.1}
     found = detect(model, data, **options, train_batch=4, channels=16, hidden=32)

@@ -455,6 +455,7 @@ def test_what_was_interrupted_goes_on_where_it_was(
 # Several processes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("probe", ["logistic", "elevater"])
 def test_two_processes_find_what_one_does(
     probe: str, model: Path, suite: Path, tmp_path: Path

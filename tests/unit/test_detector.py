@@ -160,6 +160,7 @@ def test_half_precision_leaves_boxes_in_full() -> None:
         assert rounded.terms[name].item() == pytest.approx(loss.item(), rel=0.1, abs=0.05), name
 
 
+@pytest.mark.long
 def test_it_learns_to_find_a_rectangle() -> None:
     images = 0.1 * noise(4, 3, 64, 64)
     found = []

@@ -176,7 +176,7 @@ def test_less_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     plain, selective, full = in_own_process(held_after_forward)
     tokens = 4 * 32 * 257 * 64  # bytes of the tokens of all images
-    assert plain > 6 * 12 * tokens
+    assert plain > 6 * 11 * tokens  # of a single view; of several, another
     assert plain - selective > 6 * 4.5 * tokens - 10 * tokens  # but for the block at hand
     assert full < 6 * 2 * tokens + 13 * tokens
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone, end_to_end
+from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone
 from leanvit.backbones.layers import LayerNorm, PreNormBlock, init_linear
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import CvTConfig
@@ -122,7 +122,7 @@ class WindowAttention(nn.Module):
             if values is not None:
                 where = packed.plan.places[number][None]
                 logits.append(Logits(values.unflatten(0, (shape[0], -1)), where))
-        return self.proj(end_to_end(attended)), logits
+        return self.proj(torch.cat(attended)), logits
 
     def _slots(self, grid: Tensor, windows: Triple) -> Tensor:
         """Convolve a padded map [B, h, w, dim] and cut it into windows: [S, dim]."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone, Tokens, end_to_end
+from leanvit.backbones.base import Ask, Logits, Packed, StagedBackbone, Tokens
 from leanvit.backbones.layers import LayerNorm, Mlp, PreNormBlock, init_linear
 from leanvit.backbones.swin import relative_position_index
 from leanvit.config import ViLConfig
@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
             torch.cat([self.cls_token.expand(view.shape[0], -1, -1), view], 1).flatten(0, 1)
             for view in packed.views()
         ]
-        return replace(packed, x=end_to_end(images), prefix=self.prefix)
+        return replace(packed, x=torch.cat(images), prefix=self.prefix)
 
 
 def _normal(*shape: int) -> Tensor:
@@ -143,7 +143,7 @@ class ChunkAttention(RelativeAttention):
             out, logits = attend(own, k, v, bias, with_logits=with_logits)
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
             found += [] if logits is None else [logits]
-        return end_to_end(attended), found
+        return torch.cat(attended), found
 
 
 class FullAttention(RelativeAttention):
@@ -168,7 +168,7 @@ class FullAttention(RelativeAttention):
             )
             attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
             found += [] if logits is None else [_logits(logits)]
-        return self.proj(end_to_end(attended)), found
+        return self.proj(torch.cat(attended)), found
 
     def _bias(self, bias: Tensor, resize: Tensor | None) -> Tensor:
         """Return [H, T, T] from the bias [H, side^2, side^2] of the nominal grid."""

@@ -32,9 +32,9 @@ class Resolved:
 
     config: RunConfig
     origins: Mapping[str, str]
-    followed: tuple[str, ...] = ()
+    followed: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """Options that the images and the machine decided on."""
-    advice: tuple[str, ...] = ()
+    advice: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     """What is likely to keep the run from learning, a sentence each."""
 
     def to_dict(self) -> dict[str, Any]:
