@@ -92,6 +92,10 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {
             "both losses": {},
             "both losses, Muon": {},
+            "both losses, teacher to 0.07": {
+                "method.teacher_temp.peak": 0.07,
+                "method.teacher_temp.end": 0.07,
+            },
             "regions in the last third": {"method.region_start": "67%"},
         },
     ),

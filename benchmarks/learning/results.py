@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from choices import MOCO
+from choices import MOCO, VIT
 from lightly_dino import train as train_lightly
 from study import (
     ALONE,
@@ -55,16 +55,7 @@ SMALL: Mapping[str, Any] = {
 
 def vit(patch: int) -> dict[str, Any]:
     """Return a ViT of 0.5 M parameters that sees an image as 8 x 8 patches."""
-    return {
-        "backbone.image_size": 8 * patch,
-        "backbone.patch": patch,
-        "backbone.dim": 96,
-        "backbone.depth": 4,
-        "backbone.heads": 3,
-        "backbone.pool": "mean",
-        "backbone.positions": "sincos",
-        "backbone.drop_path": 0.0,
-    }
+    return {**VIT, "backbone.image_size": 8 * patch, "backbone.patch": patch}
 
 
 def seen_by_vit(patch: int) -> dict[str, Any]:

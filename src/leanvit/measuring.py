@@ -23,6 +23,7 @@ from leanvit.core.console import say
 from leanvit.core.distributed import all_max, joined, rank
 from leanvit.core.memory import shortage_named
 from leanvit.data.batch import ViewBatch
+from leanvit.data.loader import at_hand
 from leanvit.data.sources import Source
 from leanvit.run import LESS_MEMORY, Run
 from leanvit.train.facts import gather_facts
@@ -62,7 +63,7 @@ def with_pace(asked: RunConfig, facts: Facts, source: Source, *, quiet: bool = F
 @shortage_named(LESS_MEMORY)
 def _seconds(run: Run) -> float:
     """Return what a step of a run takes."""
-    warm, taken, wanted = 1 + 2 * run.workers, list[float](), math.inf
+    warm, taken, wanted = at_hand(run.workers), list[float](), math.inf
     for _, seconds in timed_steps(run, warm + MOST):
         taken.append(seconds)
         if len(taken) == warm:
@@ -84,8 +85,7 @@ def timed_steps(run: Run, count: int) -> Iterator[tuple[ViewBatch, float]]:
     Waiting for data counts, what is done between two of them does not.
     """
     state, parts = run.state, settled(run.config.train.accumulate)
-    # processes read ahead by two batches each, so that steps and reading share the cores
-    batches = run.load(0, count + 2 * run.workers)
+    batches = run.load(0, count + at_hand(run.workers))  # so that reading goes on to the end
     began = time.perf_counter()
     for number, batch in enumerate(batches):
         if number == count:

@@ -158,6 +158,20 @@ def test_processes_choose_one_batch(runs: dict[str, Any], tmp_path: Path) -> Non
     assert "that are free to each of 2 processes)" in found.stderr
 
 
+@pytest.mark.long
+def test_processes_do_as_many_steps_as_the_slowest_finds(
+    runs: dict[str, Any], tmp_path: Path
+) -> None:
+    found = together(*runs["words"], "--out", tmp_path / "out", "--train.duration", "0.03m")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("Doing a few steps, to see how many the time is worth") == 1
+    record = json.loads((tmp_path / "out" / "resolved.json").read_text())
+    seconds = float(record["origins"]["train.duration"].split(" at ")[1].split()[0])
+    steps = int(record["config"]["train"]["duration"].removesuffix("st"))
+    assert abs(steps - 1.8 / seconds) <= 1 + 0.01 * steps
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == steps
+
+
 def test_a_mistake_is_a_sentence_said_once(runs: dict[str, Any], tmp_path: Path) -> None:
     found = together(*runs["words"], "--out", tmp_path / "out", "--train.batch", "5")
     said = "train.batch 5 does not split into 1 micro-batches on each of 2 processes"

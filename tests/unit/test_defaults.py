@@ -117,6 +117,14 @@ def test_what_is_given_stays_and_the_rest_follows_it() -> None:
     named = compose(recipe("esvit_laptop"), backbone="swin_tiny")
     assert not any(name.startswith("backbone.") for name in named.fit) and named.fit
     assert compose(recipe("esvit_laptop"), options={"fit": ()}).fit == ()
+    both = {"fit": ("backbone.patch", "backbone.window"), "backbone.patch": 5}
+    assert compose(recipe("esvit_laptop"), options=both).fit == ("backbone.window",)
+
+
+def test_teachers_of_small_images_stay_sharp() -> None:
+    for side, wanted in ((32, 0.04), (96, 0.07)):
+        now = options(resolve(recipe("esvit_laptop"), facts(side)).config)
+        assert {now[f"method.teacher_temp.{when}"] for when in ("peak", "end")} == {wanted}
 
 
 def test_an_option_that_follows_from_nothing_is_refused() -> None:

@@ -1,6 +1,7 @@
-"""Our step on views of real images, waiting for them included."""
+"""A step on views of real images, waiting for them included."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -10,45 +11,42 @@ from leanvit.bench.turns import seconds_of
 from leanvit.config import RunConfig, settled
 from leanvit.core.memory import peak_bytes
 from leanvit.data.batch import ViewBatch
-from leanvit.data.loader import Views, load_views
+from leanvit.data.loader import Views, at_hand, load_views
 from leanvit.data.sampler import Order
-from leanvit.data.sources import open_source
-from leanvit.methods.base import Method
-from leanvit.train.state import TrainState
+from leanvit.data.sources import Source
+from leanvit.data.views import ViewSpec
 
 
 def fed(
-    method: Method, config: RunConfig, images: str, at: int, rounds: int
+    step: Callable[[ViewBatch], object],
+    spec: ViewSpec,
+    config: RunConfig,
+    source: Source,
+    rounds: int,
 ) -> tuple[list[float], Alone]:
     """Return the seconds of steps one after another, and what a process of their own takes.
 
-    images: their source; at: where in the run the steps lie. Those for which data lay ready when
-    they began do not count. Memory is that of this process, without those that render.
+    step: done on a batch of views, as spec says, of the source's images. Steps for which data lay
+    ready do not count. Memory is that of this process, without those that render.
     """
     start = time.perf_counter()
-    source, spec, device = open_source(images), method.views(), torch.device(config.train.device)
-    assert spec is not None and config.data.workers != "auto"
-    workers, batch, seed = config.data.workers, settled(config.train.batch), config.train.seed
-    order = Order(len(source), batch, seed, repeats=spec.repeats)
-    views = Views(source, spec, config.data, seed)
-    state = TrainState(method, config, epoch_steps=order.epoch_steps)
-    state.step = at
-    warm = 1 + 2 * workers
-    last = at + warm + rounds + 1 + 2 * workers
-    rendering = config.data.rendering
+    device, workers, seed = config.train.device, config.data.workers, config.train.seed
+    assert workers != "auto"
+    order = Order(len(source), settled(config.train.batch), seed, repeats=spec.repeats)
+    warm = at_hand(workers)
     batches = load_views(
-        views, order, at, last, workers=workers, device=device, rendering=rendering
+        Views(source, spec, config.data, seed),
+        order,
+        0,
+        2 * warm + rounds + 1,
+        workers=workers,
+        device=torch.device(device),
+        rendering=config.data.rendering,
     )
     first, seconds = 0.0, list[float]()
-
-    def step(batch: ViewBatch) -> None:
-        moment = state.begin_step()
-        state.backward(batch, moment, 1)
-        state.update(moment)
-
     for _ in range(warm + rounds):
-        seconds.append(seconds_of(lambda: step(next(batches)), config.train.device))
+        seconds.append(seconds_of(lambda: step(next(batches)), device))
         first = first or time.perf_counter() - start
-    memory, given = peak_bytes(config.train.device), next(batches)
+    memory, given = peak_bytes(device), next(batches)
     counted = count_operations(lambda: step(given))
     return seconds[warm:], Alone(memory, first, counted.counts.total(), counted.reads.total())

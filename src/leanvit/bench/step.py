@@ -36,7 +36,7 @@ from leanvit.core.memory import peak_bytes
 from leanvit.core.packages import missing
 from leanvit.core.precision import PRECISIONS
 from leanvit.data.batch import ViewBatch
-from leanvit.data.sources import open_source
+from leanvit.data.sources import Source, open_source
 from leanvit.methods.base import Method, Moment
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
@@ -94,15 +94,12 @@ class Problem:
     config: RunConfig
     """As it was asked, but for its precision."""
     threads: int
-    source: str = ""
-    """Images that views are rendered from; empty for noise."""
 
-    def configured(self, precision: str) -> RunConfig:
-        """Return the resolved run in a precision."""
+    def configured(self, precision: str, source: Source | None = None) -> RunConfig:
+        """Return the resolved run in a precision, on noise or on images."""
         asked = replace_options(self.config, {"train.precision": precision})
         images, classes = settled(asked.train.batch) * RUN, CLASSES
-        if self.source:
-            source = open_source(self.source)
+        if source is not None:
             images, classes = len(source), len(source.classes)
         return resolve(asked, replace(machine_facts(), images=images, classes=classes)).config
 
@@ -150,7 +147,7 @@ def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
     config = on_this_machine(config)
     problem = _problem(config)
     if config.source:
-        replace(problem, source=config.source).configured("fp32")  # says what is wrong with it
+        problem.configured("fp32", open_source(config.source))  # says what is wrong with it
     forms = _forms(problem.config, config)
     sizes, flops = in_own_process(_needed, problem)
     report = StepReport(config, problem.config, sizes, flops)
@@ -183,9 +180,12 @@ def bench_step(config: BenchStepConfig, *, quiet: bool = False) -> StepReport:
 def _fed(problem: Problem, precision: str, config: BenchStepConfig) -> tuple[list[float], Alone]:
     """Return what our step takes on views of images."""
     torch.set_num_threads(problem.threads)
-    run = replace(problem, source=config.source).configured(precision)
+    source = open_source(config.source)
+    run = problem.configured(precision, source)
     method = build_method(run.method, run.backbone, run.train.seed)
-    return fed(method, run, config.source, AT, config.rounds)
+    spec = method.views()
+    assert spec is not None
+    return fed(OurStep(method, run).step, spec, run, source, config.rounds)
 
 
 def _problem(config: BenchStepConfig) -> Problem:

@@ -247,10 +247,6 @@ def compose(
     else (`fit`). Raises ValueError for unknown names.
     """
     changes = dict(options or {})
-    if "fit" not in changes:
-        named = (*changes, *(["backbone"] if backbone else []))
-        left = [n for n in config.fit if not any(f"{n}.".startswith(f"{g}.") for g in named)]
-        config = dataclasses.replace(config, fit=tuple(left))
     if backbone:
         config = dataclasses.replace(config, backbone=named_backbone(backbone))
     if optimizer:
@@ -263,7 +259,10 @@ def compose(
         config = dataclasses.replace(config, optim=kind(**shared))
     if data:
         changes["data.source"] = data
-    return replace_options(config, changes)
+    config = replace_options(config, changes)
+    given = (*changes, *(["backbone"] if backbone else []))
+    left = [n for n in config.fit if not any(f"{n}.".startswith(f"{g}.") for g in given)]
+    return dataclasses.replace(config, fit=tuple(left))
 
 
 def unknown_option(name: str, known: Mapping[str, Any]) -> ValueError:

@@ -13,6 +13,7 @@ from leanvit.config.backbones import SwinConfig, ViTConfig
 from leanvit.config.batch import Decisions
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.facts import Facts
+from leanvit.config.methods import DinoConfig
 from leanvit.config.names import unknown_name
 from leanvit.config.run import RunConfig
 
@@ -93,6 +94,15 @@ def _window(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     return {"backbone.window": (fitting[0], f"views are {across} patches wide")}
 
 
+def _temperature(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Keep the teacher as sharp as it begins."""
+    if not isinstance(own.method, DinoConfig):
+        return {}
+    reason = f"as at the start: at 0.07 teachers of images of {facts.side} pixels turn uniform"
+    return dict.fromkeys(TEMPERATURES, (own.method.teacher_temp.start, reason))
+
+
+TEMPERATURES = ("method.teacher_temp.peak", "method.teacher_temp.end")
 STAGES = ("backbone.patch", "backbone.dim", "backbone.depths", "backbone.heads")
 CROPS = ("method.views.global_size", "method.views.local_sizes", "method.views.size")
 RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
@@ -102,6 +112,7 @@ RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
         _image_size: ("backbone.image_size",),
         _crops: CROPS,
         _window: ("backbone.window",),
+        _temperature: TEMPERATURES,
     }
 )
 """Every rule, in order, and the options that it decides on."""

@@ -208,6 +208,14 @@ def load_views(
         yield _moved(batch, device, side)
 
 
+def at_hand(workers: int) -> int:
+    """Return how many steps a run's first batches serve that lie ready when it begins, at most.
+
+    Those after them show what waiting for data costs.
+    """
+    return 1 + 2 * workers  # processes read ahead by two batches each
+
+
 def load_batches(
     examples: Dataset[Any], keys: Iterable[list[Any]], *, workers: int, pin: bool
 ) -> Iterator[Any]:

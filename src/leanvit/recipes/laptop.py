@@ -19,7 +19,7 @@ from leanvit.config import (
     TrainConfig,
     WatchConfig,
 )
-from leanvit.recipes.sizes import SWIN
+from leanvit.recipes.sizes import SHARP, SWIN
 
 VIEWS = MultiCropConfig(
     global_size=60,
@@ -68,5 +68,5 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
             save_every=Duration(20, "%"),
         ),
         watch=WatchConfig(every=Duration(20, "%"), images=640),
-        fit=(*SWIN, "method.views.global_size"),
+        fit=(*SWIN, "method.views.global_size", *SHARP),
     )
