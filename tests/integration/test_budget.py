@@ -162,8 +162,9 @@ def test_a_budget_on_the_command_line(
     again = tmp_path / "again"
     said = refused(capsys, "pretrain", *words, "--out", again, "--budget", "1h")
     assert "--budget and --train.duration both say how long a run is: give one" in said
-    said = refused(capsys, "pretrain", *short, "--out", again, "--budget", "9ep")
-    assert "A budget is a time, such as 30m or 2h, not '9ep'" in said
+    for word in ("9ep", "soon", "0m"):
+        said = refused(capsys, "pretrain", *short, "--out", again, "--budget", word)
+        assert f"A budget is a time, such as 30m or 2h, not {word!r}" in said
     assert main(["pretrain", *short, "--out", str(again), "--budget", "0.000001m"]) == 2
     assert "train.duration 1e-06m is less than one step of 4 images" in capsys.readouterr().err
     assert not again.exists()

@@ -7,7 +7,8 @@ from typing import Any
 
 from leanvit.commands.words import add_common
 from leanvit.config import BACKBONES, RunConfig, compose, load_config
-from leanvit.config.convert import KINDS, replace_options
+from leanvit.config.convert import KINDS
+from leanvit.config.duration import Duration
 from leanvit.config.resume import RESOLVED, read_past
 from leanvit.config.run import OptimConfig
 from leanvit.config.words import Parser, add_options, parse_options
@@ -187,19 +188,22 @@ def _run_request(parser: Parser, arguments: list[str]) -> tuple[Namespace, dict[
         print(f"{parser.format_help()}\nDefaults are those of the recipe, here {config.recipe}.")
         return None
     options = parse_options(config, rest)
-    return names, {**options, **_budget(names.budget, config, options)}
+    return names, {**options, **_budget(names.budget, options)}
 
 
-def _budget(budget: str, config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
+def _budget(budget: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the length that a budget stands for."""
     if not budget:
         return {}
     if "train.duration" in options:
         raise ValueError("--budget and --train.duration both say how long a run is: give one.")
-    option = {"train.duration": budget}
-    if not replace_options(config, option).train.duration.timed:
+    try:
+        time = Duration.parse(budget)
+    except ValueError:
+        time = Duration(0, "st")
+    if not time.timed or not time.amount:
         raise ValueError(f"A budget is a time, such as 30m or 2h, not {budget!r}.")
-    return option
+    return {"train.duration": budget}
 
 
 def _named_config(names: Namespace) -> RunConfig:

@@ -98,8 +98,11 @@ def _temperature(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     """Keep the teacher as sharp as it begins."""
     if not isinstance(own.method, DinoConfig):
         return {}
-    reason = f"as at the start: at 0.07 teachers of images of {facts.side} pixels turn uniform"
-    return dict.fromkeys(TEMPERATURES, (own.method.teacher_temp.start, reason))
+    start = own.method.teacher_temp.start
+    if start == own.method.teacher_temp.peak == own.method.teacher_temp.end:
+        return {}
+    reason = "as at the start: on images of 32 pixels a teacher of 0.07 turned uniform"
+    return dict.fromkeys(TEMPERATURES, (start, reason))
 
 
 TEMPERATURES = ("method.teacher_temp.peak", "method.teacher_temp.end")
