@@ -1,5 +1,6 @@
 """What tests everywhere share."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_graphs() -> Iterator[None]:
+    """A compiled function has room for eight graphs: no test fills it for those after it."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="module")

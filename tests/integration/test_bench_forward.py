@@ -56,7 +56,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    torch._dynamo.reset()
 
 
 # The opponents
