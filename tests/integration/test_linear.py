@@ -57,6 +57,25 @@ def test_linear_learns_colors(model: Path, colored: Path) -> None:
     assert found["top1"] == found["held-out top1"] == 100.0
 
 
+def test_baselines_need_no_network(model: Path, data: Path) -> None:
+    """Beside them stands what the network said before its training, probed alike."""
+    options = {"blocks": (2, 1), "pooling": ("view", "mean"), "epochs": 2}
+    alone = linear(model, data, **options).rows
+    rows = linear(model, data, baselines=True, **options).rows
+    named = [row["features"] for row in rows]
+    assert named == ["raw pixels", "histogram", "untrained", "trained"]
+    assert rows[3:] == alone, "who else is probed changes nothing"
+    assert [row["blocks"] is None for row in rows] == [True, True, False, False]
+    assert [row["pooling"] is None for row in rows] == [True, True, False, False]
+
+
+def test_colors_alone_tell_colors(model: Path, colored: Path) -> None:
+    for augment in (False, True):
+        found = linear(model, colored, baselines=True, rates=(3.0,), epochs=20, augment=augment)
+        by_name = {row["features"]: row["top1"] for row in found.rows}
+        assert by_name["histogram"] == 100.0
+
+
 def plain_probe(
     rows: Tensor, target: Tensor, rate: float, epochs: int, batch: int
 ) -> Callable[[Tensor], Tensor]:

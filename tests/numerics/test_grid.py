@@ -32,7 +32,7 @@ def test_columns_are_those_of_each_choice_alone(config: BackboneConfig) -> None:
             found = grid.cut({way: grid.ways[way](images)})
             assert len(found) == len({(c.blocks, c.pooling) for c in grid.choices})
             for choice in grid.choices:
-                rows = found[grid.name(way, choice)]
+                rows = found[f"{way}{choice}"]
                 torch.testing.assert_close(rows, alone[choice.blocks, choice.pooling])
 
 

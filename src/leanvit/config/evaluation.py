@@ -146,6 +146,8 @@ class LinearConfig(LinearProbeConfig):
     """A block's view feature, the mean of its regions, or both; of several, the best."""
     augment: bool = False
     """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
+    baselines: bool = False
+    """Also raw pixels, a color histogram and the network before training."""
 
     def __post_init__(self) -> None:
         LinearProbeConfig.__post_init__(self)

@@ -99,7 +99,7 @@ def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
         result = layers(config, seen, networks, learn, test)
     else:
         assert isinstance(config, LinearConfig)
-        result = linear(config, seen, networks, learn, test)
+        result = linear(config, seen, model, networks, learn, test)
     result = replace(result, facts={"image_size": seen.size, "crop": seen.crop, **result.facts})
     return _about_classes(result, learn, test, [*notes, *seen.notes])
 

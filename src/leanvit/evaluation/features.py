@@ -87,6 +87,12 @@ def describe_histogram(protocol: str) -> Description:
     return Description(rows)
 
 
+BASELINES: Mapping[str, Callable[[str], Description]] = MappingProxyType(
+    {"raw pixels": describe_pixels, "histogram": describe_histogram}
+)
+"""What needs no network, by protocol."""
+
+
 def _shares(bins: Tensor, count: int) -> Tensor:
     """Return how often each of `count` bins occurs in each row of bin numbers [B, N]."""
     shares = torch.zeros(len(bins), count, device=bins.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
-from leanvit.evaluation.features import Described, Description, describe_network
+from leanvit.evaluation.features import BASELINES, Described, Description, describe_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +32,31 @@ class Grid:
 
     choices: Sequence[Choice]
     ways: Mapping[str, Description]
-    """Descriptions whose columns hold all choices, by protocol and name."""
+    """Descriptions by protocol and name; columns of a network's hold all choices."""
     widths: Mapping[str, Sequence[int]]
-    """Channels of the network's blocks [L], for each of them."""
+    """Channels of the blocks [L], for each way that is a network's."""
 
     def cut(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the rows [B, D] of each choice, by `name`."""
         return {
-            self.name(way, choice): self._columns(way, choice, rows[way])
+            name: self._columns(way, choice, rows[way])
             for way in rows
-            for choice in self.choices
+            for name, choice in self.names(way).items()
         }
 
     def cut_all(self, found: Described) -> Described:
         """Return the rows of each choice of all images."""
         return replace(found, rows=self.cut(found.rows))
 
-    def name(self, way: str, choice: Choice) -> str:
-        """Return the name of a choice's rows."""
-        return f"{way}{choice}"
+    def names(self, way: str) -> Mapping[str, Choice | None]:
+        """Return the names of a way's rows, with their choices; what is no network has none."""
+        if way not in self.widths:
+            return {way: None}
+        return {f"{way}{choice}": choice for choice in self.choices}
 
-    def _columns(self, way: str, choice: Choice, rows: Tensor) -> Tensor:
+    def _columns(self, way: str, choice: Choice | None, rows: Tensor) -> Tensor:
+        if choice is None:
+            return rows
         most, pooling = widest(self.choices)
         widths = self.widths[way]
         whole, tail = sum(widths[-most:]), sum(widths[-choice.blocks :])
@@ -75,14 +79,20 @@ def grid_of(
     protocols: Sequence[str],
     blocks: Sequence[int],
     pooling: Sequence[str],
+    *,
+    baselines: bool = False,
 ) -> Grid:
-    """Return the grid of some networks. Raises ValueError if one of them has too few blocks."""
+    """Return the grid of some networks, and of what needs none.
+
+    Raises ValueError if one of them has too few blocks.
+    """
     choices = [Choice(count, pool) for count in blocks for pool in pooling]
-    ways = {
-        f"{protocol}/{name}": describe_network(network, protocol, *widest(choices))
-        for protocol in protocols
-        for name, network in networks.items()
-    }
+    ways: dict[str, Description] = {}
+    for protocol in protocols:
+        if baselines:
+            ways |= {f"{protocol}/{name}": way(protocol) for name, way in BASELINES.items()}
+        for name, network in networks.items():
+            ways[f"{protocol}/{name}"] = describe_network(network, protocol, *widest(choices))
     widths = {
         f"{protocol}/{name}": block_dims(network)
         for protocol in protocols

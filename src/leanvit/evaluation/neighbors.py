@@ -10,10 +10,9 @@ from leanvit.config.evaluation import KnnConfig
 from leanvit.core.distributed import all_rows_of_any_number, rank
 from leanvit.data.sources import Source
 from leanvit.evaluation.features import (
+    BASELINES,
     Description,
-    describe_histogram,
     describe_network,
-    describe_pixels,
     shared,
 )
 from leanvit.evaluation.inputs import Seen, protocols_of
@@ -66,8 +65,7 @@ def _ways(
     ways: dict[str, Description] = {}
     for protocol in protocols_of(config):
         if config.baselines:
-            ways[f"{protocol}/raw pixels"] = describe_pixels(protocol)
-            ways[f"{protocol}/histogram"] = describe_histogram(protocol)
+            ways |= {f"{protocol}/{name}": way(protocol) for name, way in BASELINES.items()}
         for name, network in shown.items():
             ways[f"{protocol}/{name}"] = describe_network(network, protocol)
     return ways

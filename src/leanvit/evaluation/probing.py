@@ -4,6 +4,7 @@ Letters: N images, B images of a batch, D columns of a description, L blocks of 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from leanvit.evaluation.heads import Head, best_rate, best_strength
 from leanvit.evaluation.inputs import Seen, protocols_of
 from leanvit.evaluation.knn import knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
+from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.result import Result, headline
 
 PROBE_CROP = (0.08, 1.0)
@@ -39,21 +41,28 @@ Batches = Iterator[tuple[Mapping[str, Tensor], Tensor]]
 def linear(
     config: LinearConfig,
     seen: Seen,
+    model: str | Path,
     networks: Mapping[str, Backbone],
     learn: Source,
     test: Source,
 ) -> Result:
     """Probe the last blocks of networks, side by side; of several choices of features, the best."""
-    grid = grid_of(networks, protocols_of(config), config.blocks, config.pooling)
+    shown = with_untrained(networks, model) if config.baselines else networks
+    protocols, asked = protocols_of(config), (config.blocks, config.pooling)
+    grid = grid_of(shown, protocols, *asked, baselines=config.baselines)
     kept, held = hold_out(learn, config.held_out)
     choosing = grid.cut_all(seen.describe(held, "images that choose", grid.ways))
     testing = grid.cut_all(seen.describe(test, "images to test on", grid.ways))
     heads = _heads(config, seen, grid, kept, choosing)
     table, notes = [], []
     for way in grid.ways:
-        choice = max(grid.choices, key=lambda choice: heads[grid.name(way, choice)].held_out)
-        read = {"blocks": choice.blocks, "pooling": choice.pooling}
-        best = grid.name(way, choice)
+        names = grid.names(way)
+        best = max(names, key=lambda name: heads[name].held_out)
+        choice = names[best]
+        read = {
+            "blocks": choice.blocks if choice else None,
+            "pooling": choice.pooling if choice else None,
+        }
         row, said = report(way, heads[best], testing.rows[best], testing.target, read)
         table.append(row)
         notes += said
