@@ -15,11 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvit
 from leanvit.config import (
+    AdamWConfig,
     BackboneConfig,
     LARSConfig,
     MethodConfig,
     MixConfig,
     MuonConfig,
+    OptimConfig,
     RunConfig,
     SGDConfig,
     compose,
@@ -96,15 +98,26 @@ def eventful(backbone: BackboneConfig = SWIN) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize(("workers", "backbone"), [(0, SWIN), (1, SWIN), (0, CVT)])
+@pytest.mark.parametrize(
+    ("workers", "backbone", "optim"),
+    [
+        (0, SWIN, AdamWConfig()),
+        (1, SWIN, MuonConfig()),
+        (0, CVT, MuonConfig()),
+        (0, SWIN, LARSConfig(lr=constant(0.1), lr_rule="none")),
+        (0, SWIN, SGDConfig(lr=constant(0.1), lr_rule="none")),
+    ],
+    ids=["adamw", "muon, worker", "muon, cvt", "lars", "sgd"],
+)
 def test_five_and_five_steps_are_ten(
-    tmp_path: Path, workers: int, backbone: BackboneConfig
+    tmp_path: Path, workers: int, backbone: BackboneConfig, optim: OptimConfig
 ) -> None:
     """Weights, optimiser and rows; the features are looked at on both sides of the cut."""
     images = write_classes(tmp_path / "images", cats=8, dogs=6)
     watching = {"watch.every": "2st", "watch.k": 3}
     options = {"data.workers": workers, **watching}
-    config = compose(eventful(backbone), data=str(images), options=options)
+    config = replace(eventful(backbone), optim=optim)
+    config = compose(config, data=str(images), options=options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     leanvit.pretrain(config, out=whole, quiet=True)
     shutil.copytree(whole, cut)
@@ -249,6 +262,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sgd": {"optim": SGDConfig(lr=constant(0.1), lr_rule="none")},
     "lars": {"optim": LARSConfig(lr=constant(0.1), lr_rule="none")},
     "muon": {"optim": MuonConfig(lr=constant(1e-3), lr_rule="none")},
+    "muon, cvt": {"optim": MuonConfig(lr=constant(1e-3), lr_rule="none"), "backbone": CVT},
 }
 
 
@@ -381,11 +395,14 @@ def test_rows_are_exact_on_resume(tmp_path: Path, images: Path) -> None:
     assert losses(cut) == losses(whole) and len(losses(cut)) == 4  # steps 4, 5, 8, 10
 
 
-def test_an_incomplete_optimiser_state_is_refused() -> None:
-    state = fresh(run_config())
+@pytest.mark.parametrize("optim", [AdamWConfig(lr=constant(1e-3)), MuonConfig(lr=constant(1e-3))])
+def test_an_incomplete_optimiser_state_is_refused(optim: OptimConfig) -> None:
+    config = replace(run_config(), optim=optim)
+    state = fresh(config)
     step(state, view_batch())
     step(state, view_batch(seed=1))
     tensors = state.tensors()
+    fresh(config).restore(tensors, 2)
     name = next(name for name in tensors if name.endswith("exp_avg_sq"))
     for broken in (
         {n: t for n, t in tensors.items() if n != name},
@@ -393,7 +410,7 @@ def test_an_incomplete_optimiser_state_is_refused() -> None:
         tensors | {"optimizer.nobody.exp_avg": torch.zeros(1)},
     ):
         with pytest.raises(ValueError, match="optimiser state"):
-            fresh(run_config()).restore(broken, 2)
+            fresh(config).restore(broken, 2)
 
 
 def test_damaged_checkpoints_do_not_restart_a_run(tmp_path: Path, images: Path) -> None:

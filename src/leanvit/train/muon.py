@@ -64,8 +64,9 @@ class Muon(AdamW):
         before = torch.stack(buffers)
         gradient = torch.stack([matrix.grad for matrix in matrices])  # type: ignore[misc]
         moved = before.lerp(gradient, 1 - self.momentum)
-        step = orthogonal(gradient.lerp(moved, self.momentum))  # Nesterov's look ahead
-        step = step * (lr * RMS * max(step.shape[1:]) ** 0.5)
+        ahead = gradient.lerp(moved, self.momentum)  # Nesterov's look ahead
+        step = orthogonal(ahead.flatten(2))  # CvT keeps matrices as kernels of one pixel
+        step = (step * (lr * RMS * max(step.shape[1:]) ** 0.5)).view_as(ahead)
         shrink = torch.tensor(lr * decay)
         skipped = getattr(self, "found_inf", None)
         if skipped is not None:

@@ -171,12 +171,16 @@ class TrainState:
         known = dict(self._optimized())
         self.optimizer.state.clear()
         found: dict[str, dict[str, Tensor]] = {}
+        kinds: dict[bool, set[frozenset[str]]] = {}
         for full_name, value in tensors.items():
             name, key = full_name.rsplit(".", 1)
             if name not in known or (value.ndim and value.shape != known[name].shape):
                 raise ValueError(f"The checkpoint's optimiser state of {name!r} fits no parameter.")
             found.setdefault(name, {})[key] = value.to(self.device)
-        if len({frozenset(entry) for entry in found.values()}) > 1:
+        for group in self.optimizer.param_groups:  # Muon's keep other things than AdamW's
+            kept = {frozenset(found[name]) for name in group["names"] if name in found}
+            kinds.setdefault(group["orthogonal"], set()).update(kept)
+        if any(len(kept) > 1 for kept in kinds.values()):
             raise ValueError("The checkpoint's optimiser state is not complete.")
         for name, entry in found.items():
             self.optimizer.state[known[name]].update(entry)
