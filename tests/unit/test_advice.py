@@ -37,11 +37,16 @@ def test_a_small_run_is_left_alone(name: str) -> None:
             {"train__duration": "50ep", "train__batch": 64},
             "rises for 3120 of 3900 steps, so that most of the run is warm-up",
         ),
-        ("esvit", 5000, {}, "There are 65536 prototypes and 5000 images"),
+        (
+            "esvit",
+            5000,
+            {"method__head__prototypes": 65536},
+            "There are 65536 prototypes and 5000 images",
+        ),
         (
             "esvit",
             100_000,
-            {"train__duration": "900st"},
+            {"train__duration": "900st", "method__teacher_momentum__start": 0.996},
             "momentum 0.996 follows the student within 250 steps, and the run has 900",
         ),
         (

@@ -451,7 +451,8 @@ def test_resolving_changes_nothing_that_was_decided_already() -> None:
     durations = {name for name, word in before.items() if str(word).endswith(("ep", "%"))}
     rules = {
         *("train.device", "train.precision", "method.attention", "data.rendering"),
-        *("optim.lr.peak", "optim.lr_rule", "fit"),
+        *("optim.lr.peak", "optim.lr_rule", "fit", "method.head.prototypes"),
+        *("method.teacher_momentum.start", "method.teacher_momentum.peak"),
     }
     assert moved == rules | durations
 

@@ -18,10 +18,11 @@ from leanvit.config import (
     resolve,
 )
 from leanvit.config.convert import leaves
-from leanvit.config.defaults import RULES
+from leanvit.config.defaults import COUNTS, LENGTHS, SIZES
 from leanvit.config.resume import find_changes, read_past
 from leanvit.data.sources import open_source
 from leanvit.recipes import RECIPES, recipe
+from leanvit.recipes.sizes import KEYS, PROTOTYPES, TEACHER
 from leanvit.train.facts import gather_facts
 from tests.integration.command import Says, refused
 from tests.tiny import draw_nothing, write_images
@@ -29,7 +30,7 @@ from tests.tiny import draw_nothing, write_images
 FITTED = [name for name in RECIPES if recipe(name).fit]
 
 
-def facts(side: int, images: int = 5000) -> Facts:
+def facts(side: int, images: int = 100_000) -> Facts:
     return Facts(images=images, side=side, classes=3, cores=2, device="cpu", bf16=False)
 
 
@@ -127,6 +128,40 @@ def test_teachers_of_small_images_stay_sharp() -> None:
         assert {now[f"method.teacher_temp.{when}"] for when in ("peak", "end")} == {wanted}
 
 
+@pytest.mark.parametrize(
+    ("images", "wanted"), [(70_000, 65536), (65536, 65536), (65535, 32768), (5000, 4096), (99, 256)]
+)
+def test_no_image_has_a_prototype_of_its_own(images: int, wanted: int) -> None:
+    found = resolve(recipe("dino"), facts(500, images))
+    assert found.config.method.head.prototypes == wanted  # type: ignore[attr-defined]
+    assert (PROTOTYPES in found.followed) == (wanted != 65536)
+    assert not any("prototypes" in said for said in found.advice if images > 256)
+    small = {PROTOTYPES: 64, "fit": (PROTOTYPES,)}
+    now = resolve(replace_options(recipe("dino"), small), facts(500, 40)).config
+    assert now.method.head.prototypes == 64, "never more than asked"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"), [(100_000, 0.996), (6250, 0.996), (2500, 0.99), (1000, 0.975), (10, 0.5)]
+)
+def test_the_teacher_of_a_short_run_keeps_up(steps: int, wanted: float) -> None:
+    """However long a batch, an epoch or a second are."""
+    length = {"train.duration": f"{steps}st"}
+    found = resolve(compose(recipe("esvit"), options=length), facts(500))
+    now = options(found.config)
+    assert [now[name] for name in TEACHER] == [wanted] * 2
+    assert set(TEACHER).isdisjoint(found.followed) == (wanted == 0.996)
+    assert not any("momentum" in said for said in found.advice if steps > 10)
+    timed = compose(recipe("esvit"), options={"train.duration": "10m"})
+    again = resolve(timed, replace(facts(500), seconds=600 / steps)).config
+    assert options(again)["method.teacher_momentum.start"] == wanted
+    given = compose(recipe("esvit"), options={**length, "method.teacher_momentum.start": 0.9})
+    kept = options(resolve(given, facts(500)).config)
+    assert [kept[name] for name in TEACHER] == [0.9, 0.996], "given, and its pair as it is"
+    keys = compose(recipe("mocov3"), options=length)
+    assert options(resolve(keys, facts(500)).config)[KEYS[0]] == min(wanted, 0.99)
+
+
 def test_an_option_that_follows_from_nothing_is_refused() -> None:
     asked = replace_options(recipe("esvit_laptop"), {"fit": ("backbone.path",)})
     with pytest.raises(ValueError, match=r"Unknown option in fit 'backbone.path'; did you mean"):
@@ -135,7 +170,7 @@ def test_an_option_that_follows_from_nothing_is_refused() -> None:
 
 def test_every_rule_decides_on_something_of_some_recipe() -> None:
     fitted = {name for asked in map(recipe, FITTED) for name in asked.fit}
-    for rule, names in RULES.items():
+    for rule, names in {**SIZES, **COUNTS, **LENGTHS}.items():
         assert fitted & {*names}, rule
         assert all(name in fitted for name in names), names
 

@@ -1,9 +1,9 @@
-"""What follows from the images where nobody says otherwise: the options of `RunConfig.fit`.
+"""What follows from the images and the run where nobody says otherwise: options of `RunConfig.fit`.
 
 Rules are pure functions of the configuration and of facts, one after another, so that what one
 decides, and what was given, is what the next one builds on. A recipe's own values are those of
-images as large as its network's nominal input, and hold for larger ones. docs/defaults.md has the
-reason of each rule and the measurement behind it.
+images as large as its network's nominal input, hold for larger ones, and for long runs over many of
+them. docs/defaults.md has the reason of each rule and the measurement behind it.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,12 @@ LEAST: Mapping[str, int] = MappingProxyType({"swin": 14, "vit": 8})
 """Patches that an image is wide at least, by kind of network: four stages halve it three times."""
 FINE = 4
 """Side of the smallest patches of a Swin in pixels (benchmarks/learning/choices.md)."""
+FEWEST = 256
+"""Prototypes below which a recipe does not go, however few images there are."""
+RENEWALS = 25
+"""How many times a run makes its teacher anew at least: every 1 / (1 - momentum) steps."""
+LOWEST = 0.5
+"""Momentum below which a teacher would be the student."""
 
 Rule = Callable[[RunConfig, RunConfig, Facts], Decisions]
 """From the configuration as it was asked, as it is by now, and facts."""
@@ -105,10 +111,37 @@ def _temperature(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     return dict.fromkeys(TEMPERATURES, (start, reason))
 
 
+def _prototypes(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Leave no image a prototype of its own."""
+    if not isinstance(own.method, DinoConfig) or own.method.head.prototypes <= facts.images:
+        return {}
+    least = min(FEWEST, own.method.head.prototypes)
+    count = max(1 << (facts.images.bit_length() - 1), least)
+    if count == own.method.head.prototypes:
+        return {}
+    reason = f"a power of 2, no more than there are images, {facts.images}, but {least} at least"
+    return {"method.head.prototypes": (count, reason)}
+
+
+def _momentum(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Let the teacher of a short run keep up with it."""
+    values, steps = dict(leaves(to_dict(own))), config.train.duration.amount
+    pair = next((pair for pair in MOMENTA if {*pair}.issubset(own.fit)), None)
+    if pair is None or (1 - values[pair[0]]) * steps >= RENEWALS:
+        return {}
+    momentum = round(max(1 - RENEWALS / max(steps, 1), LOWEST), 3)
+    reason = f"a run of {steps:g} steps makes its teacher anew {RENEWALS} times"
+    return dict.fromkeys(pair, (momentum, reason))
+
+
 TEMPERATURES = ("method.teacher_temp.peak", "method.teacher_temp.end")
 STAGES = ("backbone.patch", "backbone.dim", "backbone.depths", "backbone.heads")
 CROPS = ("method.views.global_size", "method.views.local_sizes", "method.views.size")
-RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
+MOMENTA = (
+    ("method.teacher_momentum.start", "method.teacher_momentum.peak"),
+    ("method.momentum.start", "method.momentum.peak"),
+)
+SIZES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
     {
         _patch: ("backbone.patch",),
         _stages: STAGES,
@@ -118,25 +151,45 @@ RULES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
         _temperature: TEMPERATURES,
     }
 )
-"""Every rule, in order, and the options that it decides on."""
+"""Rules for images smaller than a recipe takes them, in order, and what each decides on."""
+COUNTS: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
+    {_prototypes: ("method.head.prototypes",)}
+)
+"""Rules for few images."""
+LENGTHS: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
+    {_momentum: tuple(name for pair in MOMENTA for name in pair)}
+)
+"""Rules for short runs, of which the steps are known."""
 
 
 def follow(config: RunConfig, facts: Facts) -> Decisions:
-    """Decide on every option of `fit`.
+    """Decide on every option of `fit` that follows from the images.
 
     Where nobody looked at the images (`Facts.side` 0), and where they are as large as the recipe
-    takes them, its own values hold. Raises ValueError for an option that follows from nothing.
+    takes them, its own sizes hold. Raises ValueError for an option that follows from nothing.
     """
-    known = {name for names in RULES.values() for name in names}
+    known = {
+        name for rules in (SIZES, COUNTS, LENGTHS) for names in rules.values() for name in names
+    }
     for name in config.fit:
         if name not in known:
             raise unknown_name("option in fit", name, known)
+    small = 0 < facts.side < config.backbone.image_size
+    sized = isinstance(config.backbone, SwinConfig | ViTConfig) and small
+    return _decided({**(SIZES if sized else {}), **COUNTS}, config, facts)
+
+
+def keep_pace(config: RunConfig, facts: Facts) -> Decisions:
+    """Decide on every option of `fit` that follows from the steps of a run."""
+    decided = _decided(LENGTHS, config, facts)
+    return {**decided, "fit": ((), "decided")} if config.fit else {}
+
+
+def _decided(rules: Mapping[Rule, tuple[str, ...]], config: RunConfig, facts: Facts) -> Decisions:
     own, decided = config, Decisions()
-    nominal = own.backbone.image_size
-    if isinstance(own.backbone, SwinConfig | ViTConfig) and 0 < facts.side < nominal:
-        for rule, names in RULES.items():
-            if not {*names}.isdisjoint(config.fit):
-                found = {n: v for n, v in rule(own, config, facts).items() if n in own.fit}
-                config = replace_options(config, {name: v for name, (v, _) in found.items()})
-                decided |= found
-    return {**decided, "fit": ((), "decided")} if own.fit else {}
+    for rule, names in rules.items():
+        if not {*names}.isdisjoint(own.fit):
+            found = {n: v for n, v in rule(own, config, facts).items() if n in own.fit}
+            config = replace_options(config, {name: v for name, (v, _) in found.items()})
+            decided |= found
+    return decided

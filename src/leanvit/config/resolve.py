@@ -12,7 +12,7 @@ from typing import Any
 from leanvit.config.advice import advice
 from leanvit.config.batch import Decisions, choose_batch
 from leanvit.config.convert import leaves, replace_options, to_dict
-from leanvit.config.defaults import follow
+from leanvit.config.defaults import follow, keep_pace
 from leanvit.config.dense import DetectorConfig, SegmenterConfig
 from leanvit.config.duration import Duration, steps
 from leanvit.config.facts import Facts
@@ -82,7 +82,7 @@ def resolve(config: RunConfig, facts: Facts, given: Collection[str] = ()) -> Res
         for name, _ in leaves(to_dict(config))
     }
     followed = config.fit
-    for rule in (_device, follow, choose_batch, _machine, _classes, _learning_rate, _durations):
+    for rule in RULES:
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
         for name, (_, reason) in decided.items():
@@ -104,7 +104,7 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     for rule in (_device, follow, _machine, _classes):
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
-    return at_once(config)
+    return at_once(replace_options(config, {"fit": ()}))
 
 
 def at_once(config: RunConfig) -> RunConfig:
@@ -254,6 +254,13 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
                 reason = f"{duration} at {facts.seconds:.3g} s a step, measured"
             decided[name] = (steps(count), reason)
     return decided
+
+
+RULES = (
+    *(_device, follow, choose_batch, _machine, _classes, _learning_rate, _durations),
+    keep_pace,
+)
+"""What decides on the open values of a run, in order."""
 
 
 def _find_durations(section: Any, place: str = "") -> list[tuple[str, Duration]]:

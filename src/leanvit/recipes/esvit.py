@@ -10,7 +10,7 @@ from leanvit.config import (
     Schedule,
     TrainConfig,
 )
-from leanvit.recipes.sizes import CROPS, SWIN, VIT
+from leanvit.recipes.sizes import CROPS, PROTOTYPES, SWIN, TEACHER, VIT
 
 OFFICIAL_TEMP = Schedule(start=0.04, peak=0.07, end=0.07, warmup=Duration(30, "ep"), shape="linear")
 OFFICIAL_ADAMW = AdamWConfig(
@@ -28,7 +28,7 @@ def esvit() -> RunConfig:
         recipe="esvit",
         method=EsViTConfig(),
         backbone=BACKBONES["swin_tiny"],
-        fit=(*SWIN, *CROPS),
+        fit=(*SWIN, *CROPS, PROTOTYPES, *TEACHER),
     )
 
 
@@ -41,7 +41,7 @@ def dino() -> RunConfig:
         recipe="dino",
         method=DinoConfig(),
         backbone=BACKBONES["vit_small"],
-        fit=(*VIT, *CROPS),
+        fit=(*VIT, *CROPS, PROTOTYPES, *TEACHER),
     )
 
 

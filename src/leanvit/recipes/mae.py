@@ -137,7 +137,7 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
         train=TrainConfig(
             duration=Duration(2000, "st"),
             batch=64,
-            log_every=Duration(50, "st"),
+            log_every=Duration(2, "%"),
             save_every=Duration(20, "%"),
         ),
         watch=WatchConfig(every=Duration(20, "%"), images=640),

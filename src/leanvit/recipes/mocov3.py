@@ -13,7 +13,7 @@ from leanvit.config import (
     TrainConfig,
     ViTConfig,
 )
-from leanvit.recipes.sizes import VIT
+from leanvit.recipes.sizes import KEYS, VIT
 
 
 def _fixed_positions(name: str) -> BackboneConfig:
@@ -43,7 +43,7 @@ def mocov3() -> RunConfig:
         backbone=_fixed_positions("vit_small_h12"),
         optim=_adamw(Duration(13, "%")),
         train=TrainConfig(batch=256),
-        fit=(*VIT, "method.views.size"),
+        fit=(*VIT, "method.views.size", *KEYS),
     )
 
 
