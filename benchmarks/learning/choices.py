@@ -92,11 +92,11 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {
             "both losses": {},
             "both losses, Muon": {},
+            "both losses, Muon, regions in the last third": {"method.region_start": "67%"},
             "both losses, teacher to 0.07": {
                 "method.teacher_temp.peak": 0.07,
                 "method.teacher_temp.end": 0.07,
             },
-            "regions in the last third": {"method.region_start": "67%"},
         },
     ),
     "dino, ViT": (
@@ -109,6 +109,10 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 16": {"train.batch": 16},
             "batch 32, Muon": {"train.batch": 32},
             "batch 32, Muon, rate 3e-3": {"train.batch": 32, "optim.lr.peak": 3e-3},
+            "batch 32, Muon, crops of 0.25 to 0.6": {
+                "train.batch": 32,
+                "method.views.global_scale": (0.25, 0.6),
+            },
             "batch 32, seed 1": {"train.batch": 32, "train.seed": 1},
             "batch 32, seed 1, Muon": {"train.batch": 32, "train.seed": 1},
             "4 local crops": LOCAL,
@@ -118,14 +122,23 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "crops of 32": {"method.views.global_size": 32},
             "batch 32, crops of 16": {"train.batch": 32, "method.views.global_size": 16},
             "blur as published": {"method.views.blur": (1.0, 0.1, 0.5)},
-            "momentum 0.99": {
-                "method.teacher_momentum.start": 0.99,
-                "method.teacher_momentum.peak": 0.99,
+            **{
+                f"batch 32, Muon, momentum {value}": {
+                    "train.batch": 32,
+                    "method.teacher_momentum.start": value,
+                    "method.teacher_momentum.peak": value,
+                }
+                for value in (0.9, 0.99, 0.996)
             },
-            "momentum 0.9": {
-                "method.teacher_momentum.start": 0.9,
-                "method.teacher_momentum.peak": 0.9,
-            },
+        },
+    ),
+    "dino, ViT, a tenth of the images": (
+        "dino_laptop",
+        "vit_tiny",
+        {**SWIN, **VIT, "data.fraction": 0.1},
+        {
+            f"Muon, {count:,} prototypes": {"method.head.prototypes": count}
+            for count in (256, 4096, 65536)
         },
     ),
     "mocov3, ViT": (
@@ -173,7 +186,7 @@ def trials() -> dict[str, Trial]:
             {**base, **own},
             backbone,
             MINUTES,
-            optimizer="muon" if "Muon" in name else "",
+            optimizer="muon" if "Muon" in name else "adamw",
             seed=own.get("train.seed", 0),
         )
         for group, (recipe, backbone, base, rows) in GROUPS.items()

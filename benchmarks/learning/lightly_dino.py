@@ -2,9 +2,11 @@
 
 Its transform with our sizes and scales of crops, its head, its loss and its averages, as its
 example puts them together (`leanvit.bench.lightly_step`), torch's data loader, and our schedules of
-rate, decay and momentum; as many steps as take so many minutes of one core.
+rate, decay and momentum; as many steps as take so many minutes of one core. And that example with
+all of its own settings, as far as it comes in the same time.
 """
 
+import copy
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -13,12 +15,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.bench.lightly_step import LightlyDINO
-from leanvit.config import DinoConfig, RunConfig, settled
+from leanvit.config import DinoConfig, MultiCropConfig, RunConfig, settled
 from leanvit.core.random import seeded
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import Source, open_source
@@ -30,22 +32,22 @@ TRIED = 20
 
 
 class Views(Dataset[list[Tensor]]):
-    """An image's views by lightly's transform."""
+    """An image's views by lightly's transform, as it is or with our sizes and scales."""
 
-    def __init__(self, source: Source, config: DinoConfig) -> None:
+    def __init__(self, source: Source, views: MultiCropConfig | None = None) -> None:
         from lightly.transforms.dino_transform import DINOTransform
 
-        views = config.views
-        local = views.local_sizes[0] if views.local_sizes else 96
-        self.source = source
-        self.transform = DINOTransform(
-            global_crop_size=views.global_size,
-            global_crop_scale=views.global_scale,
-            local_crop_size=local,
-            local_crop_scale=views.local_scale,
-            n_local_views=sum(views.local_counts),
-            gaussian_blur=views.blur,
-        )
+        own: dict[str, Any] = {}
+        if views:
+            own = {
+                "global_crop_size": views.global_size,
+                "global_crop_scale": views.global_scale,
+                "local_crop_size": views.local_sizes[0] if views.local_sizes else 96,
+                "local_crop_scale": views.local_scale,
+                "n_local_views": sum(views.local_counts),
+                "gaussian_blur": views.blur,
+            }
+        self.source, self.transform = source, DINOTransform(**own)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -67,15 +69,15 @@ def forever(loader: DataLoader[list[Tensor]]) -> Iterator[ViewBatch]:
             yield ViewBatch(groups, nobody, nobody)
 
 
-def train(config: RunConfig, out: Path, seconds: float) -> int:
-    """Train for so many seconds of one core, write both networks, return the steps."""
+def train(config: RunConfig, out: Path, seconds: float) -> tuple[int, int]:
+    """Train for so many seconds of one core, write both networks, return the steps and a batch."""
     assert isinstance(config.method, DinoConfig)
     torch.manual_seed(config.train.seed)  # lightly draws from it
     with seeded(config.train.seed, "backbone"):
         backbone = build_backbone(config.backbone)
     step = LightlyDINO(backbone, config, Moment(0, 1, 0, config.train.seed), twin=False)
     loader = DataLoader(
-        Views(open_source(config.data.source), config.method),
+        Views(open_source(config.data.source), config.method.views),
         batch_size=settled(config.train.batch),
         shuffle=True,
         drop_last=True,
@@ -94,7 +96,46 @@ def train(config: RunConfig, out: Path, seconds: float) -> int:
     for file, networks in ((FILE, step.teacher), (STUDENT, step.student)):
         facts: dict[str, Any] = {**facts_of_run(config, run), "version": "lightly"}
         replace_file(out / file, networks[0].state_dict(), header(backbone, facts))
-    return run
+    return run, settled(config.train.batch)
+
+
+def train_example(config: RunConfig, out: Path, seconds: float) -> tuple[int, int]:
+    """Follow lightly's example, a ResNet-18 with views of 224 and 96 pixels, for so many seconds.
+
+    Its first epoch of ten is all that anybody sees of it in minutes of one core.
+    """
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+    from lightly.models.utils import update_momentum
+    from lightly.utils.scheduler import cosine_schedule
+
+    torch.manual_seed(config.train.seed)
+    backbone, batch, steps = build_backbone(config.backbone), 64, 0
+    head = DINOProjectionHead(512, 512, 64, 2048, freeze_last_layer=1)
+    student = nn.ModuleList([backbone, head])
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    criterion = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.001)
+    momentum = cosine_schedule(0, 10, 0.996, 1)
+    source = open_source(config.data.source)
+    loader = DataLoader(Views(source), batch_size=batch, shuffle=True, drop_last=True)
+    began = time.process_time()
+    for views in loader:
+        update_momentum(student, teacher, m=momentum)
+        with torch.no_grad():
+            wanted = [teacher[1](teacher[0]([view])[0].pooled) for view in views[:2]]
+        told = [student[1](student[0]([view])[0].pooled) for view in views]
+        optimizer.zero_grad()
+        criterion(wanted, told, epoch=0).backward()
+        head.cancel_last_layer_gradients(current_epoch=0)
+        optimizer.step()
+        steps += 1
+        if time.process_time() - began > seconds:
+            break
+    facts: dict[str, Any] = {**facts_of_run(config, steps), "version": "lightly"}
+    for file, network in ((FILE, teacher[0]), (STUDENT, student[0])):
+        replace_file(out / file, network.state_dict(), header(backbone, facts))
+    return steps, batch
 
 
 def _set(step: LightlyDINO, config: RunConfig, number: int, run: int) -> None:

@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from choices import MOCO, VIT
 from lightly_dino import train as train_lightly
+from lightly_dino import train_example
 from study import (
     ALONE,
     CIFAR10,
@@ -26,6 +28,7 @@ from study import (
     Study,
     Trial,
     claimed,
+    finetuned,
     heading,
     kept,
     knn,
@@ -45,12 +48,19 @@ from leanvit.train.facts import gather_facts
 TABLE = HERE.parents[1] / "docs/results.md"
 MINUTES = 10.0
 LIGHTLY = "lightly"
+EXAMPLE = f"{LIGHTLY}-example"
+TUNED = ("mae-vit", "dmae-vit", "view-vit-muon")
+"""Those that are fine-tuned, too; the first one's network also from fresh weights."""
 SMALL: Mapping[str, Any] = {
     "method.teacher_temp.peak": 0.04,
     "method.teacher_temp.end": 0.04,
     "method.views.global_scale": (0.3, 1.0),
 }
 """Where images are objects, and runs are short: at 0.07 the teacher turns uniform."""
+
+
+WIDE: Mapping[str, Any] = {"backbone.dim": 192, "backbone.heads": 3}
+"""Of the ViT that D-MAE imitates, six blocks of 2.7 M parameters."""
 
 
 def vit(patch: int) -> dict[str, Any]:
@@ -71,26 +81,41 @@ def tiny() -> dict[str, list[Trial]]:
         "ViT, view": Trial("view-vit", "dino_laptop", seen_by_vit(8), "vit_tiny"),
         "ViT, view + region": Trial("region-vit", "esvit_laptop", seen_by_vit(8), "vit_tiny"),
     }
-    return {
-        name: [replace(trial, minutes=MINUTES, seed=seed) for seed in range(3)]
-        for name, trial in rows.items()
-    }
+    return _seeds(rows, 3)
 
 
 def cifar10() -> dict[str, list[Trial]]:
     """Return the runs on CIFAR-10 by their names."""
+    small_vit = seen_by_vit(4)
+    teacher = Trial("mae-wide", "mae_laptop", WIDE, minutes=MINUTES)
+    imitated = {**vit(4), "method.teacher": str(teacher.folder(CIFAR10))}
     rows = {
-        "DINO (view), Swin": Trial("view-swin", "dino_laptop", SMALL),
-        "EsViT (view + region), Swin": Trial("region-swin", "esvit_laptop", SMALL),
-        "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SMALL),
-        "DINO, ViT": Trial("view-vit", "dino_laptop", seen_by_vit(4), "vit_tiny"),
-        "DINO by lightly, our ViT": Trial(
-            f"{LIGHTLY}-vit", "dino_laptop", seen_by_vit(4), "vit_tiny"
+        "DINO (view), Swin": Trial("view-swin-muon", "dino_laptop", SMALL),
+        "the same, AdamW": Trial("view-swin", "dino_laptop", SMALL, optimizer="adamw"),
+        "EsViT (view + region), Swin": Trial("region-swin-muon", "esvit_laptop", SMALL),
+        "the same with regions, AdamW": Trial(
+            "region-swin", "esvit_laptop", SMALL, optimizer="adamw"
         ),
-        "MAE, ViT": Trial("mae-vit", "mae_laptop", vit(4)),
+        "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SMALL),
+        "DINO, ViT": Trial("view-vit-muon", "dino_laptop", small_vit, "vit_tiny"),
+        "the same ViT, AdamW": Trial(
+            "view-vit", "dino_laptop", small_vit, "vit_tiny", optimizer="adamw"
+        ),
+        "DINO by lightly, our ViT": Trial(f"{LIGHTLY}-vit", "dino_laptop", small_vit, "vit_tiny"),
+        "DINO by lightly, its example": Trial(EXAMPLE, "dino_laptop", {}, "timm:resnet18"),
         "MoCo-v3, ViT": Trial("mocov3-vit", "mocov3", {**vit(4), **MOCO}, "vit_tiny"),
+        "MAE, ViT": Trial("mae-vit", "mae_laptop", vit(4)),
+        "MAE, ViT of 192 channels and 6 blocks": teacher,
+        "D-MAE of it, ViT": Trial("dmae-vit", "dmae_laptop", imitated),
     }
-    return {name: [replace(trial, minutes=MINUTES)] for name, trial in rows.items()}
+    return _seeds(rows, 1)
+
+
+def _seeds(rows: Mapping[str, Trial], count: int) -> dict[str, list[Trial]]:
+    return {
+        name: [replace(trial, minutes=MINUTES, seed=seed) for seed in range(count)]
+        for name, trial in rows.items()
+    }
 
 
 def done(trial: Trial, study: Study) -> Path:
@@ -103,9 +128,9 @@ def done(trial: Trial, study: Study) -> Path:
         options = {**ALONE, "train.duration": "100st", **trial.options, "train.seed": trial.seed}
         asked = compose(recipe(trial.recipe), data=data, backbone=trial.backbone, options=options)
         config = resolve(asked, gather_facts(open_source(data), sides=True)).config
-        steps = train_lightly(config, out, 60 * trial.minutes)
-        batch = {"config": {"train": {"batch": config.train.batch}}}
-        (out / "resolved.json").write_text(json.dumps(batch))
+        learn = train_example if trial.name == EXAMPLE else train_lightly
+        steps, batch = learn(config, out, 60 * trial.minutes)
+        (out / "resolved.json").write_text(json.dumps({"config": {"train": {"batch": batch}}}))
         (out / "summary.json").write_text(json.dumps({"steps": steps, "collapse": {}}))
     return out
 
@@ -113,13 +138,14 @@ def done(trial: Trial, study: Study) -> Path:
 def measured(trial: Trial, study: Study) -> dict[str, Any]:
     """Return what a run reached on the test images, measured once."""
     out, split = done(trial, study), study.split()
+    both, own = (split.bank, split.test), not trial.name.startswith(LIGHTLY)
 
     def measure() -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "knn": knn(out, split.bank, split.test, baselines=not trial.name.startswith(LIGHTLY)),
-            "linear": linear(out, split.bank, split.test),
-            "seen": seen(out),
-        }
+        found: dict[str, Any] = {"knn": knn(out, *both, baselines=own), "seen": seen(out)}
+        if trial.name != EXAMPLE:  # an hour for its images of 224 pixels
+            found["linear"] = linear(out, *both, baselines=own)
+        if trial.name in TUNED:
+            found["finetune"] = finetuned(out, *both, untrained=trial.name == TUNED[0])
         if study is TINY:
             rows = leanvit.evaluate("correspondence", out, data=str(split.test)).rows
             found["correspondence"] = {row["features"]: row["accuracy"] for row in rows}
@@ -129,14 +155,15 @@ def measured(trial: Trial, study: Study) -> dict[str, Any]:
 
 
 def share(rows: Mapping[str, Sequence[Trial]], study: Study, words: Sequence[str]) -> None:
-    """Do all runs that no other process does."""
-    for name, trials in rows.items():
-        for trial in trials:
-            if words and not any(word in name for word in words):
-                continue
-            with claimed(trial.folder(study)) as ours:
-                if ours:
-                    print(name, trial.seed, measured(trial, study), flush=True)
+    """Do all runs that no other process does, the first seeds before the others."""
+    torch.set_num_threads(1)
+    every = [(name, trial) for name, trials in rows.items() for trial in trials]
+    for name, trial in sorted(every, key=lambda each: each[1].seed):
+        if words and not any(word in name for word in words):
+            continue
+        with claimed(trial.folder(study)) as ours:
+            if ours:
+                print(name, trial.seed, measured(trial, study), flush=True)
 
 
 def finished(trials: Sequence[Trial], study: Study) -> list[dict[str, Any]]:
@@ -149,42 +176,57 @@ def finished(trials: Sequence[Trial], study: Study) -> list[dict[str, Any]]:
 
 
 def cells(found: Sequence[Mapping[str, Any]], protocol: str) -> list[str]:
-    """Return untrained, teacher and student of runs, or untrained and trained of those with one."""
-    names = ("untrained", "trained (teacher)", "trained (student)", "trained")
-    values = [[run[protocol][name] for run in found if name in run[protocol]] for name in names]
-    return [spread(each) if each else "-" for each in values]
+    """Return what runs reached untrained, as teachers (or alone) and as students."""
+    alike = (("untrained",), ("trained (teacher)", "trained"), ("trained (student)",))
+    values = [
+        [run[protocol][name] for run in found for name in names if name in run.get(protocol, {})]
+        for names in alike
+    ]
+    return [spread(each) for each in values]
 
 
 def table(rows: Mapping[str, Sequence[Trial]], study: Study) -> list[str]:
     """Return a data set's table in Markdown."""
     lines = []
-    more = ["correspondence: untrained", "correspondence"] if study is TINY else []
     heads = ["run", "seeds", "thousands of images seen"]
-    for protocol in ("k-NN", "linear"):
-        heads += [f"{protocol}: untrained", "teacher", "student"]
+    protocols = {"k-NN": "knn", "linear": "linear"}
+    protocols |= {"correspondence": "correspondence"} if study is TINY else {}
+    for title in protocols:
+        heads += [f"{title}: untrained", "teacher", "student"]
     for name, trials in rows.items():
         if found := finished(trials, study):
             row = [name, str(len(found)), spread([float(run["seen"]) for run in found])]
-            for protocol in ("knn", "linear"):
-                untrained, teacher, student, only = cells(found, protocol)
-                row += [untrained, teacher if only == "-" else only, student]
-            if more:
-                untrained, teacher, *_ = cells(found, "correspondence")
-                row += [untrained, teacher]
+            for protocol in protocols.values():
+                row += cells(found, protocol)
             lines.append(row)
-    return [*markdown([*heads, *more], lines)]
+    return [*markdown(heads, lines)]
+
+
+def tuned(rows: Mapping[str, Sequence[Trial]], study: Study) -> list[str]:
+    """Return what fine-tuned networks reached, in Markdown."""
+    found = {name: finished(trials, study) for name, trials in rows.items()}
+    lines = [
+        [name, *cells(runs, "finetune")[:2]]
+        for name, runs in found.items()
+        if any("finetune" in run for run in runs)
+    ]
+    heads = ["fine-tuned for 5 epochs", "from fresh weights", "pre-trained"]
+    return ["", *markdown(heads, lines)] if lines else []
 
 
 def without_training(study: Study, rows: Mapping[str, Sequence[Trial]]) -> str:
-    """Return what k-NN says of pixels and of histograms."""
+    """Return what pixels and histograms reach."""
     found = [run for trials in rows.values() for run in finished(trials, study)]
-    knn_of = next((run["knn"] for run in found if "raw pixels" in run["knn"]), None)
-    if knn_of is None:
-        return ""
-    return (
-        f"k-NN on raw pixels: {knn_of['raw pixels']:.1f}; on color histograms: "
-        f"{knn_of['histogram']:.1f}."
-    )
+    said = []
+    for title, protocol in (("k-NN", "knn"), ("a linear layer", "linear")):
+        reached: dict[str, float] = {}
+        for run in found:
+            reached |= run.get(protocol, {})
+        if "raw pixels" in reached:
+            pixels, histogram = reached["raw pixels"], reached["histogram"]
+            both = f"{pixels:.1f} on raw pixels, {histogram:.1f} on color histograms"
+            said.append(f"{title}: {both}")
+    return f"Without training {'; '.join(said)}." if said else ""
 
 
 def write() -> None:
@@ -197,6 +239,7 @@ def write() -> None:
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         lines = [heading() + ".", "", without_training(study, rows), "", *table(rows, study)]
+        lines += tuned(rows, study)
         text = before + begin + "\n".join(lines) + "\n" + end + after
     TABLE.write_text(text)
 

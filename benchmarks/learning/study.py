@@ -156,10 +156,18 @@ def knn(out: Path, bank: Path, test: Path, *, baselines: bool = False) -> dict[s
     return {row["features"]: row[f"k={K}"] for row in rows}
 
 
-def linear(out: Path, bank: Path, test: Path) -> dict[str, float]:
+def linear(out: Path, bank: Path, test: Path, *, baselines: bool = False) -> dict[str, float]:
     """Return accuracies of a linear layer in percent by features."""
-    options = {"val": str(test), "epochs": 30, "keep_features": False}
+    options = {"val": str(test), "epochs": 30, "baselines": baselines, "keep_features": False}
     rows = leanvit.evaluate("linear", out, data=str(bank), options=options).rows
+    return {row["features"]: row["top1"] for row in rows}
+
+
+def finetuned(out: Path, bank: Path, test: Path, *, untrained: bool) -> dict[str, float]:
+    """Return accuracies in percent of the whole network, trained on images with their classes."""
+    options = {"val": str(test), "duration": "5ep", "train_batch": 64, "every": "100%"}
+    options |= {"untrained": untrained}
+    rows = leanvit.evaluate("finetune", out, data=str(bank), options=options).rows
     return {row["features"]: row["top1"] for row in rows}
 
 
