@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    ignored = ("images_per_s", "data_wait", "feature_std", "teacher_entropy")
+    ignored = ("images_per_s", "data_wait", "feature_std", "teacher_entropy", "teacher_information")
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ignored} for row in found]
 

@@ -151,7 +151,7 @@ ROUNDING = {"sinkhorn": 5.0, "mocov3": 50.0}
 
 Those of the tiny MoCo-v3 have norms up to 150, and its batch norms make much of rounding; in fp64
 one process and two agree to 1e-11."""
-LOCAL = ("feature_std", "teacher_entropy")
+LOCAL = ("feature_std", "teacher_entropy", "teacher_information")
 """Numbers of a process's own images: their mean is not that of the whole batch."""
 
 

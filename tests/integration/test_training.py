@@ -361,7 +361,8 @@ def test_rows_hold_what_a_person_follows(tmp_path: Path, images: Path) -> None:
     assert (first["step"], first["images"]) == (0, 0)
     expected = {"step", "epoch", "images", "lr", "weight_decay", "loss", "view", "region"}
     expected |= {f"grad_norm/{part}" for part in ("backbone", "head", "region_head")}
-    expected |= {"feature_std", "teacher_entropy", "distinct_matches", "images_per_s"}
+    expected |= {"feature_std", "teacher_entropy", "teacher_information", "distinct_matches"}
+    expected |= {"images_per_s"}
     assert expected | {"data_wait"} | looks == row.keys()
     assert (row["step"], row["images"]) == (10, 40)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

@@ -18,7 +18,7 @@ from leanvit.losses.region import (
     region_loss,
 )
 from leanvit.losses.view import Mixing, view_loss
-from leanvit.methods.dino import ENTROPY_ROWS, teacher_entropy
+from leanvit.methods.dino import FEW_ROWS, teacher_stats
 from tests.tiny import noise
 
 K, D, CHANNELS = 12, 5, 6
@@ -173,35 +173,50 @@ def test_an_image_without_a_share_chooses_nothing() -> None:
     assert 0 < float(found[0][1]) <= 2 / regions
 
 
-def plain_entropy(logits: Tensor) -> Tensor:
+def plain_stats(logits: Tensor) -> dict[str, Tensor]:
+    """Entropy and mutual information of n rows and K prototypes, from their joint distribution."""
+    n, k = logits.shape
     q = logits.softmax(1)
-    return -(q * q.log()).sum(1).mean() / math.log(logits.shape[1])
+    joint = q / n
+    apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    return {
+        "teacher_entropy": -(q * q.log()).sum(1).mean() / math.log(k),
+        "teacher_information": (joint * (joint / apart).log()).sum() / math.log(min(n, k)),
+    }
 
 
+@pytest.mark.parametrize("count", [6, 20])
 @pytest.mark.parametrize("temperature", [0.04, 1.0])
-def test_teacher_entropy_is_its_definition(temperature: float) -> None:
-    z, w, bias = rows(20, 0), prototypes(1), noise(K, seed=2, dtype=torch.float64)
-    found = teacher_entropy(Projection(z, w), bias, temperature)
-    torch.testing.assert_close(found, plain_entropy(z @ w.T / temperature + bias))
-    half = teacher_entropy(Projection(z.bfloat16(), w), bias.float(), temperature)
-    assert abs(float(half - found)) < 0.03
+def test_teacher_stats_are_their_definition(temperature: float, count: int) -> None:
+    z, w, bias = rows(count, 0), prototypes(1), noise(K, seed=2, dtype=torch.float64)
+    found = teacher_stats(Projection(z, w), bias, temperature)
+    torch.testing.assert_close(found, plain_stats(z @ w.T / temperature + bias))
+    half = teacher_stats(Projection(z.bfloat16(), w), bias.float(), temperature)
+    assert all(abs(float(half[name] - found[name])) < 0.03 for name in found)
 
 
-def test_teacher_entropy_looks_at_the_first_rows() -> None:
-    z, w, bias = rows(ENTROPY_ROWS + 40, 0), prototypes(1), torch.zeros(K, dtype=torch.float64)
-    expected = plain_entropy(z[:ENTROPY_ROWS] @ w.T / 0.1)
-    torch.testing.assert_close(teacher_entropy(Projection(z, w), bias, 0.1), expected)
-    assert not torch.isclose(plain_entropy(z @ w.T / 0.1), expected)
+def test_teacher_stats_look_at_the_first_rows() -> None:
+    z, w, bias = rows(FEW_ROWS + 40, 0), prototypes(1), torch.zeros(K, dtype=torch.float64)
+    expected = plain_stats(z[:FEW_ROWS] @ w.T / 0.1)
+    found = teacher_stats(Projection(z, w), bias, 0.1)
+    torch.testing.assert_close(found, expected)
+    whole = plain_stats(z @ w.T / 0.1)
+    assert not any(torch.isclose(whole[name], expected[name]) for name in whole)
 
 
-def test_teacher_entropy_has_its_ends() -> None:
+def test_teacher_stats_have_their_ends() -> None:
     z, bias = rows(8, 0), torch.zeros(K, dtype=torch.float64)
-    silent = Projection(z, torch.ones(K, D, dtype=torch.float64))
-    assert float(teacher_entropy(silent, bias, 0.04)) == pytest.approx(1)
-    certain = Projection(z, 1e4 * prototypes(1))
-    assert float(teacher_entropy(certain, bias, 0.04)) == pytest.approx(0, abs=1e-12)
-    single = Projection(z, prototypes(1)[:1])
-    assert float(teacher_entropy(single, bias[:1], 0.04)) == 0
+
+    def stats(z: Tensor, w: Tensor, bias: Tensor = bias) -> tuple[float, float]:
+        found = teacher_stats(Projection(z, w), bias, 0.04)
+        return float(found["teacher_entropy"]), float(found["teacher_information"])
+
+    assert stats(z, torch.ones(K, D, dtype=torch.float64)) == pytest.approx((1, 0))
+    one = z[:1].expand(8, -1)
+    assert stats(one, 1e4 * prototypes(1)) == pytest.approx((0, 0), abs=1e-12)
+    own = torch.nn.functional.normalize(z, dim=1)
+    assert stats(z, 1e4 * own, bias[:8]) == pytest.approx((0, 1), abs=1e-12)
+    assert stats(z, prototypes(1)[:1], bias[:1]) == (0, 0)
 
 
 def test_matching_takes_the_nearest_direction() -> None:

@@ -122,9 +122,10 @@ def test_what_is_given_stays_and_the_rest_follows_it() -> None:
     assert compose(recipe("esvit_laptop"), options=both).fit == ("backbone.window",)
 
 
-def test_teachers_of_small_images_stay_sharp() -> None:
-    for side, wanted in ((32, 0.04), (96, 0.07)):
+def test_small_images_are_seen_whole_and_their_teachers_stay_sharp() -> None:
+    for side, wanted, scale in ((32, 0.04, (0.3, 1.0)), (96, 0.07, (0.25, 0.6))):
         now = options(resolve(recipe("esvit_laptop"), facts(side)).config)
+        assert tuple(now["method.views.global_scale"]) == scale
         assert {now[f"method.teacher_temp.{when}"] for when in ("peak", "end")} == {wanted}
 
 

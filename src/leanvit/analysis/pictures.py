@@ -31,6 +31,7 @@ PANELS = {
     "feature_std": "Feature standard deviation",
     "effective_rank": "Effective rank",
     "teacher_entropy": "Teacher entropy",
+    "teacher_information": "Teacher information",
     "distinct_matches": "Distinct matches",
     "correct_matches": "Correct matches (%)",
 }

@@ -23,6 +23,8 @@ LEAST: Mapping[str, int] = MappingProxyType({"swin": 14, "vit": 8})
 """Patches that an image is wide at least, by kind of network: four stages halve it three times."""
 FINE = 4
 """Side of the smallest patches of a Swin in pixels (benchmarks/learning/choices.md)."""
+WHOLE = [0.3, 1.0]
+"""Share of a small image that a global crop covers."""
 FEWEST = 256
 """Prototypes below which a recipe does not go, however few images there are."""
 RENEWALS = 25
@@ -87,6 +89,13 @@ def _crops(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     return found
 
 
+def _scale(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
+    """Cut global crops out of all of the image, not out of parts of a larger scene."""
+    if not isinstance(own.method, DinoConfig) or own.method.views.global_scale[1] == 1:
+        return {}
+    return {"method.views.global_scale": (WHOLE, "small images show one thing, which fills them")}
+
+
 def _window(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     """Take the largest window that views are made of without padding."""
     backbone, views = config.backbone, getattr(config.method, "views", None)
@@ -147,6 +156,7 @@ SIZES: Mapping[Rule, tuple[str, ...]] = MappingProxyType(
         _stages: STAGES,
         _image_size: ("backbone.image_size",),
         _crops: CROPS,
+        _scale: ("method.views.global_scale",),
         _window: ("backbone.window",),
         _temperature: TEMPERATURES,
     }

@@ -105,10 +105,7 @@ class DINO(Method):
             mixing=mixing,
             form=self.config.attention,
         )
-        stats = {
-            "feature_std": spread(seen),
-            "teacher_entropy": teacher_entropy(teacher, bias, temperature),
-        }
+        stats = {"feature_std": spread(seen), **teacher_stats(teacher, bias, temperature)}
         return StepOutput(total=view, terms={"view": view}, stats=stats)
 
     def after_step(self, at: Moment, sound: Tensor) -> None:
@@ -118,21 +115,30 @@ class DINO(Method):
         ema_update(self.teacher, self.student, at.value(self.config.teacher_momentum), sound)
 
 
-ENTROPY_ROWS = 64
-"""Rows of a batch whose entropy is measured: few, since K-wide rows are dear."""
+FEW_ROWS = 64
+"""Rows of a batch that are looked at: few, since K-wide rows are dear."""
 
 
 @torch.no_grad()
-def teacher_entropy(teacher: Projection, key_bias: Tensor, temperature: float) -> Tensor:
-    """Return the mean entropy of the teacher's distributions over K prototypes, over log K.
+def teacher_stats(teacher: Projection, key_bias: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Return what the teacher's distributions over K prototypes say of n images.
 
-    1 for a teacher that says nothing, 0 for one that is certain.
+    teacher_entropy: their mean entropy, over log K; 1 for a teacher that weighs all prototypes
+    alike, 0 for one that is certain. teacher_information: the mutual information of images and
+    prototypes, the entropy of the mean distribution less that mean, over log n or, if less, log K;
+    0 for a teacher that says the same of all images, 1 for one that tells each from all others.
     """
-    rows = teacher.rows[:ENTROPY_ROWS]
+    rows = teacher.rows[:FEW_ROWS]
     with unrounded(rows):
         logits = rows @ teacher.prototypes.to(rows.dtype).T / temperature + key_bias
-    entropy = torch.special.entr(logits.softmax(1)).sum(1).mean()
-    return entropy / max(math.log(logits.shape[1]), 1e-9)
+    said = logits.softmax(1)
+    entropy = torch.special.entr(said).sum(1).mean()
+    together = torch.special.entr(said.mean(0)).sum()
+    most, count = (max(math.log(size), 1e-9) for size in (logits.shape[1], min(logits.shape)))
+    return {
+        "teacher_entropy": entropy / most,
+        "teacher_information": (together - entropy) / count,
+    }
 
 
 @torch.no_grad()

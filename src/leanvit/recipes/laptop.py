@@ -20,7 +20,7 @@ from leanvit.config import (
     TrainConfig,
     WatchConfig,
 )
-from leanvit.recipes.sizes import SHARP, SWIN, TEACHER
+from leanvit.recipes.sizes import SCALE, SHARP, SWIN, TEACHER
 
 VIEWS = MultiCropConfig(
     global_size=60,
@@ -69,5 +69,5 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
             save_every=Duration(20, "%"),
         ),
         watch=WatchConfig(every=Duration(20, "%"), images=640),
-        fit=(*SWIN, "method.views.global_size", *SHARP, *TEACHER),
+        fit=(*SWIN, "method.views.global_size", SCALE, *SHARP, *TEACHER),
     )

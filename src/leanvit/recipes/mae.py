@@ -12,6 +12,7 @@ from leanvit.config import (
     Duration,
     MaeConfig,
     MethodConfig,
+    MuonConfig,
     RunConfig,
     Schedule,
     TrainConfig,
@@ -127,7 +128,7 @@ def _laptop(name: str, method: MethodConfig) -> RunConfig:
             pool="mean",
             drop_path=0.0,
         ),
-        optim=AdamWConfig(
+        optim=MuonConfig(
             lr=Schedule(peak=1e-3, end=0.0, warmup=Duration(10, "%")),
             lr_rule="none",
             weight_decay=Schedule(start=0.05, peak=0.05, end=0.05),

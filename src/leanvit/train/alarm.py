@@ -6,10 +6,12 @@ from types import MappingProxyType
 
 LEAST_SPREAD = 0.05
 """Feature standard deviation, 1 for features that point everywhere."""
-MOST_ENTROPY = 0.995
-"""Teacher entropy, over log K, from which on a teacher says nothing."""
-LEAST_ENTROPY = 1e-4
-"""Teacher entropy, over log K, below which every image has one prototype for certain."""
+LEAST_INFORMATION = 0.05
+"""Teacher information below which a teacher says the same of all images (failures.md)."""
+LEAST_ENTROPY = 0.15
+"""Teacher entropy, over log K, below which a teacher is certain, and should tell images apart."""
+LEAST_CERTAIN = 0.25
+"""Teacher information below which a certain teacher does not."""
 LEAST_DISTINCT = 0.03
 """How distinct matches are: 0 if all regions choose the same one."""
 LEAST_RANK = 1.5
@@ -19,8 +21,8 @@ SHOWN_BY: Mapping[str, str] = MappingProxyType(
     {
         "features": "feature_std",
         "rank": "effective_rank",
-        "uniform teacher": "teacher_entropy",
-        "certain teacher": "teacher_entropy",
+        "uniform teacher": "teacher_information",
+        "certain teacher": "teacher_information",
         "matches": "distinct_matches",
     }
 )
@@ -39,23 +41,31 @@ def collapses(row: Mapping[str, float]) -> dict[str, str]:
     rank = row.get("effective_rank", math.inf)
     if rank < LEAST_RANK:
         found["rank"] = f"the features use a single dimension (effective rank {rank:.2f})"
-    entropy = row.get("teacher_entropy", 0.5)
-    if entropy > MOST_ENTROPY:
-        found["uniform teacher"] = (
-            f"the teacher gives every prototype the same share (entropy {100 * entropy:.2f} % of "
-            f"the most); a lower teacher temperature sharpens it"
-        )
-    if entropy < LEAST_ENTROPY:
-        found["certain teacher"] = (
-            f"the teacher gives each image one prototype for certain (entropy "
-            f"{100 * entropy:.3f} % of the most); a higher teacher temperature softens it"
-        )
+    found |= _teacher(row.get("teacher_entropy", 0.5), row.get("teacher_information", 1.0))
     distinct = row.get("distinct_matches", math.inf)
     if distinct < LEAST_DISTINCT:
         found["matches"] = (
             f"nearly all regions match the same one (distinct matches {distinct:.3f} of 1)"
         )
     return found
+
+
+def _teacher(entropy: float, information: float) -> dict[str, str]:
+    """Return how a teacher came to say the same of all images, and what helps, if it did."""
+    tells = f"it tells {100 * information:.1f} % of what tells images apart"
+    if entropy < LEAST_ENTROPY and information < LEAST_CERTAIN:
+        return {
+            "certain teacher": f"the teacher gives all images the same few prototypes ({tells}, "
+            f"with an entropy of {100 * entropy:.1f} %); centering (method.center_momentum below "
+            f"1) or a higher teacher temperature spreads them"
+        }
+    if entropy >= LEAST_ENTROPY and information < LEAST_INFORMATION:
+        return {
+            "uniform teacher": f"the teacher gives all images the same shares of the prototypes "
+            f"({tells}, with an entropy of {100 * entropy:.1f} %); a lower teacher temperature "
+            f"sharpens it, and so may a lower learning rate"
+        }
+    return {}
 
 
 class CollapseAlarm:

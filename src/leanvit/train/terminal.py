@@ -21,6 +21,7 @@ LEARNED = {
 WITHOUT_CLASSES = {
     "feature_std": "feature deviation {:.2f}",
     "teacher_entropy": "teacher entropy {:.2f}",
+    "teacher_information": "teacher information {:.2f}",
     "distinct_matches": "distinct matches {:.2f}",
 }
 """What stands beside the effective rank where there is no k-NN."""
