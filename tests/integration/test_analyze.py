@@ -20,7 +20,7 @@ from leanvit.config.resume import read_past
 from leanvit.core.errors import RunError
 from leanvit.data.decode import to_pixels
 from leanvit.data.images import middle
-from leanvit.data.sources import at_most, open_source
+from leanvit.data.sources import open_source
 from leanvit.evaluation.result import Result
 from leanvit.methods.catalogue import build_method
 from leanvit.methods.dino import DINO
@@ -193,25 +193,25 @@ def test_names_tell_networks_apart(data: Path, tmp_path: Path) -> None:
 
 
 def test_prototypes_are_those_of_the_teacher(run: Finished, tmp_path: Path) -> None:
-    result = found("rank", run.out, Path(run.data), tmp_path / "out", untrained=True)
+    result = found("rank", run.out, Path(run.data), tmp_path / "out", untrained=True, images=12)
     assert result.rows[0]["prototypes"] is None, "before training there are none to speak of"
     checkpoint = newest_checkpoint(run.out / CHECKPOINTS)
     assert checkpoint is not None
     method = build_method(*configs_of(run.out), 0)
     method.load_state_dict(strip(checkpoint.tensors(), "method."))
     assert isinstance(method, DINO)
-    source = at_most(open_source(run.data), 10)
+    source = open_source(run.data)
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (method.encoder().mean, method.encoder().std)
     )
     pixels = torch.stack(
-        [middle(to_pixels(source[i].image), 32, result.facts["crop"]) for i in range(10)]
+        [middle(to_pixels(source[i].image), 32, result.facts["crop"]) for i in range(12)]
     )
     with torch.no_grad():
         rows = method.teacher.head(method.eval().encoder().features((pixels - mean) / std).pooled)
     chosen = (rows.rows @ rows.prototypes.T - method.center.value).argmax(1)
     share = chosen.bincount().double()
-    share = share[share > 0] / 10
+    share = share[share > 0] / 12
     row = result.rows[1]
     assert (row["prototypes"], row["taken"]) == (16, len(share))
     assert row["perplexity"] == pytest.approx(float(torch.exp(-(share * share.log()).sum())))

@@ -232,7 +232,8 @@ def test_the_catalogue_is_a_table_or_json(capsys: Says) -> None:
 def test_a_run_says_its_progress_on_stderr_and_its_summary_on_stdout(run: Finished) -> None:
     assert run.process.returncode == 0, run.process.stderr
     assert json.loads(run.process.stdout) == json.loads((run.out / "summary.json").read_text())
-    said = [line for line in run.process.stderr.splitlines() if not line.startswith("Note: ")]
+    every = run.process.stderr.splitlines()
+    said = [line for line in every if not line.startswith(("Note: ", "Chosen: "))]
     assert said[0].startswith("12 images, 4 steps of 4, a checkpoint every 2; fp32 on cpu.")
     assert said[1].startswith("step 0/4  before training:  k-NN ")
     assert [line[:8] for line in said[2:6]] == [f"step {step}/4" for step in (1, 2, 3, 4)]

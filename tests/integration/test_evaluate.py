@@ -264,6 +264,7 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "linear epochs": (2, {}),
     "linear probe_batch": (3, {}),
     "linear augment": (True, {}),
+    "linear baselines": (True, {}),
     "linear held_out": (0.5, {}),
     "linear seed": (1, {}),
 }

@@ -190,7 +190,10 @@ BROKEN: Options = {"data.source": "broken", "data.max_unreadable": 20.0}
 
 DIVERGING: Options = {"optim.lr.peak": 1e30, "train.duration": "8st"}
 """Not one number is finite from the third step on."""
+UNFIT: Options = {"fit": ()}
+"""Runs of few steps have a teacher of their own where nobody says otherwise."""
 JUMPING: Options = {
+    **UNFIT,
     "guard.spike": "rollback",
     "guard.spike_deviations": 1e-3,
     "train.save_every": "1st",
@@ -230,8 +233,8 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.hidden": (24, {}),
     "method.output": (4, {}),
     "method.temperature": (0.5, {}),
-    "method.momentum.start": (0.8, {}),
-    "method.momentum.peak": (0.95, {}),
+    "method.momentum.start": (0.8, UNFIT),
+    "method.momentum.peak": (0.95, UNFIT),
     "method.momentum.end": (0.99, {}),
     "method.momentum.warmup": ("2st", {}),
     "method.momentum.shape": ("linear", {}),
@@ -264,8 +267,8 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.teacher_temp.end": (0.2, {}),
     "method.teacher_temp.warmup": ("2st", {}),
     "method.teacher_temp.shape": ("cosine", {}),
-    "method.teacher_momentum.start": (0.8, {}),
-    "method.teacher_momentum.peak": (0.95, {}),
+    "method.teacher_momentum.start": (0.8, UNFIT),
+    "method.teacher_momentum.peak": (0.95, UNFIT),
     "method.teacher_momentum.end": (0.99, {}),
     "method.teacher_momentum.warmup": ("2st", {}),
     "method.teacher_momentum.shape": ("linear", {}),
