@@ -257,7 +257,13 @@ def _durations(config: RunConfig, facts: Facts) -> Decisions:
 
 
 RULES = (
-    *(_device, follow, choose_batch, _machine, _classes, _learning_rate, _durations),
+    _device,
+    follow,
+    choose_batch,
+    _machine,
+    _classes,
+    _learning_rate,
+    _durations,
     keep_pace,
 )
 """What decides on the open values of a run, in order."""
