@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 LEAST_SPREAD = 0.05
 """Feature standard deviation, 1 for features that point everywhere."""
-LEAST_INFORMATION = 0.05
+LEAST_INFORMATION = 0.06
 """Teacher information below which a teacher says the same of all images (failures.md)."""
 LEAST_ENTROPY = 0.15
 """Teacher entropy, over log K, below which a teacher is certain, and should tell images apart."""
