@@ -91,14 +91,14 @@ def cifar10() -> dict[str, list[Trial]]:
     imitated = {**vit(4), "method.teacher": str(teacher.folder(CIFAR10))}
     rows = {
         "DINO (view), Swin": Trial("view-swin-muon", "dino_laptop", SMALL),
-        "the same, AdamW": Trial("view-swin", "dino_laptop", SMALL, optimizer="adamw"),
+        "DINO (view), Swin, AdamW": Trial("view-swin", "dino_laptop", SMALL, optimizer="adamw"),
         "EsViT (view + region), Swin": Trial("region-swin-muon", "esvit_laptop", SMALL),
-        "the same with regions, AdamW": Trial(
+        "EsViT (view + region), Swin, AdamW": Trial(
             "region-swin", "esvit_laptop", SMALL, optimizer="adamw"
         ),
         "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SMALL),
         "DINO, ViT": Trial("view-vit-muon", "dino_laptop", small_vit, "vit_tiny"),
-        "the same ViT, AdamW": Trial(
+        "DINO, ViT, AdamW": Trial(
             "view-vit", "dino_laptop", small_vit, "vit_tiny", optimizer="adamw"
         ),
         "DINO by lightly, our ViT": Trial(f"{LIGHTLY}-vit", "dino_laptop", small_vit, "vit_tiny"),
