@@ -168,7 +168,7 @@ def finetuned(out: Path, bank: Path, test: Path, *, untrained: bool) -> dict[str
     options = {"val": str(test), "duration": "5ep", "train_batch": 64, "every": "100%"}
     options |= {"untrained": untrained}
     rows = leanvit.evaluate("finetune", out, data=str(bank), options=options).rows
-    return {row["features"]: row["top1"] for row in rows}
+    return {row["network"]: row["top1"] for row in rows}
 
 
 def kept(out: Path, name: str, measure: Any) -> dict[str, Any]:
