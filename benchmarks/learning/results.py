@@ -148,7 +148,7 @@ def measured(trial: Trial, study: Study) -> dict[str, Any]:
             found["finetune"] = finetuned(out, *both, untrained=trial.name == TUNED[0])
         if study is TINY:
             rows = leanvit.evaluate("correspondence", out, data=str(split.test)).rows
-            found["correspondence"] = {row["features"]: row["accuracy"] for row in rows}
+            found["correspondence"] = {row["network"]: row["accuracy"] for row in rows}
         return found
 
     return kept(out, "test", measure)
