@@ -1,5 +1,6 @@
 """What tests everywhere share."""
 
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -21,6 +22,14 @@ def own_graphs() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+@pytest.fixture(autouse=True)
+def own_interrupts() -> Iterator[None]:
+    """A command that was interrupted leaves Ctrl-C to the system; pytest goes on and hears it."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """The command line: one table of commands. Torch is imported when a command runs, not before."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     except Stopped as stop:
+        _end_at_once_if_interrupted()
         _complain(stop)
         return 128 + stop.signal
     except RunError as error:
@@ -66,8 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 0
     except KeyboardInterrupt as stop:
+        _end_at_once_if_interrupted()
         _complain(stop)
         return 130
+
+
+def _end_at_once_if_interrupted() -> None:
+    """Let Ctrl-C end the process from here on: Python would raise wherever it is tidying up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _complain(error: BaseException) -> None:

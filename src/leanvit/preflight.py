@@ -18,7 +18,7 @@ from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.core.memory import shortage_named
-from leanvit.core.workers import serve_parent
+from leanvit.core.workers import calmly, serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
@@ -217,7 +217,7 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
     )
     sides: list[int] = []
     unreadable: list[Unreadable] = []
-    for found in track(loader, "reading images", -(-len(source) // 16), quiet=quiet):
+    for found in track(calmly(loader), "reading images", -(-len(source) // 16), quiet=quiet):
         sides += [entry for entry in found if not isinstance(entry, Unreadable)]
         unreadable += [entry for entry in found if isinstance(entry, Unreadable)]
     return sides, unreadable

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -445,3 +446,30 @@ def test_check_answers_whether_the_run_would_stop(
     sorted(folder.rglob("*.*"))[0].write_bytes(b"no image")
     words = ["check", "esvit", "--data", str(folder), *TINY, "--out", str(tmp_path / "out")]
     assert main([*words, "--data.max-unreadable", limit]) == code
+
+
+INTERRUPTED = """
+import os, signal, sys
+from types import MappingProxyType
+from leanvit import cli
+from leanvit.core.errors import Stopped
+
+class Tidied:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(10**6))
+
+def command(_):
+    held = Tidied()
+    raise {}
+
+cli.COMMANDS = MappingProxyType({{"check": command}})
+sys.exit(cli.main(["check"]))
+"""
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt('stopped')", "Stopped('stopped', 15)"])
+def test_ctrl_c_while_a_stopped_command_tidies_up_ends_it(error: str) -> None:
+    words = [sys.executable, "-c", INTERRUPTED.format(error)]
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (-signal.SIGINT, "leanvit: stopped\n")

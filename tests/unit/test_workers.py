@@ -17,7 +17,7 @@ from torch.utils.data._utils import signal_handling
 
 from leanvit.core.errors import RunError
 from leanvit.core.workers import _complain, calmly, losses_named
-from tests.unit.test_house import nodes
+from tests.unit.test_house import TREES, nodes
 
 PARENT = """
 import multiprocessing, signal, sys, time
@@ -115,6 +115,37 @@ def test_a_stuck_worker_ends_when_its_parent_says_so(tmp_path: Path) -> None:
         assert said.split() == ["0", "0"]
 
 
+STARTING = """
+import os, signal, time
+from torch.utils.data import DataLoader
+from leanvit.core.workers import calmly, serve_parent
+
+os.setsid()
+parent, numbers = os.getpid(), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+def hear(*_):
+    if os.getpid() != parent:
+        os._exit(3)
+
+def all_hear():  # before the worker has begun
+    for number in numbers:
+        os.killpg(parent, number)
+    time.sleep(0.05)
+
+for number in numbers:
+    signal.signal(number, hear)
+os.register_at_fork(after_in_child=all_hear)
+loader = DataLoader([1, 2, 3], num_workers=1, worker_init_fn=serve_parent)
+print(sum(int(one) for one in calmly(loader)), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def test_a_worker_is_born_deaf_to_signals_to_the_group() -> None:
+    words = [sys.executable, "-c", STARTING]
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (process.stdout, process.returncode) == ("6 set()\n", 0), process.stderr
+
+
 @pytest.mark.parametrize("option", ["worker_init_fn=serve_parent", "generator=torch.Generator()"])
 def test_every_loader_has_such_workers_and_draws_nothing(option: str) -> None:
     made = [
@@ -124,6 +155,7 @@ def test_every_loader_has_such_workers_and_draws_nothing(option: str) -> None:
     for file, call in made:
         words = [ast.unparse(keyword) for keyword in call.keywords]
         assert option in words, f"{file}:{call.lineno}"
+        assert "calmly(loader)" in ast.unparse(TREES[file]), f"{file} starts its workers itself"
 
 
 class Numbers(Dataset[int]):

@@ -19,6 +19,8 @@ from leanvit.core.errors import RunError
 T = TypeVar("T")
 LEFT_TO_PARENT = (signal.SIGINT, signal.SIGUSR1)
 """Signals to a whole group, as of Ctrl-C, that the parent answers; it still needs its workers."""
+TO_ALL = (*LEFT_TO_PARENT, signal.SIGTERM)
+"""Signals that a worker hears because it belongs to a group or to a job."""
 LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
 """What torch says where a worker ended that should not have."""
 PATIENCE = 5.0
@@ -30,13 +32,16 @@ def calmly(batches: Iterable[T]) -> Iterator[T]:
 
     Torch would also raise it in a signal handler, so wherever Python is: in a thread that starts,
     in what ends the other workers. It looks every five seconds too, which is soon enough, so it is
-    told that its handler is in place.
+    told that its handler is in place. Until a worker serves its parent it would answer signals to
+    the group as the parent does, so it is born deaf to them.
     """
     installed = signal_handling._SIGCHLD_handler_set
     signal_handling._SIGCHLD_handler_set = True
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
     try:
         iterator = iter(batches)
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal_handling._SIGCHLD_handler_set = installed
     yield from iterator
 

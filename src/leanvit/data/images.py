@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from leanvit.core.workers import serve_parent
+from leanvit.core.workers import calmly, serve_parent
 from leanvit.data.batch import Unreadable
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Sample, Source
@@ -157,7 +157,7 @@ def load_images(
         generator=torch.Generator(),  # torch would otherwise draw from the global one
         worker_init_fn=serve_parent,
     )
-    yield from loader
+    yield from calmly(loader)
 
 
 def in_batches(images: range, batch: int) -> list[range]:
