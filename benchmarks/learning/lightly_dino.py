@@ -113,7 +113,8 @@ def train_example(config: RunConfig, out: Path, seconds: float) -> tuple[int, in
     backbone, batch, steps = build_backbone(config.backbone), 64, 0
     head = DINOProjectionHead(512, 512, 64, 2048, freeze_last_layer=1)
     student = nn.ModuleList([backbone, head])
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    fresh = DINOProjectionHead(512, 512, 64, 2048)  # as theirs: the teacher's head is no copy
+    teacher = nn.ModuleList([copy.deepcopy(backbone), fresh]).requires_grad_(False)
     criterion = DINOLoss(output_dim=2048, warmup_teacher_temp_epochs=5)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.001)
     momentum = cosine_schedule(0, 10, 0.996, 1)
