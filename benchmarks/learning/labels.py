@@ -27,7 +27,8 @@ TABLE = HERE / "labels.md"
 NAMES = ("DINO, ViT", "MoCo-v3, ViT", "MAE, ViT", "D-MAE of it, ViT")
 SHOTS = ("1%", "10%")
 FRACTIONS = (0.01, 0.1)
-UNTRAINED = "untrained"
+PIXELS, UNTRAINED = "raw pixels", "untrained"
+BESIDE = {"baselines": True, "keep_features": False}
 
 
 def networks() -> dict[str, Trial]:
@@ -54,7 +55,7 @@ def on_fewer() -> dict[tuple[str, float], Trial]:
 def few(trial: Trial) -> dict[str, dict[str, list[float]]]:
     """Return mean and deviation of what few labels give, by shots and features."""
     split, out = CIFAR10.split(), pretrained(trial, CIFAR10)
-    options = {"val": str(split.test), "shots": SHOTS, "repeats": 3, "keep_features": False}
+    options = {"val": str(split.test), "shots": SHOTS, "repeats": 3, **BESIDE}
     found: dict[str, dict[str, list[float]]] = {shots: {} for shots in SHOTS}
     for row in leanvit.evaluate("lowshot", out, data=str(split.train), options=options).rows:
         found[row["shots"]][row["features"]] = [row["top1"], row["deviation"]]
@@ -64,7 +65,7 @@ def few(trial: Trial) -> dict[str, dict[str, list[float]]]:
 def layers(trial: Trial) -> dict[str, list[float]]:
     """Return what a linear layer makes of each block, the first one first, by features."""
     split, out = CIFAR10.split(), pretrained(trial, CIFAR10)
-    options = {"val": str(split.test), "epochs": 30, "keep_features": False}
+    options = {"val": str(split.test), "epochs": 30, **BESIDE}
     found: dict[str, list[float]] = {}
     for row in leanvit.evaluate("layers", out, data=str(split.bank), options=options).rows:
         found.setdefault(row["features"], []).append(row["top1"])
@@ -102,14 +103,16 @@ def done(study: str) -> dict[str, dict[str, Any]]:
 
 
 def compared(
-    study: str, values: Callable[[dict[str, Any], Callable[[Any], Any]], list[Any]]
+    study: str,
+    values: Callable[[dict[str, Any], Callable[[Any], Any]], list[Any]],
+    beside: Sequence[str],
 ) -> list[tuple[str, list[Any]]]:
-    """Return what the values of a study's runs are, below those of one before training."""
+    """Return what the values of a study's runs are, below those of what needs no training."""
     found, rows = done(study), list[tuple[str, list[Any]]]()
     for name, trial in networks().items():
         if run := found.get(str(trial.folder(CIFAR10))):
             if not rows:
-                rows.append((UNTRAINED, values(run, itemgetter(UNTRAINED))))
+                rows += [(other, values(run, itemgetter(other))) for other in beside]
             rows.append((name, values(run, trained)))
     return rows
 
@@ -118,14 +121,16 @@ def few_table() -> list[str]:
     """Return accuracies with few labels in Markdown."""
     rows = [
         [name, *(_mean(each) for each in values)]
-        for name, values in compared("few", lambda run, which: [which(run[s]) for s in SHOTS])
+        for name, values in compared(
+            "few", lambda run, which: [which(run[shots]) for shots in SHOTS], (PIXELS, UNTRAINED)
+        )
     ]
     return [*markdown(["run", *(f"{shots} of the labels" for shots in SHOTS)], rows)]
 
 
 def layers_table() -> list[str]:
     """Return the accuracies of single blocks in Markdown."""
-    found = compared("layers", lambda run, which: which(run))
+    found = compared("layers", lambda run, which: which(run), (UNTRAINED,))
     rows = [[name, *map(_percent, values)] for name, values in found]
     depth = max((len(row) - 1 for row in rows), default=0)
     return [*markdown(["run", *(f"block {number + 1}" for number in range(depth))], rows)]

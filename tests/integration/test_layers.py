@@ -52,6 +52,18 @@ def test_every_block_has_a_row(data: Path, tmp_path: Path) -> None:
     assert result.facts["probe"] == "linear" and result.facts["image_size"] == 32
 
 
+def test_the_network_as_it_began_stands_beside(model: Path, data: Path) -> None:
+    rows = layers(model, data, baselines=True).rows
+    assert [row["features"] for row in rows] == ["untrained"] * 4 + ["trained"] * 4
+    (fresh,) = [
+        row
+        for row in linear(model, data, blocks=(1,), baselines=True).rows
+        if row["features"] == "untrained"
+    ]
+    assert rows[3]["top1"] == fresh["top1"]
+    assert list(rows[4:]) == list(layers(model, data).rows)
+
+
 def test_the_last_block_is_the_probe_of_one_block(model: Path, data: Path) -> None:
     """And not that of another."""
     (last,) = linear(model, data, blocks=(1,)).rows
@@ -116,6 +128,7 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "epochs": (2, {}),
     "probe_batch": (3, {}),
     "held_out": (0.5, {}),
+    "baselines": (True, {}),
     "seed": (1, {}),
     "probe": ("knn", {}),
     "k": (2, NEAR),

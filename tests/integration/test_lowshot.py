@@ -16,12 +16,15 @@ from torch import Tensor
 
 import leanvit
 from leanvit.config.evaluation import FinetuneConfig, LowshotConfig
+from leanvit.core.files import save_tensors
+from leanvit.data.named import ArraySource
 from leanvit.data.sources import FolderSource, Source
 from leanvit.evaluation.features import last_block_features
-from leanvit.evaluation.logistic import fit_logistic, strength_of
+from leanvit.evaluation.logistic import strength_of
 from leanvit.evaluation.lowshot import draw
+from leanvit.evaluation.models import before_training
 from leanvit.evaluation.result import Result
-from leanvit.evaluation.scores import top1
+from leanvit.weights.file import header
 from leanvit.weights.loading import load_backbone
 from tests.tables import PLAIN, seen_by
 from tests.tiny import write_classes
@@ -53,7 +56,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
 
 def drawn(source: Source, shots: str, repeat: int = 0, seed: int = 0) -> list[int]:
     one = draw(source, shots, repeat, seed=seed, held_out=0.2)
-    assert not set(one.fit) & set(one.choose)
+    for fit, choose in one.turns:
+        assert sorted([*fit, *choose]) == one.images.tolist(), "none twice, none left out"
     return one.images.tolist()
 
 
@@ -88,10 +92,23 @@ def test_fewer_images_are_among_more(uneven: FolderSource) -> None:
 
 def test_images_that_choose_are_of_every_class(uneven: FolderSource) -> None:
     one = draw(uneven, "50%", 0, seed=0, held_out=0.2)
-    assert np.bincount(uneven.targets[one.choose]).tolist() == [4, 1, 1]
-    assert np.bincount(uneven.targets[one.fit]).tolist() == [16, 4, 1]
+    assert len(one.turns) == 2, "of two cats, each chooses once"
+    for fit, choose in one.turns:
+        assert np.bincount(uneven.targets[choose]).tolist() == [4, 1, 1]
+        assert np.bincount(uneven.targets[fit]).tolist() == [16, 4, 1]
+    assert not set(one.turns[0][1]) & set(one.turns[1][1])
     for shots in ("1", "10%"):
-        assert not len(draw(uneven, shots, 0, seed=0, held_out=0.2).choose), "a class has one image"
+        assert not draw(uneven, shots, 0, seed=0, held_out=0.2).turns, "a class has one image"
+
+
+def test_few_images_choose_in_turn_and_many_once() -> None:
+    source = ArraySource(np.zeros((12_000, 8, 8, 3), np.uint8), [n % 2 for n in range(12_000)])
+    for shots, count in (("5", 5), ("50", 5), ("1000", 3), ("3000", 1), ("50%", 1)):
+        turns = draw(source, shots, 0, seed=0, held_out=0.2).turns
+        assert len(turns) == count
+        assert len(set(np.concatenate([choose for _, choose in turns]))) == sum(
+            len(choose) for _, choose in turns
+        )
 
 
 # What is reported
@@ -141,20 +158,19 @@ def test_regression_is_chosen_within_the_draw(model: Path, data: Path) -> None:
     learn, test = both(data)
     rows, targets = described(model, learn)
     one = draw(learn, "40%", 0, seed=0, held_out=0.2)
-    tried = {
-        step: top1(
-            fit_logistic(rows[one.fit], targets[one.fit], strength=strength_of(step)).scores(
-                rows[one.choose]
-            ),
-            targets[one.choose],
-        )
-        for step in range(-48, 49, 8)
-    }
+    assert len(one.turns) > 1
+
+    def worth(strength: float) -> float:
+        found = 0.0
+        for fit, choose in one.turns:
+            regression = LogisticRegression(C=strength, max_iter=1000)
+            regression.fit(rows[fit].double().numpy(), targets[fit].numpy())
+            found += regression.score(rows[choose].double().numpy(), targets[choose].numpy())
+        return found
+
     chosen = float(found["chosen"].removeprefix("strength "))
+    assert worth(chosen) >= max(worth(strength_of(step)) for step in range(-48, 49, 8)) - 1e-9
     model_of = LogisticRegression(C=chosen, max_iter=1000)
-    model_of.fit(rows[one.fit].double().numpy(), targets[one.fit].numpy())
-    score = 100 * model_of.score(rows[one.choose].double().numpy(), targets[one.choose].numpy())
-    assert score >= max(tried.values()) - 1e-9
     model_of.fit(rows[one.images].double().numpy(), targets[one.images].numpy())
     seen, wanted = described(model, test)
     expected = 100 * model_of.score(seen.double().numpy(), wanted.numpy())
@@ -210,6 +226,21 @@ def test_colors_take_one_image(model: Path, colored: Path) -> None:
         assert list(result.notes[1:]) == [note]
 
 
+@pytest.mark.parametrize("probe", ["knn", "linear", "lbfgs"])
+def test_baselines_need_no_training(probe: str, model: Path, colored: Path, tmp_path: Path) -> None:
+    options = {"probe": probe, "shots": ("4",), "rates": (0.1, 1.0, 3.0), "epochs": 20}
+    result = lowshot(model, colored, **options, baselines=True)
+    found = {row["features"]: row["top1"] for row in result.rows}
+    assert list(found) == ["raw pixels", "histogram", "untrained", "trained"]
+    assert found["histogram"] == 100.0, "an image of one color is told by its color"
+    backbone = load_backbone(model)
+    fresh, place = before_training(model, backbone), tmp_path / "fresh.safetensors"
+    save_tensors(fresh.state_dict(), place, header(fresh, {}))
+    for name, own in (("trained", model), ("untrained", place)):
+        (row,) = lowshot(own, colored, **options).rows
+        assert row["top1"] == found[name], name
+
+
 def test_broken_images_are_left_out(model: Path, broken: Path) -> None:
     result = lowshot(model, broken, max_unreadable=20, shots=("100%",), repeats=1)
     assert [row["images"] for row in result.rows] == [42]
@@ -225,6 +256,11 @@ def test_all_weights_learn_from_few_images(model: Path, data: Path) -> None:
     (note,) = result.notes
     assert note == "Nothing was chosen: every draw was trained by the recipe improved."
     assert result.facts["image_size"] == 32
+
+
+def test_fresh_weights_learn_from_few_images_beside_them(model: Path, data: Path) -> None:
+    result = lowshot(model, data, **TUNED, repeats=1, baselines=True)
+    assert [row["features"] for row in result.rows] == ["trained", "untrained"]
 
 
 def test_every_draw_is_a_fine_tuning(
@@ -262,6 +298,7 @@ CHANGES: Mapping[str, tuple[object, Mapping[str, Any]]] = {
     "probe": ("lbfgs", {}),
     "blocks": (4, {}),
     "seed": (1, {}),
+    "baselines": (True, {}),
     "k": ((2,), {}),
     "temperature": (5.0, {"k": (18,)}),
     "held_out": (0.5, {"probe": "lbfgs", "repeats": 2}),

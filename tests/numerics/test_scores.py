@@ -157,7 +157,7 @@ def test_the_strength_is_chosen_on_what_is_held_out() -> None:
     rows, target = clouds(4, n=120)
     rows = torch.cat([rows, torch.from_numpy(np.random.default_rng(5).normal(size=(120, 60)))], 1)
     learn, held = (rows[:40].float(), target[:40]), (rows[40:].float(), target[40:])
-    found = sweep_logistic(learn, held, top1)
+    found = sweep_logistic([(learn, held)], top1)
 
     def worth(strength: float) -> float:
         return top1(fit_logistic(*learn, strength=strength).scores(held[0]), held[1])

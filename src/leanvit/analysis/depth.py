@@ -58,7 +58,7 @@ def _probed(
     shown = {name: backbone}
     if config.untrained and "untrained" not in networks:
         shown = {f"{name}, untrained": before_training(model, backbone), name: backbone}
-    found = layers(asked, seen, shown, learn, test)
+    found = layers(asked, seen, model, shown, learn, test)
     rows = [_row(row["features"], "probe", row["block"], row["top1"], None) for row in found.rows]
     return rows, [*notes, *seen.notes, *found.notes]
 

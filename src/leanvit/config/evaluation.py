@@ -122,6 +122,8 @@ class LinearProbeConfig(ProbeConfig):
     """Share of the training images that chooses, such as the learning rate."""
     seed: int = 0
     """Seed of the probe's weights, of the order and of the crops."""
+    baselines: bool = False
+    """Also what needs no training: raw pixels, a color histogram, the network as it began."""
 
     def __post_init__(self) -> None:
         ProbeConfig.__post_init__(self)
@@ -146,8 +148,6 @@ class LinearConfig(LinearProbeConfig):
     """A block's view feature, the mean of its regions, or both; of several, the best."""
     augment: bool = False
     """Random crops and flips in every epoch, as in the papers; otherwise features are kept."""
-    baselines: bool = False
-    """Also raw pixels, a color histogram and the network before training."""
 
     def __post_init__(self) -> None:
         LinearProbeConfig.__post_init__(self)

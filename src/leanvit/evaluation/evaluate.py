@@ -96,7 +96,7 @@ def _probe(config: ProbeConfig, model: str | Path, quiet: bool) -> Result:
     if isinstance(config, KnnConfig):
         result = knn(config, seen, model, networks, learn, test)
     elif isinstance(config, LayersConfig):
-        result = layers(config, seen, networks, learn, test)
+        result = layers(config, seen, model, networks, learn, test)
     else:
         assert isinstance(config, LinearConfig)
         result = linear(config, seen, model, networks, learn, test)

@@ -93,6 +93,11 @@ BASELINES: Mapping[str, Callable[[str], Description]] = MappingProxyType(
 """What needs no network, by protocol."""
 
 
+def describe_baselines(protocol: str) -> dict[str, Description]:
+    """Return what needs no network, by protocol and name."""
+    return {f"{protocol}/{name}": describe(protocol) for name, describe in BASELINES.items()}
+
+
 def _shares(bins: Tensor, count: int) -> Tensor:
     """Return how often each of `count` bins occurs in each row of bin numbers [B, N]."""
     shares = torch.zeros(len(bins), count, device=bins.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from leanvit.backbones.base import Backbone
-from leanvit.evaluation.features import BASELINES, Described, Description, describe_network
+from leanvit.evaluation.features import Described, Description, describe_baselines, describe_network
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def grid_of(
     ways: dict[str, Description] = {}
     for protocol in protocols:
         if baselines:
-            ways |= {f"{protocol}/{name}": way(protocol) for name, way in BASELINES.items()}
+            ways |= describe_baselines(protocol)
         for name, network in networks.items():
             ways[f"{protocol}/{name}"] = describe_network(network, protocol, *widest(choices))
     widths = {

@@ -55,7 +55,7 @@ def best_rate(probe: LinearProbe, rates: Sequence[float], held_out: Labelled) ->
 
 def best_strength(learn: Labelled, held_out: Labelled, classes: int) -> Head:
     """Return a logistic regression on both, of the strength that is best on `held_out`."""
-    strength = sweep_logistic(learn, held_out, top1, classes=classes)
+    strength = sweep_logistic([(learn, held_out)], top1, classes=classes)
     first = fit_logistic(*learn, strength=strength, classes=classes)
     rows, target = (torch.cat(parts) for parts in zip(learn, held_out, strict=True))
     model = fit_logistic(rows, target, strength=strength, classes=classes)

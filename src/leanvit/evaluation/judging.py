@@ -153,7 +153,7 @@ def _logistic(
     task: Task, learn: Labelled, held: Labelled, every: Labelled, test: Labelled
 ) -> Outcome:
     """CLIP's protocol: L-BFGS, and a search for the strength."""
-    strength = sweep_logistic(learn, held, task.worth, classes=task.classes)
+    strength = sweep_logistic([(learn, held)], task.worth, classes=task.classes)
     found = fit_logistic(*every, strength=strength, classes=task.classes)
     late = () if found.converged else (f"L-BFGS had not ended after {ITERATIONS} iterations.",)
     return Outcome(task.worth(found.scores(test[0]), test[1]), f"C {strength:.2g}", late)

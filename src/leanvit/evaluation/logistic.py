@@ -7,7 +7,7 @@ Letters: N images, D columns, C classes.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,12 +90,20 @@ def _fit(rows: Tensor, target: Tensor, strength: float) -> tuple[Tensor, Tensor,
     return weight.float(), bias.float(), converged
 
 
-def sweep_logistic(learn: Labelled, held_out: Labelled, score: Score, *, classes: int = 0) -> float:
-    """Return the strength whose classifier, trained on `learn`, is best on `held_out`."""
+def sweep_logistic(
+    turns: Sequence[tuple[Labelled, Labelled]], score: Score, *, classes: int = 0
+) -> float:
+    """Return the strength whose classifiers, trained on what learns, are best on what chooses.
+
+    turns: what learns and what chooses, once or more often.
+    """
 
     def worth(step: int) -> float:
-        model = fit_logistic(*learn, strength=strength_of(step), classes=classes)
-        return score(model.scores(held_out[0]), held_out[1])
+        strength, found = strength_of(step), 0.0
+        for learn, held_out in turns:
+            model = fit_logistic(*learn, strength=strength, classes=classes)
+            found += score(model.scores(held_out[0]), held_out[1])
+        return found
 
     return strength_of(search(worth))
 

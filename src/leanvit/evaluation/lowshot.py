@@ -15,25 +15,37 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from leanvit.backbones.base import Backbone
 from leanvit.config.duration import Duration
 from leanvit.config.evaluation import ClassesConfig, FinetuneConfig, LowshotConfig
 from leanvit.core import random
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.sources import Source, Subset
-from leanvit.evaluation.features import Described, describe_network
+from leanvit.evaluation.features import (
+    Described,
+    Description,
+    describe_baselines,
+    describe_network,
+)
 from leanvit.evaluation.finetune import finetune
 from leanvit.evaluation.inputs import Seen, prepare, protocols_of
 from leanvit.evaluation.knn import Bank, accuracy_of, knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.logistic import fit_logistic, sweep_logistic
+from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.probing import probe_batch, stored_batches, train_probes
 from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.scores import top1
 
 STRENGTH = 1.0
 """Of a regression where there are too few images to choose one."""
+ENOUGH = 1000
+"""Images that choose, in all turns of a draw."""
+Turn = tuple[Described, Described]
+"""What learns, and what chooses meanwhile."""
 Found = dict[str, Any]
 """What one draw gave one network: shots, repeat, protocol, features, images, top1, chosen."""
 
@@ -44,15 +56,10 @@ class Draw:
 
     shots: str
     repeat: int
-    fit: NDArray[np.int64]
-    """What learns while something is chosen."""
-    choose: NDArray[np.int64]
-    """What chooses; nothing if a class has a single image."""
-
-    @property
-    def images(self) -> NDArray[np.int64]:
-        """All of them, in the order of the source."""
-        return np.sort(np.concatenate([self.fit, self.choose]))
+    images: NDArray[np.int64]
+    """In the order of the source."""
+    turns: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
+    """Which of them learn and which choose meanwhile, in turn; none if a class has a single one."""
 
 
 def draw(source: Source, shots: str, repeat: int, *, seed: int, held_out: float) -> Draw:
@@ -60,16 +67,33 @@ def draw(source: Source, shots: str, repeat: int, *, seed: int, held_out: float)
 
     Raises ValueError if a class has fewer.
     """
-    every = [np.flatnonzero(source.targets == target) for target in range(len(source.classes))]
-    counts = [_count(shots, len(members), source.classes[c]) for c, members in enumerate(every)]
-    few = 1 in counts
-    fit, choose = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for target, (members, count) in enumerate(zip(every, counts, strict=True)):
-        order = random.permutation(seed, "low shot", repeat, target, count=len(members))[:count]
-        held = 0 if few or not count else min(max(round(held_out * count), 1), count - 1)
-        fit.append(members[order[: count - held]])
-        choose.append(members[order[count - held :]])
-    return Draw(shots, repeat, np.concatenate(fit), np.concatenate(choose))
+    drawn = []
+    for target, name in enumerate(source.classes):
+        members = np.flatnonzero(source.targets == target)
+        if count := _count(shots, len(members), name):
+            order = random.permutation(seed, "low shot", repeat, target, count=len(members))
+            drawn.append(members[order[:count]])
+    return Draw(shots, repeat, np.sort(np.concatenate(drawn)), tuple(_turns(drawn, held_out)))
+
+
+def _turns(
+    drawn: Sequence[NDArray[np.int64]], held_out: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Hold a share of each class out, and another one next time, until enough images have chosen.
+
+    A few images alone choose by chance.
+    """
+    if any(len(members) == 1 for members in drawn):
+        return
+    held = [min(max(round(held_out * len(m)), 1), len(m) - 1) for m in drawn]
+    most = min(len(members) // count for members, count in zip(drawn, held, strict=True))
+    for turn in range(min(most, -(-ENOUGH // sum(held)))):
+        fit, choose = [], []
+        for members, count in zip(drawn, held, strict=True):
+            stop = len(members) - turn * count
+            choose.append(members[stop - count : stop])
+            fit.append(np.delete(members, slice(stop - count, stop)))
+        yield np.concatenate(fit), np.concatenate(choose)
 
 
 def _count(shots: str, members: int, name: str) -> int:
@@ -101,11 +125,7 @@ def lowshot(
         found, facts = _tuned(config, model, learn, test, draws, quiet)
     else:
         seen, networks = prepare(config, model, learn, quiet)
-        ways = {
-            f"{protocol}/{name}": describe_network(network, protocol, config.blocks)
-            for protocol in protocols_of(config)
-            for name, network in networks.items()
-        }
+        ways = _ways(config, model, networks)
         union = np.unique(np.concatenate([one.images for one in draws]))
         stored = seen.describe(Subset(learn, union.tolist()), "images to learn from", ways)
         stored = replace(stored, index=torch.from_numpy(union)[stored.index])
@@ -125,6 +145,20 @@ def lowshot(
     return Result("lowshot", facts, rows, _how(config, draws), headline=titles)
 
 
+def _ways(
+    config: LowshotConfig, model: str | Path, networks: Mapping[str, Backbone]
+) -> dict[str, Description]:
+    """Return what learns, by protocol and name."""
+    shown = with_untrained(networks, model) if config.baselines else networks
+    ways: dict[str, Description] = {}
+    for protocol in protocols_of(config):
+        if config.baselines:
+            ways |= describe_baselines(protocol)
+        for name, network in shown.items():
+            ways[f"{protocol}/{name}"] = describe_network(network, protocol, config.blocks)
+    return ways
+
+
 def _probed(
     config: LowshotConfig,
     seen: Seen,
@@ -134,15 +168,16 @@ def _probed(
     classes: int,
 ) -> Iterator[Found]:
     """Yield what a draw gives each network."""
-    fit, choose, whole = (_some(stored, part) for part in (one.fit, one.choose, one.images))
+    whole = _some(stored, one.images)
+    turns = [(_some(stored, fit), _some(stored, choose)) for fit, choose in one.turns]
     for way in stored.rows:
         protocol, _, name = way.partition("/")
         if config.probe == "knn":
-            found, chosen = _by_neighbors(config, way, whole, testing, few=not len(one.choose))
+            found, chosen = _by_neighbors(config, way, whole, testing, few=not turns)
         elif config.probe == "linear":
-            found, chosen = _by_sgd(config, seen, way, (fit, choose, whole), testing, classes)
+            found, chosen = _by_sgd(config, seen, way, turns, whole, testing, classes)
         else:
-            found, chosen = _by_regression(way, (fit, choose, whole), testing, classes)
+            found, chosen = _by_regression(way, turns, whole, testing, classes)
         yield {
             "shots": one.shots,
             "repeat": one.repeat,
@@ -179,12 +214,12 @@ def _by_sgd(
     config: LowshotConfig,
     seen: Seen,
     way: str,
-    parts: tuple[Described, Described, Described],
+    turns: Sequence[Turn],
+    whole: Described,
     testing: Described,
     classes: int,
 ) -> tuple[float, str]:
-    """Return the accuracy of a linear layer, with the best rate on what chooses."""
-    fit, choose, whole = parts
+    """Return the accuracy of a linear layer, with the rate that is best over the turns."""
     rate = config.rates[len(config.rates) // 2]
 
     def trained(images: Described, rates: Sequence[float]) -> LinearProbe:
@@ -193,22 +228,26 @@ def _by_sgd(
         batches = stored_batches(asked, own, count, probe_batch(asked, count))
         return train_probes(asked, replace(seen, quiet=True), batches, own, classes, count)[way]
 
-    if len(choose.target) and len(config.rates) > 1:
-        accuracy = trained(fit, config.rates).accuracy(*choose.labelled(way))
-        rate = config.rates[int(accuracy[:, 0].argmax())]
+    if turns and len(config.rates) > 1:
+        accuracy = sum(
+            trained(fit, config.rates).accuracy(*choose.labelled(way))[:, 0]
+            for fit, choose in turns
+        )
+        assert isinstance(accuracy, Tensor)
+        rate = config.rates[int(accuracy.argmax())]
     found = trained(whole, [rate]).accuracy(*testing.labelled(way))
     return float(found[0, 0]), f"rate {rate:g}"
 
 
 def _by_regression(
-    way: str, parts: tuple[Described, Described, Described], testing: Described, classes: int
+    way: str, turns: Sequence[Turn], whole: Described, testing: Described, classes: int
 ) -> tuple[float, str]:
-    """Return the accuracy of logistic regression, with the best strength on what chooses."""
-    fit, choose, whole = (part.labelled(way) for part in parts)
+    """Return the accuracy of logistic regression, with the strength that is best over the turns."""
     strength = STRENGTH
-    if len(choose[1]):
-        strength = sweep_logistic(fit, choose, top1, classes=classes)
-    model = fit_logistic(*whole, strength=strength, classes=classes)
+    if turns:
+        both = [(fit.labelled(way), choose.labelled(way)) for fit, choose in turns]
+        strength = sweep_logistic(both, top1, classes=classes)
+    model = fit_logistic(*whole.labelled(way), strength=strength, classes=classes)
     rows, target = testing.labelled(way)
     return top1(model.scores(rows), target), f"strength {strength:.2g}"
 
@@ -229,6 +268,7 @@ def _tuned(
         tuning = FinetuneConfig(
             **common,
             recipe=config.recipe,
+            untrained=config.baselines,
             duration=config.duration,
             every=Duration(100, "%"),
             seeds=(config.seed + one.repeat,),
@@ -273,14 +313,14 @@ def _how(config: LowshotConfig, draws: Sequence[Draw]) -> list[str]:
     """Return how things were chosen, in words."""
     if config.probe == "finetune":
         return [f"Nothing was chosen: every draw was trained by the recipe {config.recipe}."]
-    few = dict.fromkeys(one.shots for one in draws if not len(one.choose))
+    few = dict.fromkeys(one.shots for one in draws if not one.turns)
     notes = []
     if len(few) < len(config.shots):
         notes.append(
             "k was chosen by leave-one-out among the drawn images."
             if config.probe == "knn"
-            else f"What was chosen, {config.held_out:.0%} of the drawn images chose; then all of "
-            f"them were learned from."
+            else f"What was chosen, {config.held_out:.0%} of the drawn images chose, of few images "
+            f"each share in turn; then all of them were learned from."
         )
     fixed = {
         "knn": f"k is {config.k[0]}",

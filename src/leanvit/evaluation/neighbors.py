@@ -10,8 +10,8 @@ from leanvit.config.evaluation import KnnConfig
 from leanvit.core.distributed import all_rows_of_any_number, rank
 from leanvit.data.sources import Source
 from leanvit.evaluation.features import (
-    BASELINES,
     Description,
+    describe_baselines,
     describe_network,
     shared,
 )
@@ -65,7 +65,7 @@ def _ways(
     ways: dict[str, Description] = {}
     for protocol in protocols_of(config):
         if config.baselines:
-            ways |= {f"{protocol}/{name}": way(protocol) for name, way in BASELINES.items()}
+            ways |= describe_baselines(protocol)
         for name, network in shown.items():
             ways[f"{protocol}/{name}"] = describe_network(network, protocol)
     return ways

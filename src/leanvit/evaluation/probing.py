@@ -98,6 +98,7 @@ def _heads(
 def layers(
     config: LayersConfig,
     seen: Seen,
+    model: str | Path,
     networks: Mapping[str, Backbone],
     learn: Source,
     test: Source,
@@ -105,12 +106,14 @@ def layers(
     """Probe every block of networks by itself: a row for each, from the first.
 
     One network after the other: what all blocks of one say of all images is what memory holds,
-    4 N times the sum of their channels in bytes, and twice that for a moment.
+    4 N times the sum of their channels in bytes, and twice that for a moment. Of the baselines,
+    the network as it began has blocks.
     """
     table: list[dict[str, Any]] = []
     notes: list[str] = []
+    shown = with_untrained(networks, model) if config.baselines else networks
     for protocol in protocols_of(config):
-        for name, network in networks.items():
+        for name, network in shown.items():
             way = {f"{protocol}/{name}": describe_network(network, protocol, network.depth)}
             rows, said = _blocks(config, seen, way, block_dims(network), learn, test)
             table += map(_with_block, rows)
