@@ -1,6 +1,8 @@
 """Few labels, single layers, fewer images: the questions of arXiv 2205.14443 on CIFAR-10.
 
-    LEANVIT_TEST_DATA=FOLDER taskset -c 0 python benchmarks/learning/labels.py [few|layers|images]
+    LEANVIT_TEST_DATA=FOLDER taskset -c 0 python benchmarks/learning/labels.py [STUDY ...]
+
+Studies are `few`, `layers`, `images` and `turns`.
 
 FOLDER holds `cifar10.tar.xz`. Networks are the small ViTs that results.py trains for ten minutes of
 one core, and two of its runs once more on fewer images. A logistic regression learns from 1 % and
@@ -15,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from results import cifar10
@@ -22,12 +25,15 @@ from study import CIFAR10, HERE, Trial, claimed, heading, kept, knn, linear, pre
 
 import leanvit
 from leanvit.bench.tables import markdown
+from leanvit.evaluation.lowshot import ENOUGH
 
 TABLE = HERE / "labels.md"
 NAMES = ("DINO, ViT", "MoCo-v3, ViT", "MAE, ViT", "D-MAE of it, ViT")
 SHOTS = ("1%", "10%")
 FRACTIONS = (0.01, 0.1)
 PIXELS, UNTRAINED = "raw pixels", "untrained"
+CHOOSING = {"one fifth": 1, "fifths in turn": ENOUGH}
+"""Images that are enough to choose a strength."""
 BESIDE = {"baselines": True, "keep_features": False}
 
 
@@ -79,12 +85,34 @@ def images(trial: Trial) -> dict[str, Any]:
     return {"knn": knn(out, *both), "linear": linear(out, *both), "seen": seen(out)}
 
 
-STUDIES = {"few": few, "layers": layers, "images": images}
+def turns(trial: Trial) -> dict[str, list[float]]:
+    """Return what 3 and 30 labels a class give: mean, deviation, least and highest strength."""
+    split, out = CIFAR10.split(), pretrained(trial, CIFAR10)
+    options = {"val": str(split.test), "shots": ("3", "30")}
+    found: dict[str, list[float]] = {}
+    for way, enough in CHOOSING.items():
+        with patch("leanvit.evaluation.lowshot.ENOUGH", enough):
+            result = leanvit.evaluate("lowshot", out, data=str(split.bank), options=options)
+        for row in result.rows:
+            if row["features"] in ("trained", "trained (teacher)"):
+                words = row["chosen"].replace(",", "").split()
+                strengths = sorted(map(float, words[1::2]))
+                found[f"{row['shots']}, {way}"] = [
+                    row["top1"],
+                    row["deviation"],
+                    strengths[0],
+                    strengths[-1],
+                ]
+    return found
+
+
+STUDIES = {"few": few, "layers": layers, "images": images, "turns": turns}
 
 
 def trials(study: str) -> list[Trial]:
     """Return the runs of a study."""
-    return list((on_fewer() if study == "images" else networks()).values())
+    some = on_fewer() if study == "images" else networks()
+    return [trial for key, trial in some.items() if study != "turns" or key in ("DINO", "MAE")]
 
 
 def trained(found: Mapping[str, Any]) -> Any:
@@ -147,6 +175,17 @@ def images_table() -> list[str]:
     return [*markdown(heads, rows)]
 
 
+def turns_table() -> list[str]:
+    """Return what strengths were chosen and how good they were in Markdown."""
+    rows, found = list[list[str]](), done("turns")
+    for name, trial in networks().items():
+        for way, (mean, deviation, least, most) in found.get(
+            str(trial.folder(CIFAR10)), {}
+        ).items():
+            rows.append([name, way, _mean((mean, deviation)), f"{least:.2g} to {most:.2g}"])
+    return [*markdown(["run", "images a class, what chooses", "top-1", "strengths"], rows)]
+
+
 def _percent(value: float) -> str:
     return f"{value:.1f}"
 
@@ -161,6 +200,7 @@ def write() -> None:
         "Few labels": few_table(),
         "One block at a time, a linear layer": layers_table(),
         "Fewer images, the same ten minutes": images_table(),
+        "What chooses a strength": turns_table(),
     }
     lines = [
         "# Few labels, single layers, fewer images",
