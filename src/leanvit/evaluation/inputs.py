@@ -17,6 +17,8 @@ from leanvit.config.evaluation import (
     CompareConfig,
     EvaluationConfig,
     ImagesConfig,
+    KnnConfig,
+    LowshotConfig,
     ProbeConfig,
 )
 from leanvit.core.console import track, warn
@@ -32,9 +34,17 @@ from leanvit.data.sources import (
     open_validation,
     require_classes,
 )
-from leanvit.evaluation.features import Described, Description, describe_batch, join, shared
+from leanvit.evaluation.features import (
+    Described,
+    Description,
+    describe_baselines,
+    describe_batch,
+    describe_network,
+    join,
+    shared,
+)
 from leanvit.evaluation.kept import KIND, MOST, Kept, Stored
-from leanvit.evaluation.models import open_networks
+from leanvit.evaluation.models import open_networks, with_untrained
 
 SHOWN = 5
 """Classes without images that are named."""
@@ -280,3 +290,23 @@ def protocols_of(config: ProbeConfig) -> tuple[str, ...]:
     if config.protocol == "auto":
         return ("color", "grey") if config.data == SAMPLE else ("color",)
     return ("color", "grey") if config.protocol == "both" else (config.protocol,)
+
+
+def ways_of(
+    config: KnnConfig | LowshotConfig,
+    model: str | Path,
+    networks: Mapping[str, Backbone],
+    blocks: int = 0,
+) -> dict[str, Description]:
+    """Return what is compared, by protocol and name: baselines if asked for, then networks.
+
+    blocks: how many of the last ones speak; 0 for the view features.
+    """
+    shown = with_untrained(networks, model) if config.baselines else networks
+    ways: dict[str, Description] = {}
+    for protocol in protocols_of(config):
+        if config.baselines:
+            ways |= describe_baselines(protocol)
+        for name, network in shown.items():
+            ways[f"{protocol}/{name}"] = describe_network(network, protocol, blocks)
+    return ways

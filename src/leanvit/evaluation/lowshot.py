@@ -17,25 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leanvit.backbones.base import Backbone
 from leanvit.config.duration import Duration
 from leanvit.config.evaluation import ClassesConfig, FinetuneConfig, LowshotConfig
 from leanvit.core import random
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
 from leanvit.data.sources import Source, Subset
-from leanvit.evaluation.features import (
-    Described,
-    Description,
-    describe_baselines,
-    describe_network,
-)
+from leanvit.evaluation.features import Described
 from leanvit.evaluation.finetune import finetune
-from leanvit.evaluation.inputs import Seen, prepare, protocols_of
+from leanvit.evaluation.inputs import Seen, prepare, ways_of
 from leanvit.evaluation.knn import Bank, accuracy_of, knn_accuracy
 from leanvit.evaluation.linear import LinearProbe
 from leanvit.evaluation.logistic import fit_logistic, sweep_logistic
-from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.probing import probe_batch, stored_batches, train_probes
 from leanvit.evaluation.result import Result, headline
 from leanvit.evaluation.scores import top1
@@ -125,7 +118,7 @@ def lowshot(
         found, facts = _tuned(config, model, learn, test, draws, quiet)
     else:
         seen, networks = prepare(config, model, learn, quiet)
-        ways = _ways(config, model, networks)
+        ways = ways_of(config, model, networks, config.blocks)
         union = np.unique(np.concatenate([one.images for one in draws]))
         stored = seen.describe(Subset(learn, union.tolist()), "images to learn from", ways)
         stored = replace(stored, index=torch.from_numpy(union)[stored.index])
@@ -143,20 +136,6 @@ def lowshot(
         titles |= headline(own, f"low-shot {config.probe}, {shots}", "top1")
     facts = {"probe": config.probe, "repeats": config.repeats, **facts, "draws": found}
     return Result("lowshot", facts, rows, _how(config, draws), headline=titles)
-
-
-def _ways(
-    config: LowshotConfig, model: str | Path, networks: Mapping[str, Backbone]
-) -> dict[str, Description]:
-    """Return what learns, by protocol and name."""
-    shown = with_untrained(networks, model) if config.baselines else networks
-    ways: dict[str, Description] = {}
-    for protocol in protocols_of(config):
-        if config.baselines:
-            ways |= describe_baselines(protocol)
-        for name, network in shown.items():
-            ways[f"{protocol}/{name}"] = describe_network(network, protocol, config.blocks)
-    return ways
 
 
 def _probed(

@@ -9,15 +9,9 @@ from leanvit.backbones.base import Backbone
 from leanvit.config.evaluation import KnnConfig
 from leanvit.core.distributed import all_rows_of_any_number, rank
 from leanvit.data.sources import Source
-from leanvit.evaluation.features import (
-    Description,
-    describe_baselines,
-    describe_network,
-    shared,
-)
-from leanvit.evaluation.inputs import Seen, protocols_of
+from leanvit.evaluation.features import shared
+from leanvit.evaluation.inputs import Seen, ways_of
 from leanvit.evaluation.knn import Bank, accuracy_of
-from leanvit.evaluation.models import with_untrained
 from leanvit.evaluation.result import Result, headline
 
 
@@ -30,7 +24,7 @@ def knn(
     test: Source,
 ) -> Result:
     """Compare descriptions by their neighbours: those to learn from lie in shares."""
-    ways = _ways(config, model, networks)
+    ways = ways_of(config, model, networks)
     share = seen.describe_share(learn, "images to learn from", ways)
     if config.leave_one_out:
         queries = shared(share, ways)
@@ -55,20 +49,6 @@ def knn(
     if config.leave_one_out and (single := int((target.bincount() == 1).sum())):
         few.append(f"{single} classes have a single image, for which no other can vote.")
     return Result("knn", {"temperature": config.temperature}, rows, few, headline=title)
-
-
-def _ways(
-    config: KnnConfig, model: str | Path, networks: Mapping[str, Backbone]
-) -> dict[str, Description]:
-    """Return what is compared, by protocol and name."""
-    shown = with_untrained(networks, model) if config.baselines else networks
-    ways: dict[str, Description] = {}
-    for protocol in protocols_of(config):
-        if config.baselines:
-            ways |= describe_baselines(protocol)
-        for name, network in shown.items():
-            ways[f"{protocol}/{name}"] = describe_network(network, protocol)
-    return ways
 
 
 def _few(k: int, voters: int, what: str) -> list[str]:
