@@ -29,7 +29,7 @@ def unproved(text: str, root: Path) -> list[str]:
     said = claim(text)
     if said == "not run":
         return []
-    named = re.search(r"\((benchmarks/\S+\.md)\)", said)
+    named = re.search(r"\(((?:benchmarks|docs)/\S+\.md)\)", said)
     figures = re.findall(r"\d+(?:\.\d+)?", said.replace(named[0] if named else "", ""))
     if not named or not (root / named[1]).is_file():
         return figures or [said]

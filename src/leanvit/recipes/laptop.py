@@ -45,7 +45,8 @@ def esvit_laptop() -> RunConfig:
 def dino_laptop() -> RunConfig:
     """The same with the view loss alone, and a sharper teacher: at 0.07 it turns uniform.
 
-    Paper: no figure at this setting; ours: not run.
+    Paper: no figure at this setting; ours: on CIFAR-10 after ten minutes of one core k-NN of 41.1
+    and a linear layer of 46.9, untrained 26.4 and 31.6 (docs/results.md).
     """
     sharp = Schedule(start=0.04, peak=0.04, end=0.04)
     method = DinoConfig(views=VIEWS, head=HEAD, teacher_momentum=MOMENTUM, teacher_temp=sharp)

@@ -91,7 +91,9 @@ def d2mae_vit_tiny_in1k() -> RunConfig:
 def mae_laptop() -> RunConfig:
     """MAE in minutes on a CPU, for images of 32 to 100 pixels: a ViT of 1.2 M parameters.
 
-    Paper: no figure at this setting; ours: not run.
+    Paper: no figure at this setting; ours: on CIFAR-10, a ViT of 4 blocks of 96 channels, after ten
+    minutes of one core a linear layer of 48.6, fine-tuned 39.9 from 10,000 images, untrained 30.1
+    and 30.9 (docs/results.md).
     """
     config = MaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER)
     return replace(_laptop("mae_laptop", config), fit=(*VIT, "method.views.size"))
@@ -100,7 +102,8 @@ def mae_laptop() -> RunConfig:
 def dmae_laptop() -> RunConfig:
     """D-MAE of the same size; name the teacher, such as a wider `mae_laptop`.
 
-    Paper: no figure at this setting; ours: not run.
+    Paper: no figure at this setting; ours: on CIFAR-10 as `mae_laptop`, whose teacher had ten
+    minutes too, a linear layer of 49.6, fine-tuned 40.8 (docs/results.md).
     """
     return _laptop("dmae_laptop", DmaeConfig(views=SMALL_VIEWS, decoder=SMALL_DECODER))
 
