@@ -117,6 +117,8 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
                 "train.batch": 32,
                 "method.views.global_scale": (0.25, 0.6),
             },
+            "batch 32, Muon, KoLeo 0.1": {"train.batch": 32, "method.koleo": 0.1},
+            "batch 32, Muon, KoLeo 0.01": {"train.batch": 32, "method.koleo": 0.01},
             "batch 32, seed 1": {"train.batch": 32, "train.seed": 1},
             "batch 32, seed 1, Muon": {"train.batch": 32, "train.seed": 1},
             "4 local crops": LOCAL,

@@ -5,9 +5,9 @@
 Studies are `few`, `layers`, `images` and `turns`.
 
 FOLDER holds `cifar10.tar.xz`. Networks are the small ViTs that results.py trains for ten minutes of
-one core, and two of its runs once more on fewer images. A logistic regression learns from 1 % and
-10 % of the classes of the training images, three draws; a linear layer from each block; both are
-tested on the test images, on which nothing was chosen. labels.md is written anew from what is done.
+one core, and two of its runs once more on fewer images. A linear layer learns from 1 % and 10 %
+of the classes of the training images, three draws, and another from each block; all are tested on
+the test images, on which nothing was chosen. labels.md is written anew from what is done.
 """
 
 import json
@@ -61,7 +61,7 @@ def on_fewer() -> dict[tuple[str, float], Trial]:
 def few(trial: Trial) -> dict[str, dict[str, list[float]]]:
     """Return mean and deviation of what few labels give, by shots and features."""
     split, out = CIFAR10.split(), pretrained(trial, CIFAR10)
-    options = {"val": str(split.test), "shots": SHOTS, "repeats": 3, **BESIDE}
+    options = {"val": str(split.test), "shots": SHOTS, "repeats": 3, "probe": "linear", **BESIDE}
     found: dict[str, dict[str, list[float]]] = {shots: {} for shots in SHOTS}
     for row in leanvit.evaluate("lowshot", out, data=str(split.train), options=options).rows:
         found[row["shots"]][row["features"]] = [row["top1"], row["deviation"]]

@@ -62,6 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "frozen gain": {"method": esvit(head=replace(HEAD, train_gain=False))},
     "mixing": {"method": esvit(mix=MixConfig(views=3))},
     "sinkhorn": {"method": esvit(targets="sinkhorn")},
+    "koleo": {"method": esvit(koleo=0.1)},
     "transport": {"method": esvit(matching="transport")},
     "mse": {"method": esvit(region_loss="mse")},
     "flash": {"method": esvit(attention="flash")},

@@ -15,6 +15,7 @@ from leanvit.core.distributed import (
 )
 from leanvit.core.syncbn import SyncBatchNorm
 from leanvit.losses.contrastive import info_nce
+from leanvit.losses.koleo import koleo
 from leanvit.methods.heads import Center, Prototypes
 from leanvit.train import fitting
 from tests.distributed.launch import in_processes
@@ -145,6 +146,14 @@ def contrast() -> tuple[Tensor, Tensor, Tensor]:
     return loss.detach(), hits, queries.grad
 
 
+def spread() -> tuple[Tensor, Tensor]:
+    rows = halves(noise(ROWS, 6, dtype=torch.float64)).requires_grad_()
+    loss = koleo(rows)
+    (loss / world_size()).backward()
+    assert rows.grad is not None
+    return loss.detach(), rows.grad
+
+
 def halves(x: Tensor) -> Tensor:
     """This process's share of rows: keys come in equal numbers."""
     return x.chunk(world_size())[rank()]
@@ -179,3 +188,13 @@ def test_the_process_with_the_least_room_decides_on_the_batch() -> None:
         StepMemory(fixed=200, each=30, views=2, waiting=0, gradients=7, whole=True),
     )
     assert in_processes(2, agreed) == [together, together]
+
+
+def test_rows_keep_their_distance_from_those_of_all() -> None:
+    """The nearest of some lies in the other process, and feels it."""
+    rows = torch.nn.functional.normalize(noise(ROWS, 6, dtype=torch.float64), dim=1)
+    alike = rows @ rows.T - 2 * torch.eye(ROWS)
+    assert (alike.argmax(1) // 5 != torch.arange(ROWS) // 5).any()
+    (loss, gradient), two = spread(), in_processes(2, spread)
+    close((two[0][0] + two[1][0]) / 2, loss)
+    close(torch.cat([found[1] for found in two]), gradient)

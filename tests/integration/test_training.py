@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import leanvit
 from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
+    DinoConfig,
     LARSConfig,
     MethodConfig,
     MixConfig,
@@ -34,7 +35,9 @@ from leanvit.config import (
 from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.sources import open_source
+from leanvit.losses.koleo import koleo
 from leanvit.methods.catalogue import build_method
+from leanvit.methods.dino import DINO
 from leanvit.run import Run
 from leanvit.store import require_same_networks
 from leanvit.train.checkpoint import newest_checkpoint
@@ -256,6 +259,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frozen gain": {"method": esvit(head=replace(esvit().head, train_gain=False))},
     "mixing": {"method": esvit(mix=MixConfig(views=4))},
     "sinkhorn": {"method": esvit(targets="sinkhorn")},
+    "koleo": {"method": esvit(koleo=0.1)},
     "transport": {"method": esvit(matching="transport")},
     "squared distance": {"method": esvit(region_loss="mse")},
     "flash": {"method": esvit(attention="flash")},
@@ -304,6 +308,24 @@ def test_regions_join_when_they_are_told_to() -> None:
     assert ["region" in row for row in rows] == [False, False, True, True]
     assert rows[3]["loss"] == pytest.approx(0.5 * rows[3]["view"] + 0.5 * rows[3]["region"])
     assert not same(head, {name: weights(state)[name] for name in head})
+
+
+@pytest.mark.parametrize("method", [dino, esvit])
+def test_koleo_is_added_whole_for_the_global_views_of_the_student(
+    method: Callable[..., DinoConfig],
+) -> None:
+    base = run_config(precision="fp32")
+    state = fresh(replace(base, method=method(koleo=0.3)))
+    plain = fresh(replace(base, method=method()))
+    batch = view_batch()
+    at = state.begin_step()
+    assert isinstance(state.method, DINO)
+    with torch.no_grad():
+        found, expected = state.method(batch, at), plain.method(batch, at)
+        features = state.method.student.backbone(list(batch.groups[0]))
+    term = sum(koleo(one.pooled) for one in features) / 2
+    torch.testing.assert_close(found.terms["koleo"], term)
+    torch.testing.assert_close(found.total, expected.total + 0.3 * term)
 
 
 def test_prototypes_are_frozen_first() -> None:

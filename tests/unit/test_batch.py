@@ -165,6 +165,7 @@ def test_what_cannot_be_split_says_what_would_fit() -> None:
     for facts, name, more in (
         (CPU, "mocov3", {}),
         (CPU, "esvit", {"method__targets": "sinkhorn"}),
+        (CPU, "dino", {"method__koleo": 0.1}),
         (whole, "esvit", {}),
     ):
         with pytest.raises(ValueError, match=said):

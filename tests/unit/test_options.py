@@ -275,6 +275,7 @@ CHANGES: Mapping[str, tuple[object, Options]] = {
     "method.targets": ("sinkhorn", {}),
     "method.center_momentum": (0.5, {}),
     "method.sinkhorn_iterations": (1, {"method.targets": "sinkhorn"}),
+    "method.koleo": (0.1, {}),
     "method.freeze_prototypes": ("2st", {}),
     "method.region_weight": (0.1, {}),
     "method.region_start": ("2st", {}),

@@ -123,8 +123,10 @@ class _Fit:
 def takes_whole(config: RunConfig, step: StepMemory) -> bool:
     """Whether a step cannot be split, since the loss or the network couples its images."""
     method = config.method
-    sinkhorn = isinstance(method, DinoConfig) and method.targets == "sinkhorn"
-    return step.whole or sinkhorn or isinstance(method, MocoV3Config)
+    coupled = isinstance(method, MocoV3Config)
+    if isinstance(method, DinoConfig):
+        coupled = method.targets == "sinkhorn" or method.koleo > 0
+    return step.whole or coupled
 
 
 def even(images: int) -> int:

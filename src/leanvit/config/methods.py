@@ -97,6 +97,8 @@ class DinoConfig(MethodConfig):
     """Momentum of the moving mean of the teacher's logits, the center."""
     sinkhorn_iterations: int = 3
     """Rounds of Sinkhorn-Knopp."""
+    koleo: float = 0.0
+    """Weight of KoLeo, which spreads the student's features of global crops; DINOv2 has 0.1."""
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
     attention: Literal["auto", "residuals", "chunks", "flash", "triton"] = "auto"
@@ -106,6 +108,7 @@ class DinoConfig(MethodConfig):
         require(self, POSITIVE, "student_temp")
         require(self, AT_LEAST_ONE, "sinkhorn_iterations")
         require(self, SHARE, "center_momentum")
+        require(self, NOT_NEGATIVE, "koleo")
         require_schedule(self, POSITIVE, "teacher_temp")
         require_schedule(self, SHARE, "teacher_momentum")
 

@@ -310,7 +310,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
     if isinstance(config.method, MocoV3Config):
         _check_contrast(parts, batch)
     if isinstance(config.method, DinoConfig):
-        _check_dino(config.method, parts, batch // share)
+        _check_dino(config.method, parts, batch // share, batch)
         only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
             config.method.attention, train.device
         )
@@ -334,7 +334,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
             )
 
 
-def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
+def _check_dino(method: DinoConfig, accumulate: int, micro: int, batch: int) -> None:
     if accumulate > 1 and method.head.batch_norm:
         raise ValueError(
             "Batch norm in the heads couples the images of a batch, so a step cannot be split: "
@@ -345,6 +345,11 @@ def _check_dino(method: DinoConfig, accumulate: int, micro: int) -> None:
         raise ValueError(
             "Sinkhorn-Knopp shares the images of a whole batch among the prototypes, so a step "
             "cannot be split: set train.accumulate to 1 or method.targets to center."
+        )
+    if method.koleo and (accumulate > 1 or batch < 2):
+        raise ValueError(
+            "KoLeo compares the images of a whole batch with each other, so it needs two and a "
+            "step cannot be split: set train.accumulate to 1, or method.koleo to 0."
         )
     _check_mixing(method.mix, 2 + sum(method.views.local_counts), micro)
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.nn import functional
 
 from leanvit.core.errors import GoneError, RunError
 from leanvit.core.launch import Launch, launch, whole
@@ -387,6 +388,15 @@ def all_sum_with_grad(tensor: Tensor) -> Tensor:
         return tensor
     total: Tensor = _summed(tensor)
     return total
+
+
+def all_rows_with_grad(tensor: Tensor) -> Tensor:
+    """Return the rows of all processes, in their order; a row's gradient is summed over them.
+
+    Every process is to bring the same number of rows [n, D].
+    """
+    count, after = len(tensor), world_size() - 1 - rank()
+    return all_sum_with_grad(functional.pad(tensor, (0, 0, rank() * count, after * count)))
 
 
 def _sum(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ arXiv 2104.14294; the view-only case of EsViT. Letters: V_g views of one size, B
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from leanvit.core.precision import unrounded
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototypes import Projection
+from leanvit.losses.koleo import koleo
 from leanvit.losses.sinkhorn import sinkhorn_bias
-from leanvit.losses.view import Mixing, view_loss
+from leanvit.losses.view import TEACHER_VIEWS, Mixing, view_loss
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
 from leanvit.methods.heads import Center, Head
 from leanvit.methods.mixing import mix_views
@@ -86,7 +88,16 @@ class DINO(Method):
         views = sum(len(group) for group in groups)
         ask = learner_ask(self.student.backbone, views, batch.index, at, groups[0].device)
         found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
-        return self.objective(found, seen, mixing, at)
+        return self.spread_out(self.objective(found, seen, mixing, at), found[0])
+
+    def spread_out(self, out: StepOutput, seen: Features) -> StepOutput:
+        """Add KoLeo of each global view [2 B, d] of the student, if it has a weight."""
+        if not self.config.koleo:
+            return out
+        views = seen.pooled.chunk(TEACHER_VIEWS)
+        term = torch.stack([koleo(view) for view in views]).mean()
+        total = out.total + self.config.koleo * term
+        return replace(out, total=total, terms={**out.terms, "koleo": term})
 
     def objective(
         self, found: Sequence[Features], seen: Features, mixing: Mixing | None, at: Moment
