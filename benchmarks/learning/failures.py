@@ -54,13 +54,22 @@ def told(name: str, recipe: str, options: Mapping[str, Any]) -> tuple[int, dict[
         with part.open("w") as file:
             stopped_early(subprocess.Popen([*command, *data, *words], stderr=file), out)
         part.rename(said)
-    found: dict[str, int] = {}
+    found = alarmed(out)
     for line in said.read_text().splitlines():
-        if match := re.search(r"collapse \(([a-z ]+)\) at step (\d+)", line):
-            found[match[1]] = int(match[2])
-        elif match := re.search(r"[Ll]oss .* at step (\d+)", line):
+        if match := re.search(r"[Ll]oss .* at step (\d+)", line):
             found.setdefault("spike" if "jumped" in line else "bad number", int(match[1]))
     return steps_of(out), found
+
+
+def alarmed(out: Path) -> dict[str, int]:
+    """Return the step at which a run's rows first show each collapse, as the terminal tells it."""
+    found: dict[str, int] = {}
+    alarm = CollapseAlarm(lambda _: None)
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        alarm.on_row(row)
+        found |= {name: int(row["step"]) for name in alarm.told if name not in found}
+    return found
 
 
 def stopped_early(run: subprocess.Popen[bytes], out: Path) -> None:
@@ -102,18 +111,15 @@ def others() -> tuple[int, int, list[str]]:
 
     The second number is of those that were measured by all that is warned by now.
     """
-    count, whole, alarms = 0, 0, []
+    count, whole, alarms = 0, 0, list[str]()
     for file in sorted(RUNS.glob("*/*/summary.json")):
         rows = file.with_name("metrics.jsonl")
         if file.parent.parent.name == "failures" or not rows.exists():
             continue
-        alarm = CollapseAlarm(lambda _: None)
-        every = [json.loads(line) for line in rows.read_text().splitlines()]
-        for row in every:
-            alarm.on_row(row)
         count += 1
-        whole += any("teacher_information" in row for row in every)
-        alarms += [f"{file.parent.name}: {', '.join(alarm.told)}"] if alarm.told else []
+        whole += "teacher_information" in rows.read_text()
+        names = ", ".join(alarmed(file.parent))
+        alarms += [f"{file.parent.name}: {names}"] if names else []
     return count, whole, alarms
 
 

@@ -36,6 +36,8 @@ OPTIONS = {
     "method.views.local_counts": (2,),
     "method.teacher_temp.peak": 0.04,
     "method.teacher_temp.end": 0.04,
+    "method.teacher_momentum.start": 0.996,  # sixty steps are too few for a teacher that moves
+    "method.teacher_momentum.peak": 0.996,
     "optim.lr.peak": 5e-4,
     "optim.lr_rule": "none",
     "train.batch": 25,

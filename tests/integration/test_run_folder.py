@@ -167,7 +167,7 @@ def test_a_collapse_is_in_the_summary(run: Finished, tmp_path: Path, capsys: Say
     said = capsys.readouterr().err
     (name, meaning), *others = summary(out)["collapse"].items()
     assert name == "uniform teacher" and others == []
-    assert said.count("leanvit: collapse (uniform teacher) at step 2: the teacher gives all") == 1
+    assert said.count("leanvit: collapse (uniform teacher) at step 2: the teacher weighs all") == 1
     assert said.count("leanvit: ") == 1 and meaning in said
     assert summary(out)["steps"] == 4
 

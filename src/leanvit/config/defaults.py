@@ -29,8 +29,8 @@ FEWEST = 256
 """Prototypes below which a recipe does not go, however few images there are."""
 RENEWALS = 25
 """How many times a run makes its teacher anew at least: every 1 / (1 - momentum) steps."""
-LOWEST = 0.5
-"""Momentum below which a teacher would be the student."""
+LOWEST = 0.97
+"""Momentum below which no run, however short, was better: the teacher would be the student."""
 
 Rule = Callable[[RunConfig, RunConfig, Facts], Decisions]
 """From the configuration as it was asked, as it is by now, and facts."""
