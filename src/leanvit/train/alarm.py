@@ -9,8 +9,10 @@ LEAST_SPREAD = 0.05
 MOST_ENTROPY = 0.98
 """Teacher entropy, over log K, beyond which a teacher weighs all prototypes alike."""
 LEAST_TOLD = 0.33
-"""Teacher information, over what its entropy leaves, below which it says the same of all images:
-0.52 and more in runs that learned, 0.31 and less where they went wrong (rows of the runs in failures.md)."""
+"""Teacher information, over what its entropy leaves, below which it says the same of all images.
+
+0.52 and more in runs that learned, 0.31 and less where they went wrong (the runs of failures.md).
+"""
 LEAST_DISTINCT = 0.03
 """How distinct matches are: 0 if all regions choose the same one."""
 LEAST_RANK = 1.5
