@@ -210,7 +210,8 @@ def write() -> None:
         "[results.md](../../docs/results.md#few-labels-single-layers-fewer-images).",
     ]
     for title, table in parts.items():
-        lines += ["", f"## {title}", "", *table]
+        if table:
+            lines += ["", f"## {title}", "", *table]
     TABLE.write_text("\n".join(lines) + "\n")
 
 
