@@ -81,6 +81,11 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 64, patches of 4, two stages from 64 channels": {**COARSE, "train.batch": 64},
             "patches of 4, two stages from 64 channels": COARSE,
             "the same, Muon": COARSE,
+            "the same, Muon, half with crops of 16": {
+                **COARSE,
+                "train.progressive": 0.5,
+                "train.progressive_scale": 2 / 3,
+            },
             "the same, crops of 32": {**COARSE, "method.views.global_size": 32},
             "the same, crops of 16": {
                 **COARSE,
@@ -117,8 +122,23 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
                 "train.batch": 32,
                 "method.views.global_scale": (0.25, 0.6),
             },
+            "batch 32, Muon, token dropout 0.25": {
+                "train.batch": 32,
+                "method.token_dropout": 0.25,
+            },
+            "batch 32, Muon, token dropout 0.5": {"train.batch": 32, "method.token_dropout": 0.5},
+            "batch 32, Muon, half with crops of 16": {
+                "train.batch": 32,
+                "train.progressive": 0.5,
+                "train.progressive_scale": 2 / 3,
+            },
             "batch 32, Muon, KoLeo 0.1": {"train.batch": 32, "method.koleo": 0.1},
             "batch 32, Muon, KoLeo 0.01": {"train.batch": 32, "method.koleo": 0.01},
+            **{
+                f"batch {count:,}, Muon": {"train.batch": count}
+                for count in (64, 128, 256, 512, 1024)
+            },
+            "batch 256, Muon, rate 3e-3": {"train.batch": 256, "optim.lr.peak": 3e-3},
             "batch 32, seed 1": {"train.batch": 32, "train.seed": 1},
             "batch 32, seed 1, Muon": {"train.batch": 32, "train.seed": 1},
             "4 local crops": LOCAL,

@@ -15,6 +15,7 @@ from leanvit.config import (
     Resolved,
     RunConfig,
     at_once,
+    replace_options,
     resolve,
     settled,
     times,
@@ -55,9 +56,19 @@ def with_pace(asked: RunConfig, facts: Facts, source: Source, *, quiet: bool = F
     with joined(config.train.device):
         if rank() == 0 and not quiet:
             say("Doing a few steps, to see how many the time is worth ...")
-        seconds = _seconds(Run(Resolved(config, {}), source, Path(), quiet=True))
+        seconds = _seconds_of_all(config, source)
     gc.collect()  # networks that point at each other stay in memory until then
     return replace(facts, seconds=seconds)
+
+
+def _seconds_of_all(config: RunConfig, source: Source) -> float:
+    """Return what a step of a run takes on average over those with small views and the others."""
+    small, seconds = config.train.progressive, 0.0
+    for now, share in ((0.0, 1 - small), (1.0, small)):
+        if share:
+            run = replace_options(config, {"train.progressive": now})
+            seconds += share * _seconds(Run(Resolved(run, {}), source, Path(), quiet=True))
+    return seconds
 
 
 @shortage_named(LESS_MEMORY)

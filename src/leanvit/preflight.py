@@ -5,7 +5,7 @@ import resource
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve, settled
+from leanvit.config import DinoConfig, RunConfig, ViTConfig, replace_options, resolve, settled
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
@@ -132,7 +132,8 @@ def check(
     source = open_images(asked, data)
     _require_no_run(folder, asked.data.source)
     resolved = resolve(asked, measured_facts(asked, source, quiet=quiet))
-    run = Run(resolved, source, folder, quiet=True)
+    whole = replace_options(resolved.config, {"train.progressive": 0.0})  # its dear steps
+    run = Run(replace(resolved, config=whole), source, folder, quiet=True)
     run.initialize()
     _make(folder)
     sides, unreadable = _scan(source, run.workers, quiet)

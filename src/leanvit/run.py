@@ -15,6 +15,7 @@ from leanvit.config import (
     Resolved,
     settled,
 )
+from leanvit.config.progressive import small_side, small_steps
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     all_max,
@@ -150,6 +151,13 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
+        if turn := small_steps(config):
+            side = partial(small_side, config=config)
+            sizes = [group[0].size for group in self.views.groups] if self.views else []
+            self._say(
+                f"Views have {' and '.join(str(side(size)) for size in sizes)} pixels a side for "
+                f"{turn} steps, then {' and '.join(map(str, sizes))}."
+            )
         for text in self.resolved.spoken_fit():
             self._say(f"Chosen: {text}.")
         for text in self.resolved.advice:
@@ -207,12 +215,18 @@ class Run:
         return self.config.data.workers
 
     def load(self, start: int, end: int) -> Iterator[ViewBatch]:
-        """Yield the batches of steps start..end - 1, wherever the run stands."""
+        """Yield the batches of steps start..end - 1, wherever the run stands; small views first."""
         assert self.views is not None
-        data = self.config.data
-        views = Views(self.source, self.views, data, self.config.train.seed)
+        data, seed, turn = self.config.data, self.config.train.seed, small_steps(self.config)
         load = partial(load_views, workers=self.workers, rendering=data.rendering)
-        return load(views, self.order, start, end, device=self.state.device)
+        small = self.views.resized(partial(small_side, config=self.config))
+        for spec, first, last in (
+            (small, start, min(end, turn)),
+            (self.views, max(start, turn), end),
+        ):
+            if first < last:
+                views = Views(self.source, spec, data, seed)
+                yield from load(views, self.order, first, last, device=self.state.device)
 
     def _loaded(self) -> Iterator[ViewBatch]:
         """Yield what is to come; images that are gone all at once end a run, not the request."""

@@ -63,6 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mixing": {"method": esvit(mix=MixConfig(views=3))},
     "sinkhorn": {"method": esvit(targets="sinkhorn")},
     "koleo": {"method": esvit(koleo=0.1)},
+    "token dropout": {"method": esvit(token_dropout=0.5), "backbone": VIT},
     "transport": {"method": esvit(matching="transport")},
     "mse": {"method": esvit(region_loss="mse")},
     "flash": {"method": esvit(attention="flash")},

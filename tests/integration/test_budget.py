@@ -124,6 +124,20 @@ def test_steps_that_are_done_are_few(images: Path, monkeypatch: pytest.MonkeyPat
         assert facts.seconds == pytest.approx(seconds) and len(done) == 1 + wanted
 
 
+def test_small_views_take_their_own_time(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(str(images))
+    options = {**QUIET, "train.duration": "1h", "train.progressive": 0.25}
+    asked = compose(run_config(), options=options)
+
+    def found(run: Run, count: int) -> Iterator[tuple[None, float]]:
+        for batch in run.load(0, count):
+            yield None, batch.groups[0].shape[-1] / 32
+
+    monkeypatch.setattr(measuring, "timed_steps", found)
+    facts = measuring.measured_facts(asked, source, quiet=True)
+    assert facts.seconds == pytest.approx(0.25 * 0.5 + 0.75 * 1)
+
+
 def test_waiting_for_images_counts_and_what_lies_between_does_not(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

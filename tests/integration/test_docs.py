@@ -22,6 +22,12 @@ SMALL = shlex.split(
     "--data.workers 0 --watch.images 8"
 )
 """What makes a run small; other commands are small with the run's backbone."""
+PLAIN = [
+    *shlex.split("--backbone.image-size 32 --backbone.dim 8 --backbone.depth 2 --backbone.heads 2"),
+    *SMALL[SMALL.index("--method.head.prototypes") :],
+    *("--backbone.patch", "4"),
+]
+"""What makes a run of a plain ViT small."""
 SHORT = SMALL[SMALL.index("--train.batch") :]
 """What makes one short whose network is small."""
 BRIEF = {
@@ -69,6 +75,7 @@ def test_documented_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             continue
         assert program == "leanvit", command
         small = SMALL if arguments[0] in ("pretrain", "check") else []
+        small = PLAIN if small and "vit_tiny" in arguments else small
         small = SHORT if {"mae_laptop", "dmae_laptop", "d2mae_laptop"} & set(arguments) else small
         small = BRIEF[arguments[1]] if arguments[0] == "bench" else small
         small = LONGER if "--allow" in arguments else small

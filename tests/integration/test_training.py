@@ -11,9 +11,11 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import leanvit
+from leanvit.backbones.base import Ask
 from leanvit.config import (
     AdamWConfig,
     BackboneConfig,
@@ -23,6 +25,7 @@ from leanvit.config import (
     MixConfig,
     MuonConfig,
     OptimConfig,
+    Resolved,
     RunConfig,
     SGDConfig,
     compose,
@@ -102,23 +105,23 @@ def eventful(backbone: BackboneConfig = SWIN) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("workers", "backbone", "optim"),
+    ("workers", "backbone", "optim", "small"),
     [
-        (0, SWIN, AdamWConfig()),
-        (1, SWIN, MuonConfig()),
-        (0, CVT, MuonConfig()),
-        (0, SWIN, LARSConfig(lr=constant(0.1), lr_rule="none")),
-        (0, SWIN, SGDConfig(lr=constant(0.1), lr_rule="none")),
+        (0, SWIN, AdamWConfig(), 0.0),
+        (1, SWIN, MuonConfig(), 0.7),
+        (0, CVT, MuonConfig(), 0.0),
+        (0, SWIN, LARSConfig(lr=constant(0.1), lr_rule="none"), 0.0),
+        (0, SWIN, SGDConfig(lr=constant(0.1), lr_rule="none"), 0.0),
     ],
-    ids=["adamw", "muon, worker", "muon, cvt", "lars", "sgd"],
+    ids=["adamw", "muon, worker, small views first", "muon, cvt", "lars", "sgd"],
 )
 def test_five_and_five_steps_are_ten(
-    tmp_path: Path, workers: int, backbone: BackboneConfig, optim: OptimConfig
+    tmp_path: Path, workers: int, backbone: BackboneConfig, optim: OptimConfig, small: float
 ) -> None:
     """Weights, optimiser and rows; the features are looked at on both sides of the cut."""
     images = write_classes(tmp_path / "images", cats=8, dogs=6)
     watching = {"watch.every": "2st", "watch.k": 3}
-    options = {"data.workers": workers, **watching}
+    options = {"data.workers": workers, "train.progressive": small, **watching}
     config = replace(eventful(backbone), optim=optim)
     config = compose(config, data=str(images), options=options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -165,6 +168,58 @@ def test_micro_batches_change_nothing(method: MethodConfig, parts: int) -> None:
         ends.append(weights(state))
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-7, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("rendering", ["host", "device"])
+def test_views_are_small_at_first(images: Path, rendering: str) -> None:
+    """Crops, their places and colours stay; only the pixels that they become are fewer."""
+    options = {"data.workers": 0, "data.rendering": rendering}
+    source = open_source(str(images))
+    runs = [
+        Run(
+            Resolved(compose(run_config(), options={**options, "train.progressive": small}), {}),
+            *(source, Path()),
+            quiet=True,
+        )
+        for small in (0.3, 0.0)
+    ]
+    for first, last in ((0, 10), (1, 3), (2, 5), (7, 9)):
+        batches = [list(run.load(first, last)) for run in runs]
+        for step, (one, other) in enumerate(zip(*batches, strict=True), start=first):
+            assert one.index.equal(other.index)
+            sides = [[group.shape[-1] for group in batch.groups] for batch in (one, other)]
+            assert sides == [[16, 8] if step < 3 else [32, 16], [32, 16]]
+            for few, many in zip(one.groups, other.groups, strict=True):
+                like = functional.interpolate(many.flatten(0, 1), few.shape[-1], mode="area")
+                error = (like - few.flatten(0, 1)).abs().mean() / many.abs().mean()
+                assert error < (0.35 if step < 3 else 1e-6)
+
+
+@torch.no_grad()
+def test_the_student_misses_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of global crops; draws belong to an image and a view, whatever the batch."""
+    config = replace(run_config(), method=esvit(token_dropout=0.3), backbone=VIT)
+    state, batch, asks = fresh(config), view_batch(), list[Ask]()
+    assert isinstance(state.method, DINO)
+    student, teacher = state.method.student.backbone, state.method.teacher.backbone
+    for network in (student, teacher):
+        network.register_forward_pre_hook(
+            lambda _, given: asks.append(given[1] if len(given) > 1 else Ask())
+        )
+    at = state.begin_step()
+    out = state.method(batch, at)
+    assert asks[0].keep is None and asks[1].keep is not None  # teacher, student
+    kept = asks[1].keep
+    assert kept.shape == (8, 45) and all(len(row.unique()) == 45 for row in kept)  # of 64 patches
+    half = next(batch.split(2))
+    state.method(half, at)
+    assert asks[3].keep is not None
+    assert asks[3].keep.equal(kept.view(2, 4, -1)[:, :2].flatten(0, 1))
+    found = student([group.flatten(0, 1) for group in batch.groups], asks[1])
+    assert [one.grid.shape[1:3] for one in found] == [(1, 45), (4, 4)]
+    seen = teacher([batch.groups[0].flatten(0, 1)])[0]
+    expected = state.method.objective(found, seen, None, at)
+    torch.testing.assert_close(out.total, expected.total)
 
 
 def test_golden_losses(images: Path, tmp_path: Path) -> None:
@@ -260,6 +315,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixing": {"method": esvit(mix=MixConfig(views=4))},
     "sinkhorn": {"method": esvit(targets="sinkhorn")},
     "koleo": {"method": esvit(koleo=0.1)},
+    "token dropout": {"method": esvit(token_dropout=0.5), "backbone": VIT},
     "transport": {"method": esvit(matching="transport")},
     "squared distance": {"method": esvit(region_loss="mse")},
     "flash": {"method": esvit(attention="flash")},

@@ -156,7 +156,7 @@ def test_what_a_backbone_cannot_give_is_an_error() -> None:
     hidden = torch.zeros(1, 8, 16, dtype=torch.bool)
     for ask, backbone, views, message in [
         (Ask(keep=keep), swin, [image], "cannot serve 'keep'"),
-        (Ask(keep=keep), vit, [image, image], "belong to one view; 2"),
+        (Ask(fill=(hidden, noise(16))), vit, [image, image], "belongs to one view; 2"),
         (Ask(hidden=(7,)), swin, [image], "has 4 blocks; there is no block 7"),
         (Ask(logits=(-4,)), vit, [image], "has 3 blocks; there is no block -4"),
         (Ask(drop=torch.ones(4, 2, 2)), swin, [image], r"expected \(4, 2, 1\)"),

@@ -28,7 +28,8 @@ class Ask:
     logits: tuple[int, ...] = ()
     """Attention logits of these blocks and where their tokens lie."""
     keep: Tensor | None = None
-    """[B, n] visible patches, row-major from 0; the others are dropped before the first block."""
+    """[B, n] visible patches of the first view, row-major from 0; its others are dropped before the
+    first block."""
     fill: tuple[Tensor, Tensor] | None = None
     """Mask [B, h, w] (true: hidden) and the token [D] put in its place after patch embedding."""
     drop: Tensor | None = None
@@ -49,7 +50,7 @@ class Tokens:
     """The output of a block for one view."""
 
     grid: Tensor
-    """[B, h, w, D]; with `Ask.keep` [B, 1, n, D] in the order that was asked for."""
+    """[B, h, w, D]; with `Ask.keep`, of the first view, [B, 1, n, D] in the order asked for."""
     prefix: Tensor | None
     """[B, P, D], or None."""
 
@@ -342,8 +343,8 @@ class Backbone(nn.Module):
         for what, wanted in asked.items():
             if wanted and what not in self.can:
                 raise ValueError(f"{name} cannot serve {what!r}; it can: {sorted(self.can)}.")
-        if (ask.keep is not None or ask.fill is not None) and len(views) != 1:
-            raise ValueError(f"keep and fill belong to one view; {len(views)} were given.")
+        if ask.fill is not None and len(views) != 1:
+            raise ValueError(f"fill belongs to one view; {len(views)} were given.")
         for index in (*ask.hidden, *ask.logits):
             if not -self.depth <= index < self.depth:
                 raise ValueError(f"{name} has {self.depth} blocks; there is no block {index}.")
@@ -361,7 +362,7 @@ class Backbone(nn.Module):
         if ask.keep is not None and (ask.keep.ndim != 2 or len(ask.keep) != len(views[0])):
             raise ValueError(
                 f"keep has shape {tuple(ask.keep.shape)}; expected [{len(views[0])}, n]: the "
-                f"visible patches of each image."
+                f"visible patches of each image of the first view."
             )
         samples = sum(view.shape[0] for view in views)  # len() would fix an exported graph's
         expected = (len(self.drop_rates()), 2, samples)

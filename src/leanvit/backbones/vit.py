@@ -191,7 +191,7 @@ class ViT(Backbone):
         if self.reg_token is not None:
             first = torch.cat([first, self.reg_token], 1)
         prefix = first.shape[1]
-        for view in views:
+        for number, view in enumerate(views):
             x: Tensor = self.patch_embed(view)
             numbers = torch.arange(x[0, ..., 0].numel() + prefix, device=x.device)[None]
             if ask.fill is not None:
@@ -200,7 +200,7 @@ class ViT(Backbone):
             b, h, w, d = x.shape
             if self.config.position_bias:
                 pairs.append(pairs_of(h, w, prefix, x.device))
-            if ask.keep is not None:
+            if ask.keep is not None and number == 0:
                 h, w = 1, ask.keep.shape[1]
                 numbers = torch.cat([numbers[:, :prefix].expand(b, -1), ask.keep + prefix], 1)
                 x = x.flatten(1, 2).gather(1, ask.keep[..., None].expand(-1, -1, d))

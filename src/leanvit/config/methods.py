@@ -99,6 +99,8 @@ class DinoConfig(MethodConfig):
     """Rounds of Sinkhorn-Knopp."""
     koleo: float = 0.0
     """Weight of KoLeo, which spreads the student's features of global crops; DINOv2 has 0.1."""
+    token_dropout: float = 0.0
+    """Share of the patches of global crops that the student does not see; of plain ViTs alone."""
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
     attention: Literal["auto", "residuals", "chunks", "flash", "triton"] = "auto"
@@ -108,6 +110,7 @@ class DinoConfig(MethodConfig):
         require(self, POSITIVE, "student_temp")
         require(self, AT_LEAST_ONE, "sinkhorn_iterations")
         require(self, SHARE, "center_momentum")
+        require(self, BELOW_ONE, "token_dropout")
         require(self, NOT_NEGATIVE, "koleo")
         require_schedule(self, POSITIVE, "teacher_temp")
         require_schedule(self, SHARE, "teacher_momentum")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvit.config.advice import advice
+from leanvit.config.backbones import ViTConfig
 from leanvit.config.batch import Decisions, choose_batch
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.defaults import follow, keep_pace
@@ -23,6 +24,7 @@ from leanvit.config.methods import (
     MocoV3Config,
     SupervisedConfig,
 )
+from leanvit.config.progressive import check_progressive
 from leanvit.config.run import RunConfig, settled
 
 
@@ -309,8 +311,14 @@ def _check(config: RunConfig, facts: Facts) -> None:
         _check_repeats(config.method.views.repeats, batch)
     if isinstance(config.method, MocoV3Config):
         _check_contrast(parts, batch)
+    check_progressive(config)
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, parts, batch // share, batch)
+        if config.method.token_dropout and not isinstance(config.backbone, ViTConfig):
+            raise ValueError(
+                f"method.token_dropout {config.method.token_dropout:g} takes patches away, which a "
+                f"{config.backbone.kind} cannot do without; set it to 0, or take a plain ViT."
+            )
         only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
             config.method.attention, train.device
         )

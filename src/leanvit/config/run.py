@@ -176,10 +176,16 @@ class TrainConfig:
     """How many of the newest checkpoints stay."""
     keep_every: Duration = Duration(0, "st")
     """How often a checkpoint stays for ever, such as 100ep; 0st for none."""
+    progressive: float = 0.0
+    """Share of the steps, from the first, whose views are smaller; 0 for none."""
+    progressive_scale: float = 0.5
+    """Side of those views over that of the later ones, in whole patches."""
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "batch", "accumulate", "keep")
         require(self, NOT_NEGATIVE, "seed", "save_minutes")
+        require(self, SHARE, "progressive", "progressive_scale")
+        require(self, POSITIVE, "progressive_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

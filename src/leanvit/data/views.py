@@ -7,7 +7,7 @@ RandAugment stands before them and random erasing after them, as in timm.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +68,11 @@ class ViewSpec:
     groups: tuple[tuple[View, ...], ...]
     repeats: int = 1
     """Places of a batch that an image takes, each with views of its own."""
+
+    def resized(self, side: Callable[[int], int]) -> "ViewSpec":
+        """Return the same views of other sides: what `side` makes of each."""
+        groups = (tuple(replace(v, size=side(v.size)) for v in group) for group in self.groups)
+        return replace(self, groups=tuple(groups))
 
 
 @dataclass(frozen=True, slots=True)

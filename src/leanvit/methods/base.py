@@ -118,6 +118,19 @@ def keep_mask(
     return torch.from_numpy(kept).flatten(2)
 
 
+def kept_patches(share: float, patches: int, views: int, index: Tensor, at: Moment) -> Tensor:
+    """Draw which patches a learner sees of views alike where it misses a share: [V * B, n].
+
+    PatchDropout, arXiv 2208.07220; patches: of one view. Keyed as stochastic depth is; `Ask.keep`.
+    """
+    count = max(round((1 - share) * patches), 1)
+    units = random.units_of_each(
+        at.seed, "token dropout", at.epoch, each=index.numpy(), count=views * patches
+    )
+    noise = torch.from_numpy(units).unflatten(1, (views, patches)).transpose(0, 1)
+    return noise.argsort(dim=-1, stable=True)[..., :count].flatten(0, 1)
+
+
 def learner_ask(
     backbone: Backbone,
     views: int,

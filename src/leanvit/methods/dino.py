@@ -15,14 +15,14 @@ from leanvit.backbones.base import Backbone, Features
 from leanvit.backbones.catalogue import build_backbone
 from leanvit.config import BackboneConfig, DinoConfig, HeadConfig
 from leanvit.core.ema import ema_update
-from leanvit.core.precision import unrounded
+from leanvit.core.precision import to_device, unrounded
 from leanvit.data.batch import ViewBatch
 from leanvit.data.views import ViewSpec, multi_crop
 from leanvit.kernels.prototypes import Projection
 from leanvit.losses.koleo import koleo
 from leanvit.losses.sinkhorn import sinkhorn_bias
 from leanvit.losses.view import TEACHER_VIEWS, Mixing, view_loss
-from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
+from leanvit.methods.base import Method, Moment, StepOutput, kept_patches, learner_ask
 from leanvit.methods.heads import Center, Head
 from leanvit.methods.mixing import mix_views
 
@@ -87,8 +87,16 @@ class DINO(Method):
             (seen,) = self.teacher.backbone([batch.groups[0].flatten(0, 1)])
         views = sum(len(group) for group in groups)
         ask = learner_ask(self.student.backbone, views, batch.index, at, groups[0].device)
+        if self.config.token_dropout:
+            ask = replace(ask, keep=self.drawn_patches(groups[0], batch.index, at))
         found = self.student.backbone([group.flatten(0, 1) for group in groups], ask)
         return self.spread_out(self.objective(found, seen, mixing, at), found[0])
+
+    def drawn_patches(self, views: Tensor, index: Tensor, at: Moment) -> Tensor:
+        """Return which patches of global views [V_g, B, 3, S, S] the student sees: `Ask.keep`."""
+        count = (views.shape[-1] // self.student.backbone.stride) ** 2
+        kept = kept_patches(self.config.token_dropout, count, len(views), index, at)
+        return to_device(kept, views.device)
 
     def spread_out(self, out: StepOutput, seen: Features) -> StepOutput:
         """Add KoLeo of each global view [2 B, d] of the student, if it has a weight."""
