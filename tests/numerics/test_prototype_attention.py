@@ -15,6 +15,7 @@ from leanvit.core.precision import cpu_rounds, operands
 from leanvit.kernels import prototype_attention, prototype_residuals, prototype_sweeps
 from leanvit.kernels.prototype_attention import (
     FORMS,
+    MANY_ROWS,
     best_form,
     prototype_cross_entropy,
     require_form,
@@ -382,11 +383,18 @@ def test_the_form_follows_device_and_dtype(fresh: None, monkeypatch: pytest.Monk
     assert best_form("cpu", torch.float32) == best_form("cpu", torch.float64) == "residuals"
     assert best_form("cuda", torch.bfloat16) == best_form("cuda", torch.float32) == "triton"
     assert best_form("cuda", torch.float64) == "chunks"
-    for units, form in ((True, "flash"), (False, "residuals")):
+    for units, form in ((True, "by_rows"), (False, "residuals")):
         best_form.cache_clear()
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda units=units: units)
         assert best_form("cpu", torch.bfloat16) == form
-        assert best_form("cpu", torch.bfloat16, many=False) == "residuals"
+
+
+@pytest.mark.parametrize(("rows", "form"), [(MANY_ROWS - 1, "residuals"), (MANY_ROWS, "flash")])
+def test_rows_decide_between_two_forms(rows: int, form: str) -> None:
+    problem = Problem(rows)
+    ours = problem.solve(prototype_cross_entropy, torch.bfloat16, form="by_rows")
+    theirs = problem.solve(prototype_cross_entropy, torch.bfloat16, form=form)
+    assert all(mine.equal(other) for mine, other in zip(ours, theirs, strict=True))
 
 
 def test_what_is_missing_is_not_chosen(

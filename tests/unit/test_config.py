@@ -366,10 +366,6 @@ def test_prototype_attention_takes_the_fastest_form() -> None:
     assert decided("method.attention", GPU, train__device="cpu") == "chunks"
     assert decided("method.attention", GPU, train__device="cpu", train__precision="bf16") == "flash"
     assert decided("method.attention", GPU, method__attention="chunks") == "chunks"
-    both = replace(GPU, attention_few={("cpu", "bf16"): "residuals"})
-    narrow = {"train__device": "cpu", "train__precision": "bf16"}
-    assert decided("method.attention", both, **narrow) == "flash"
-    assert decided("method.attention", both, train__batch=2, **narrow) == "residuals"
 
 
 def test_views_are_rendered_where_that_is_faster() -> None:

@@ -21,7 +21,6 @@ from leanvit.bench.baselines import materialized, official
 from leanvit.bench.machine import in_own_process, machine, on_this_machine
 from leanvit.config import replace_options
 from leanvit.config.bench import BenchLossConfig
-from leanvit.config.resolve import MANY_ROWS
 from leanvit.core import random
 from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import require_alone
@@ -212,7 +211,7 @@ GROWING_PROTOTYPES = (1024, 4096, 16_384, 65_536, 262_144)
 
 def _measure_growth(report: "LossReport", quiet: bool) -> None:
     """Time over rows, and memory over the number of prototypes at the first batch."""
-    config, ours = report.config, report.ours("fp32", max(report.config.batches))
+    config, ours = report.config, report.ours("fp32")
     for batch in track(GROWING_BATCHES, "growth of time", len(GROWING_BATCHES), quiet=quiet):
         (report.by_rows[batch],) = _in_turn(batch, [ours], config, True).values()
     for count in track(
@@ -265,10 +264,9 @@ class LossReport:
     by_prototypes: dict[int, int]
     """Bytes of ours in fp32 at the first batch, by the number of prototypes."""
 
-    def ours(self, precision: str, batch: int) -> Contender:
-        """Return the form that a run would take at a batch."""
-        many = batch * sum(count * regions for count, regions in VIEWS) >= MANY_ROWS
-        return Contender(best_form(self.config.device, DTYPES[precision], many=many), precision)
+    def ours(self, precision: str) -> Contender:
+        """Return the form that a run would take."""
+        return Contender(best_form(self.config.device, DTYPES[precision]), precision)
 
     def ratios(self, batch: int) -> dict[str, float]:
         """Return how many times faster ours is, and its share of the others' extra memory.
@@ -278,7 +276,7 @@ class LossReport:
         """
         time = {c: statistics.median(found) for c, found in self.seconds[batch].items()}
         official, narrow = Contender("official", "fp32"), Contender("official", "bf16")
-        best, ours, half = Contender(BEST, "fp32"), *(self.ours(p, batch) for p in ("fp32", "bf16"))
+        best, ours, half = Contender(BEST, "fp32"), *map(self.ours, ("fp32", "bf16"))
         faster = {
             "speedup_official_fp32": (official, ours),
             "speedup_official_bf16": (official, half),
@@ -335,7 +333,7 @@ class LossReport:
                 lines.append(
                     f"  {contender!s:<21} {middle:7.3f}  {min(seconds):7.3f} to {max(seconds):7.3f}"
                     f"{1e3 * middle / batch:12.2f}  {memory / 2**20:9.0f}"
-                    f"{'  <- auto' if contender in self._chosen(batch) else ''}"
+                    f"{'  <- auto' if contender in self._chosen() else ''}"
                 )
             if any(max(seconds) > 2 * min(seconds) for seconds in found.values()):
                 lines.append("  Rounds differ by more than twice: something else used the machine.")
@@ -351,5 +349,5 @@ class LossReport:
             lines.append(f"prototypes {count:<8} {memory / 2**20:8.0f} MiB extra")
         return "\n".join(lines).rstrip()
 
-    def _chosen(self, batch: int) -> list[Contender]:
-        return [self.ours(precision, batch) for precision in DTYPES]
+    def _chosen(self) -> list[Contender]:
+        return [self.ours(precision) for precision in DTYPES]

@@ -62,8 +62,6 @@ class Facts:
     """Whether the CPU has units for products of bf16 matrices."""
     attention: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Fastest form of prototype attention for a device and a precision; chunks where it is open."""
-    attention_few: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """The same where the student has few rows; as with many where it is open."""
     rendering: Mapping[str, str] = field(default_factory=dict)
     """Who renders views where a device trains; host where it is open."""
     world: int = 1

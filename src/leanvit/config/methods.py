@@ -103,7 +103,7 @@ class DinoConfig(MethodConfig):
     """Share of the patches of global crops that the student does not see; of plain ViTs alone."""
     freeze_prototypes: Duration = Duration(1, "%")
     """How long the student's prototypes get no update at the start of the run."""
-    attention: Literal["auto", "residuals", "chunks", "flash", "triton"] = "auto"
+    attention: Literal["auto", "residuals", "chunks", "flash", "by_rows", "triton"] = "auto"
     """How prototype attention is computed: docs/loss.md; chunks run everywhere."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,6 @@ from leanvit.config.duration import Duration, steps
 from leanvit.config.facts import Facts
 from leanvit.config.methods import (
     DinoConfig,
-    EsViTConfig,
     MixConfig,
     MocoV3Config,
     SupervisedConfig,
@@ -102,10 +101,12 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     """
     if config.train.batch != "auto":
         _check_images(config, facts)  # which no trial would change
-    config = replace_options(config, {"train.batch": MANY_ROWS, "train.accumulate": 1})
+    config = replace_options(config, {"train.batch": TRIED, "train.accumulate": 1})
     for rule in (_device, follow, _machine, _classes):
         decided = rule(config, facts)
         config = replace_options(config, {name: value for name, (value, _) in decided.items()})
+    if isinstance(config.method, DinoConfig) and config.method.attention == "by_rows":
+        config = replace_options(config, {"method.attention": "flash"})  # as with many images
     return at_once(replace_options(config, {"fit": ()}))
 
 
@@ -122,23 +123,6 @@ def times(config: RunConfig) -> set[str]:
 
 TRIED = 100
 """Steps of a run that is tried; few of them are done."""
-
-
-MANY_ROWS = 512
-"""Rows of the student from which the form for many is the fastest (benchmarks/loss.md)."""
-
-
-def _student_rows(config: RunConfig) -> int:
-    """Return about how many rows a micro-batch has in the loss: regions of 32 pixels, or views."""
-    method = config.method
-    assert isinstance(method, DinoConfig)
-    views = method.views
-    sizes = [views.global_size] * 2
-    for size, count in zip(views.local_sizes, views.local_counts, strict=True):
-        sizes += [size] * count
-    regions = isinstance(method, EsViTConfig) and method.region_weight > 0
-    rows = sum(max(size // 32, 1) ** 2 for size in sizes) if regions else len(sizes)
-    return rows * settled(config.train.batch) // settled(config.train.accumulate)
 
 
 def _device(config: RunConfig, facts: Facts) -> Decisions:
@@ -173,11 +157,7 @@ def _machine(config: RunConfig, facts: Facts) -> Decisions:
         precision, _ = decided["train.precision"]
     if isinstance(config.method, DinoConfig) and config.method.attention == "auto":
         form = facts.attention.get((device, precision), "chunks")
-        reason = f"the fastest on this {device} in {precision}"
-        few = facts.attention_few.get((device, precision), form)
-        if few != form and _student_rows(config) // facts.world < MANY_ROWS:
-            form, reason = few, f"{reason} for few views"
-        decided["method.attention"] = (form, reason)
+        decided["method.attention"] = (form, f"the fastest on this {device} in {precision}")
     if config.data.rendering == "auto":
         who = facts.rendering.get(device, "host")
         decided["data.rendering"] = (who, f"the usual place where {device} trains")
@@ -319,7 +299,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
                 f"method.token_dropout {config.method.token_dropout:g} takes patches away, which a "
                 f"{config.backbone.kind} cannot do without; set it to 0, or take a plain ViT."
             )
-        only = {"residuals": "cpu", "flash": "cpu", "triton": "cuda"}.get(
+        only = {"residuals": "cpu", "flash": "cpu", "by_rows": "cpu", "triton": "cuda"}.get(
             config.method.attention, train.device
         )
         if train.device != only:

@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from leanvit.config import look_up
-from leanvit.config.resolve import MANY_ROWS
 from leanvit.core.console import warn
 from leanvit.core.precision import full
 from leanvit.kernels.prototype_residuals import residuals
@@ -59,8 +58,7 @@ def prototype_cross_entropy(
     device = student.rows.device.type
     narrow = torch.is_autocast_enabled(device) and student.rows.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if narrow else full(student.rows).dtype
-    many = len(student.rows) >= MANY_ROWS
-    form = best_form(device, dtype, many=many) if form == "auto" else form
+    form = best_form(device, dtype) if form == "auto" else form
     require_form(form, device)
     with torch.autocast(device, enabled=False):
         z, w = full(student.rows), full(student.prototypes)
@@ -116,11 +114,22 @@ class Form:
     """Where it runs."""
 
 
+MANY_ROWS = 512
+"""Rows of the student from which flash is the faster one in bf16 (benchmarks/loss.md)."""
+
+
+def by_rows(task: Task, prototypes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Solve a task on the CPU by residuals where the student has few rows, else by flash."""
+    few = len(task.student.rows) < MANY_ROWS
+    return FORMS["residuals" if few else "flash"].solve(task, prototypes)
+
+
 FORMS: Mapping[str, Form] = MappingProxyType(
     {
         "residuals": Form(residuals, ("cpu",)),
         "chunks": Form(swept(chunks), ("cpu", "cuda")),
         "flash": Form(swept(attended(cpu_flash)), ("cpu",)),
+        "by_rows": Form(by_rows, ("cpu",)),
         "triton": Form(swept(attended(triton)), ("cuda",)),
     }
 )
@@ -128,18 +137,18 @@ FORMS: Mapping[str, Form] = MappingProxyType(
 
 
 @lru_cache
-def best_form(device: str, dtype: torch.dtype, *, many: bool = True) -> str:
+def best_form(device: str, dtype: torch.dtype) -> str:
     """Return the name of the fastest form for a device and the dtype of the products' operands.
 
-    many: whether the student has `MANY_ROWS`. On a CPU, residuals do the fewest products; torch's
-    flash is faster in bf16 with many rows where there are matrix units (benchmarks/loss.md).
+    On a CPU, residuals do the fewest products; torch's flash is faster in bf16 with many rows where
+    there are matrix units (benchmarks/loss.md).
     """
     if device == "cuda" and dtype != torch.float64 and find_spec("triton"):
         return "triton"
     units = device == "cpu" and dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    if units and many:
+    if units:
         if hasattr(torch.ops.aten, FLASH):
-            return "flash"
+            return "by_rows"
         warn(f"torch {torch.__version__} has no {FLASH}; prototype attention takes residuals.")
     return "residuals" if device == "cpu" else "chunks"
 
@@ -153,7 +162,7 @@ def require_form(name: str, device: str) -> None:
             f"Prototype attention has no form {name!r} on {device}, where it has "
             f"{', '.join(other for other in FORMS if device in FORMS[other].devices)}."
         )
-    if name == "flash" and not hasattr(torch.ops.aten, FLASH):
-        raise ValueError(f"The form 'flash' needs {FLASH}, which torch {torch.__version__} lacks.")
+    if name in ("flash", "by_rows") and not hasattr(torch.ops.aten, FLASH):
+        raise ValueError(f"The form {name!r} needs {FLASH}, which torch {torch.__version__} lacks.")
     if name == "triton" and not find_spec("triton"):
         raise ValueError("The form 'triton' needs the package triton, which is not installed.")

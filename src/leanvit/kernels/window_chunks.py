@@ -61,7 +61,8 @@ def attend_windows(qkv: Tensor, fill: Tensor, bias: Tensor, out: Tensor) -> None
     if m > n:
         _, key, value = fill.view(3, 1, heads, 1, -1).expand(-1, len(q), -1, -1, -1)
         k, v = torch.cat([k, key], 2), torch.cat([v, value], 2)
-    found = functional.scaled_dot_product_attention(q, k, v, bias[None])
+    # torch would write out all logits for a bias that is trained, whoever differentiates
+    found = functional.scaled_dot_product_attention(q, k, v, bias.detach()[None])
     out.view(-1, n, heads, q.shape[-1]).copy_(found.transpose(1, 2))
 
 
@@ -100,8 +101,10 @@ def attend_again(
 
 def _by_head(rows: Tensor, heads: int, n: int, parts: int) -> Tensor:
     """[w * n, parts * C] -> [parts, w * H, n, d], in fp32 or wider."""
-    slots = rows.view(-1, n, parts, heads, rows.shape[1] // (parts * heads))
-    return full(slots.permute(2, 0, 3, 1, 4)).reshape(parts, -1, n, slots.shape[-1])
+    slots = rows.view(-1, n, parts, heads, rows.shape[1] // (parts * heads)).permute(2, 0, 3, 1, 4)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    packed = slots.to(wide, memory_format=torch.contiguous_format)  # in one copy
+    return packed.reshape(parts, -1, n, slots.shape[-1])
 
 
 def _queries(rows: Tensor, fill: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:

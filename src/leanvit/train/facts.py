@@ -49,8 +49,7 @@ def machine_facts() -> Facts:
         device="cuda" if cuda else "cpu",
         bf16=cuda and torch.cuda.is_bf16_supported(including_emulation=False),
         matrix_units=torch.cpu._is_amx_tile_supported(),
-        attention=_forms(many=True),
-        attention_few=_forms(many=False),
+        attention=_forms(),
         rendering={
             device: "device" if multicrop.best_form(device) == "triton" else "host"
             for device in ("cpu", "cuda")
@@ -60,10 +59,10 @@ def machine_facts() -> Facts:
     )
 
 
-def _forms(*, many: bool) -> dict[tuple[str, str], str]:
+def _forms() -> dict[tuple[str, str], str]:
     """Return the fastest form of prototype attention by device and precision."""
     return {
-        (device, precision): best_form(device, dtype, many=many)
+        (device, precision): best_form(device, dtype)
         for device in ("cpu", "cuda")
         for precision, dtype in PRECISIONS.items()
     }
