@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -56,33 +56,40 @@ def with_pace(asked: RunConfig, facts: Facts, source: Source, *, quiet: bool = F
     with joined(config.train.device):
         if rank() == 0 and not quiet:
             say("Doing a few steps, to see how many the time is worth ...")
-        seconds = _seconds_of_all(config, source)
+        seconds = sum(
+            share * seconds_a_step(Run(Resolved(each, {}), source, Path(), quiet=True))
+            for each, share in kinds_of_steps(config)
+        )
     gc.collect()  # networks that point at each other stay in memory until then
     return replace(facts, seconds=seconds)
 
 
-def _seconds_of_all(config: RunConfig, source: Source) -> float:
-    """Return what a step of a run takes on average over those with small views and the others."""
-    small, seconds = config.train.progressive, 0.0
-    for now, share in ((0.0, 1 - small), (1.0, small)):
-        if share:
-            run = replace_options(config, {"train.progressive": now})
-            seconds += share * _seconds(Run(Resolved(run, {}), source, Path(), quiet=True))
-    return seconds
+def kinds_of_steps(config: RunConfig) -> list[tuple[RunConfig, float]]:
+    """Return runs that have one kind of the steps of a run each, and its share; dear ones first."""
+    small = config.train.progressive
+    return [
+        (replace_options(config, {"train.progressive": now}), share)
+        for now, share in ((0.0, 1 - small), (1.0, small))
+        if share
+    ]
 
 
 @shortage_named(LESS_MEMORY)
-def _seconds(run: Run) -> float:
-    """Return what a step of a run takes."""
+def seconds_a_step(run: Run, look: Callable[[ViewBatch], None] = lambda _: None) -> float:
+    """Return what a step of a run takes: the mean of some, after those for which data lay ready.
+
+    look: sees the batch of every step; the time that it takes does not count.
+    """
     warm, taken, wanted = at_hand(run.workers), list[float](), math.inf
-    for _, seconds in timed_steps(run, warm + MOST):
+    for batch, seconds in timed_steps(run, min(warm + MOST, run.state.run)):
+        look(batch)
         taken.append(seconds)
         if len(taken) == warm:
             wanted = warm + min(max(LEAST, int(SPENT / _slowest(run, seconds))), MOST)
         if len(taken) >= wanted:
             break
     run.state.leave()
-    return _slowest(run, fmean(taken[warm:]))
+    return _slowest(run, fmean(taken[warm:] or taken[-1:]))
 
 
 def _slowest(run: Run, seconds: float) -> float:

@@ -13,25 +13,22 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, RunConfig, ViTConfig, replace_options, resolve, settled
+from leanvit.config import DinoConfig, Resolved, RunConfig, ViTConfig, resolve, settled
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
-from leanvit.core.memory import shortage_named
 from leanvit.core.workers import calmly, serve_parent
-from leanvit.data.batch import Unreadable
+from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
-from leanvit.measuring import measured_facts, timed_steps
+from leanvit.measuring import kinds_of_steps, measured_facts, seconds_a_step
 from leanvit.request import compose_request, open_images
-from leanvit.run import LESS_MEMORY, Run
+from leanvit.run import Run
 from leanvit.train.terminal import spoken
 
 LONG = 48 * 3600
 """Seconds of a run for which another way is offered."""
-STEPS = 3
-"""Steps that are measured, after one that is not."""
 REPORT = "check.json"
 
 
@@ -52,7 +49,7 @@ class Report:
     memory_gib: float
     """Most memory that the training process held: of the GPU, or of the machine."""
     seconds_a_step: float
-    """Middle of the measured steps, waiting for data included."""
+    """Mean of the measured steps, waiting for data included."""
     images_per_s: float
     """Images a second."""
     seconds_an_epoch: float
@@ -132,14 +129,15 @@ def check(
     source = open_images(asked, data)
     _require_no_run(folder, asked.data.source)
     resolved = resolve(asked, measured_facts(asked, source, quiet=quiet))
-    whole = replace_options(resolved.config, {"train.progressive": 0.0})  # its dear steps
-    run = Run(replace(resolved, config=whole), source, folder, quiet=True)
+    (dear, _), *_ = kinds_of_steps(resolved.config)
+    run = Run(replace(resolved, config=dear), source, folder, quiet=True)
     run.initialize()
     _make(folder)
     sides, unreadable = _scan(source, run.workers, quiet)
     if not sides:
         raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
     seconds, memory = _measure(run, folder)
+    seconds = _mixed(seconds, resolved, run)
     found = _problems(run, sides, unreadable) + _too_long(seconds * run.state.run)
     report = Report(
         source=_spoken_source(source),
@@ -224,20 +222,31 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
     return sides, unreadable
 
 
-@shortage_named(LESS_MEMORY)
 def _measure(run: Run, folder: Path) -> tuple[float, float]:
-    """Do four steps; return the middle time of the last three and the most memory held, in GiB."""
-    state, config, taken = run.state, run.config, list[float]()
-    for batch, seconds in timed_steps(run, min(1 + STEPS, state.run)):
+    """Do some steps; return the seconds of one and the most memory held, in GiB."""
+    state, data, seen = run.state, run.config.data, list[None]()
+
+    def look(batch: ViewBatch) -> None:
         state.require_sound()
-        if not taken:
-            view_grid(batch.groups, config.data.mean, config.data.std, folder / VIEWS)
-        taken.append(seconds)
+        if not seen:
+            view_grid(batch.groups, data.mean, data.std, folder / VIEWS)
+        seen.append(None)
+
+    seconds = seconds_a_step(run, look)
     if state.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(state.device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.median(taken[1:] or taken), memory / 2**30
+    return seconds, memory / 2**30
+
+
+def _mixed(seconds: float, resolved: Resolved, run: Run) -> float:
+    """Return the seconds of a step on average, from those of its first kind, which `run` has."""
+    (_, share), *others = kinds_of_steps(resolved.config)
+    return share * seconds + sum(
+        part * seconds_a_step(Run(replace(resolved, config=other), run.source, run.out, quiet=True))
+        for other, part in others
+    )
 
 
 def _times(run: Run, seconds: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from leanvit.config import (
     Resolved,
     settled,
 )
-from leanvit.config.progressive import small_side, small_steps
+from leanvit.config.cheaper import small_side, small_steps
 from leanvit.core.console import say, warn
 from leanvit.core.distributed import (
     all_max,
@@ -40,6 +40,7 @@ from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
 from leanvit.data.sources import Source
 from leanvit.data.subsets import Drawn
+from leanvit.data.views import ViewSpec
 from leanvit.folder import (
     CURVES,
     EVENTS,
@@ -50,6 +51,7 @@ from leanvit.folder import (
     VIEWS,
 )
 from leanvit.looks import Looks
+from leanvit.methods.base import Method
 from leanvit.methods.catalogue import build_method
 from leanvit.store import Store, require_same_networks
 from leanvit.train.alarm import CollapseAlarm
@@ -89,6 +91,9 @@ class Run:
         self.first = rank() == 0
         method = build_method(config.method, config.backbone, config.train.seed)
         self.views = method.views()
+        self.turn = small_steps(config)
+        """The first step of which views are whole."""
+        self.small = self._small_views(method) if self.turn else None
         self.order = Order(
             len(self.source),
             settled(config.train.batch),
@@ -109,6 +114,20 @@ class Run:
             self.out / UNREADABLE, len(self.source), config.data.max_unreadable
         )
         self.collapsed: dict[str, str] = {}
+
+    def _small_views(self, method: Method) -> ViewSpec | None:
+        """Return the views of the first steps. Raises ValueError if the network takes none such."""
+        if self.views is None:
+            return None
+        small = self.views.resized(partial(small_side, config=self.config))
+        for group in small.groups:
+            try:
+                method.encoder().require_size(group[0].size, group[0].size)
+            except ValueError as error:
+                raise ValueError(
+                    f"train.progressive begins with views of {group[0].size} pixels. {error}"
+                ) from error
+        return small
 
     def initialize(self) -> None:
         """Give the networks the weights that the run starts from, if it names any, and say so."""
@@ -151,13 +170,13 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
-        if turn := small_steps(config):
-            side = partial(small_side, config=config)
-            sizes = [group[0].size for group in self.views.groups] if self.views else []
-            self._say(
-                f"Views have {' and '.join(str(side(size)) for size in sizes)} pixels a side for "
-                f"{turn} steps, then {' and '.join(map(str, sizes))}."
-            )
+        if self.small is not None and self.views is not None:
+            sides = [
+                " and ".join(str(group[0].size) for group in spec.groups)
+                for spec in (self.small, self.views)
+            ]
+            then = f", then {sides[1]}" if self.turn < state.run else ""
+            self._say(f"Views have {sides[0]} pixels a side for {self.turn} steps{then}.")
         for text in self.resolved.spoken_fit():
             self._say(f"Chosen: {text}.")
         for text in self.resolved.advice:
@@ -216,15 +235,14 @@ class Run:
 
     def load(self, start: int, end: int) -> Iterator[ViewBatch]:
         """Yield the batches of steps start..end - 1, wherever the run stands; small views first."""
-        assert self.views is not None
-        data, seed, turn = self.config.data, self.config.train.seed, small_steps(self.config)
+        data, seed = self.config.data, self.config.train.seed
         load = partial(load_views, workers=self.workers, rendering=data.rendering)
-        small = self.views.resized(partial(small_side, config=self.config))
         for spec, first, last in (
-            (small, start, min(end, turn)),
-            (self.views, max(start, turn), end),
+            (self.small, start, min(end, self.turn)),
+            (self.views, max(start, self.turn), end),
         ):
             if first < last:
+                assert spec is not None
                 views = Views(self.source, spec, data, seed)
                 yield from load(views, self.order, first, last, device=self.state.device)
 
@@ -244,7 +262,7 @@ class Run:
     def _batches(self) -> Iterator[ViewBatch]:
         state = self.state
         for number, batch in enumerate(self.unreadable.noting(self._loaded())):
-            expect_step(first=number == 0)
+            expect_step(first=number == 0 or state.step == self.turn)
             if number == 0 and state.step == 0 and self.first:
                 data = self.config.data
                 with spared(self.out / VIEWS):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import leanvit
-from leanvit import measuring, preflight
+from leanvit import measuring
 from leanvit.cli import main
 from leanvit.config import Duration, compose, resolve
 from leanvit.data.sources import open_source
@@ -31,18 +31,14 @@ def undrawn_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def paced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Steps that take half a second, but for the first ones; returns how often some were done.
-
-    Those of a check are its own, since preflight is imported already.
-    """
-    assert preflight
+    """Steps that take half a second, but for the first ones; returns how often some were done."""
     asked: list[int] = []
 
-    def found(run: Run, count: int) -> Iterator[tuple[None, float]]:
+    def found(run: Run, count: int) -> Iterator[tuple[Any, float]]:
         asked.append(count)
         warm = 1 + 2 * run.workers
-        for number in range(count):
-            yield None, 0.1 if number < warm - 1 else 0.5
+        for number, batch in enumerate(run.load(0, count)):
+            yield batch, 0.1 if number < warm - 1 else 0.5
 
     monkeypatch.setattr(measuring, "timed_steps", found)
     return asked

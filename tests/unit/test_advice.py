@@ -71,9 +71,10 @@ def test_a_run_and_a_check_say_it(
     draw_nothing(monkeypatch)
     images = str(write_images(tmp_path / "images", 12))
     short = {"train.duration": "4st", "train.batch": 4, "data.workers": 0, "watch.images": 0}
+    short["method.head.prototypes"] = 512
     out = tmp_path / "run"
     leanvit.pretrain("dino_laptop", data=images, out=out, options=short)
     text = capsys.readouterr().err
-    assert "Note: There are 256 prototypes and 12 images" in text
+    assert "Note: There are 512 prototypes and 12 images" in text
     report = leanvit.check("dino_laptop", data=images, out=tmp_path / "check", options=short)
-    assert any("256 prototypes" in problem for problem in report.problems)
+    assert any("512 prototypes" in problem for problem in report.problems)

@@ -1,7 +1,7 @@
 """`leanvit check`: what it counts, what it measures, what it warns of, and what it leaves alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +12,14 @@ from PIL import Image
 
 import leanvit
 from leanvit import measuring, preflight
-from leanvit.config import RunConfig, replace_options, steps
+from leanvit.config import RunConfig, compose, replace_options, steps
 from leanvit.core.errors import NonFiniteError
+from leanvit.data.batch import ViewBatch
 from leanvit.data.images import Images
 from leanvit.data.sample import TILE, TILES
 from leanvit.preflight import Report
+from leanvit.recipes import recipe
+from leanvit.run import Run
 from leanvit.train.state import TrainState
 from tests.tiny import VIT, dino, run_config, simmim, write_classes, write_images
 
@@ -141,11 +144,11 @@ def test_the_list_of_unreadable_images_is_of_this_check(images: Path, tmp_path: 
 # What is measured
 
 
-def test_three_steps_are_measured_after_one_that_is_not(
+def test_steps_are_measured_after_one_that_is_not(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps of 10, 1, 4 and 2 seconds on a clock of our own: the middle of the last three is 2."""
-    now, left = [0.0], [2.0, 4.0, 1.0, 10.0]
+    """Steps of 10, 1, 4 and 1 seconds on a clock of our own: the mean of the last three is 2."""
+    now, left = [0.0], [1.0, 4.0, 1.0, 10.0]
     update = TrainState.update
 
     def slow(self: TrainState, at: Any) -> None:
@@ -161,6 +164,28 @@ def test_three_steps_are_measured_after_one_that_is_not(
     assert report.seconds_an_epoch == 2.0 * 3, "13 images are 3 batches of 4"
     assert report.seconds_in_all == 2.0 * 200 and report.steps == 200
     assert "whole run    6 min 40 s for 200 steps" in str(report)
+
+
+def test_steps_of_small_views_count_as_what_they_are(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(run: Run, look: Callable[[ViewBatch], None] = lambda _: None) -> float:
+        (batch,) = run.load(0, 1)
+        return batch.groups[0].shape[-1] / 32
+
+    monkeypatch.setattr(preflight, "seconds_a_step", found)
+    monkeypatch.setattr(preflight, "_measure", lambda run, _: (found(run), 1.0))
+    for share, seconds in ((0.25, 0.875), (1.0, 0.5)):
+        report = checked(images, tmp_path / "check", train__progressive=share)
+        assert report.seconds_a_step == seconds and report.seconds_in_all == 200 * seconds
+
+
+def test_small_views_that_no_network_takes_are_refused(images: Path, tmp_path: Path) -> None:
+    options = {**QUIET, "train.batch": 4, "train.duration": "4st", "train.progressive": 0.5}
+    options["method.freeze_patch_embed"] = False
+    asked = compose(recipe("mocov3"), backbone="timm:levit_128s", options=options)
+    with pytest.raises(ValueError, match=r"train\.progressive begins with views of 112 pixels"):
+        leanvit.check(asked, out=tmp_path / "check", data=str(images), quiet=True)
 
 
 def test_a_run_of_days_is_offered_another_way(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from leanvit.config.defaults import FEWEST, LOWEST
 from leanvit.config.facts import Facts
 from leanvit.config.methods import DinoConfig, MocoV3Config
 from leanvit.config.run import RunConfig, settled
@@ -39,13 +40,13 @@ def _of_schedules(config: RunConfig) -> Iterator[str]:
 
 def _of_distillation(method: DinoConfig, config: RunConfig, facts: Facts) -> Iterator[str]:
     steps, momentum = config.train.duration.amount, method.teacher_momentum.start
-    if momentum < 1 and 1 / (1 - momentum) > steps / TURNS:
+    if LOWEST < momentum < 1 and 1 / (1 - momentum) > steps / TURNS:
         yield (
             f"A teacher of momentum {momentum:g} follows the student within "
             f"{1 / (1 - momentum):.0f} steps, and the run has {steps:g}; a lower "
             f"method.teacher_momentum.start, or a longer run, lets it learn."
         )
-    if method.head.prototypes > facts.images:
+    if method.head.prototypes > max(facts.images, FEWEST):
         yield (
             f"There are {method.head.prototypes} prototypes and {facts.images} images, so that "
             f"each image can have its own; fewer (method.head.prototypes) cost less and compare "

@@ -77,6 +77,8 @@ def _crops(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     if isinstance(backbone, SwinConfig):
         region *= 2 ** (len(backbone.depths) - 1)
     share = backbone.image_size / own.backbone.image_size
+    if share == 1:  # the network was named, and its views with it
+        return {}
     most = max(backbone.image_size // region, 1)
     reason = f"whole regions of {region} pixels, in proportion to images of {facts.side}"
     values, found = dict(leaves(to_dict(own))), Decisions()
@@ -138,9 +140,12 @@ def _momentum(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     pair = next((pair for pair in MOMENTA if {*pair}.issubset(own.fit)), None)
     if pair is None or (1 - values[pair[0]]) * steps >= RENEWALS:
         return {}
-    momentum = round(max(1 - RENEWALS / max(steps, 1), LOWEST), 3)
-    reason = f"a run of {steps:g} steps makes its teacher anew {RENEWALS} times"
-    return dict.fromkeys(pair, (momentum, reason))
+    momentum, reason = round(1 - RENEWALS / max(steps, 1), 3), f"{RENEWALS} times"
+    if momentum < LOWEST:
+        momentum, reason = LOWEST, f"{(1 - LOWEST) * steps:.0f} times, and none is lower"
+    return dict.fromkeys(
+        pair, (momentum, f"a run of {steps:g} steps makes its teacher anew {reason}")
+    )
 
 
 TEMPERATURES = ("method.teacher_temp.peak", "method.teacher_temp.end")

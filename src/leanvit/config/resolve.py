@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvit.config.advice import advice
-from leanvit.config.backbones import ViTConfig
 from leanvit.config.batch import Decisions, choose_batch
+from leanvit.config.cheaper import check_cheaper, small_steps
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.defaults import follow, keep_pace
 from leanvit.config.dense import DetectorConfig, SegmenterConfig
@@ -23,7 +23,6 @@ from leanvit.config.methods import (
     MocoV3Config,
     SupervisedConfig,
 )
-from leanvit.config.progressive import check_progressive
 from leanvit.config.run import RunConfig, settled
 
 
@@ -99,8 +98,9 @@ def rehearsal(config: RunConfig, facts: Facts) -> RunConfig:
     All that starts late has started, and all that is frozen at first has thawed; its batch stands
     for none. Raises ValueError as `resolve` does.
     """
+    check_cheaper(config)  # which no trial would change, nor this:
     if config.train.batch != "auto":
-        _check_images(config, facts)  # which no trial would change
+        _check_images(config, facts)
     config = replace_options(config, {"train.batch": TRIED, "train.accumulate": 1})
     for rule in (_device, follow, _machine, _classes):
         decided = rule(config, facts)
@@ -291,14 +291,14 @@ def _check(config: RunConfig, facts: Facts) -> None:
         _check_repeats(config.method.views.repeats, batch)
     if isinstance(config.method, MocoV3Config):
         _check_contrast(parts, batch)
-    check_progressive(config)
+    check_cheaper(config)
+    if train.progressive and not small_steps(config):
+        raise ValueError(
+            f"train.progressive {train.progressive:g} of {train.duration.amount:g} steps is less "
+            f"than one; raise it, or set it to 0."
+        )
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, parts, batch // share, batch)
-        if config.method.token_dropout and not isinstance(config.backbone, ViTConfig):
-            raise ValueError(
-                f"method.token_dropout {config.method.token_dropout:g} takes patches away, which a "
-                f"{config.backbone.kind} cannot do without; set it to 0, or take a plain ViT."
-            )
         only = {"residuals": "cpu", "flash": "cpu", "by_rows": "cpu", "triton": "cuda"}.get(
             config.method.attention, train.device
         )
@@ -307,7 +307,7 @@ def _check(config: RunConfig, facts: Facts) -> None:
                 f"method.attention is {config.method.attention}, which runs on {only} alone, and "
                 f"train.device is {train.device}; chunks run everywhere."
             )
-        sides = (config.method.views.global_size, *config.method.views.local_sizes)
+        sides = config.method.views.sides
         if min(sides) < config.backbone.patch:
             raise ValueError(
                 f"The smallest view has {min(sides)} pixels a side, less than one patch of the "

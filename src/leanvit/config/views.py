@@ -53,6 +53,12 @@ class MultiCropConfig:
     solarize: float = 0.2
     """Probability of solarization in the second global crop."""
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The side of each group of views that there is, in pixels, global crops first."""
+        local = zip(self.local_sizes, self.local_counts, strict=True)
+        return (self.global_size, *(side for side, count in local if count))
+
     def __post_init__(self) -> None:
         if len(self.local_sizes) != len(self.local_counts):
             raise ValueError(

@@ -124,7 +124,10 @@ class DINO(Method):
             mixing=mixing,
             form=self.config.attention,
         )
-        stats = {"feature_std": spread(seen), **teacher_stats(teacher, bias, temperature)}
+        images = len(teacher.rows) // TEACHER_VIEWS
+        stats = feature_stats(seen, images)
+        if images > 1:
+            stats |= teacher_stats(teacher, bias, temperature)
         return StepOutput(total=view, terms={"view": view}, stats=stats)
 
     def after_step(self, at: Moment, sound: Tensor) -> None:
@@ -140,12 +143,13 @@ FEW_ROWS = 64
 
 @torch.no_grad()
 def teacher_stats(teacher: Projection, key_bias: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Return what the teacher's distributions over K prototypes say of n images.
+    """Return what the teacher's distributions over K prototypes say of n views of images.
 
     teacher_entropy: their mean entropy, over log K; 1 for a teacher that weighs all prototypes
-    alike, 0 for one that is certain. teacher_information: the mutual information of images and
+    alike, 0 for one that is certain. teacher_information: the mutual information of views and
     prototypes, the entropy of the mean distribution less that mean, over log n or, if less, log K;
-    0 for a teacher that says the same of all images, 1 for one that tells each from all others.
+    0 for a teacher that says the same of all, 1 for one that tells each from all others. Views of
+    a single image are alike to a good teacher, so that nothing can be said of it.
     """
     rows = teacher.rows[:FEW_ROWS]
     with unrounded(rows):
@@ -161,10 +165,12 @@ def teacher_stats(teacher: Projection, key_bias: Tensor, temperature: float) -> 
 
 
 @torch.no_grad()
-def spread(features: Features) -> Tensor:
-    """Return the mean standard deviation of unit view features, times the root of their width.
+def feature_stats(features: Features, images: int) -> dict[str, Tensor]:
+    """Return feature_std: the mean standard deviation of unit features, times the root of width.
 
-    About 1 for features that point everywhere, 0 for a collapsed network.
+    About 1 for features that point everywhere, 0 for a collapsed network; nothing for one image.
     """
+    if images < 2:
+        return {}
     unit = nn.functional.normalize(features.pooled.float(), dim=-1)
-    return unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5
+    return {"feature_std": unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5}

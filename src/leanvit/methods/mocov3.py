@@ -22,7 +22,7 @@ from leanvit.data.views import ViewSpec, two_views
 from leanvit.kernels.linear import Linear
 from leanvit.losses.contrastive import info_nce
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
-from leanvit.methods.dino import spread
+from leanvit.methods.dino import feature_stats
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -97,7 +97,7 @@ class MoCoV3(Method):
             *(info_nce(query, key, self.config.temperature) for query, key in pairs), strict=True
         )
         loss = losses[0] + losses[1]
-        stats = {"feature_std": spread(found[0]), "accuracy": (hits[0] + hits[1]) / 2}
+        stats = feature_stats(found[0], len(batch)) | {"accuracy": (hits[0] + hits[1]) / 2}
         return StepOutput(loss, {"contrast": loss}, stats)
 
     def after_step(self, at: Moment, sound: Tensor) -> None:

@@ -19,7 +19,7 @@ from leanvit.data.views import ViewSpec, fine_tuning
 from leanvit.losses.classes import class_distillation, class_loss
 from leanvit.methods.base import Method, Moment, StepOutput, learner_ask
 from leanvit.methods.class_head import ClassHead
-from leanvit.methods.dino import spread
+from leanvit.methods.dino import feature_stats
 from leanvit.methods.mixing import mix_views
 from leanvit.methods.teacher import ClassTeacher
 
@@ -71,7 +71,7 @@ class Supervised(Method):
             mixing,
             smoothing=self.config.smoothing,
         )
-        stats = {"feature_std": spread(found), "accuracy": told}
+        stats = feature_stats(found, len(batch)) | {"accuracy": told}
         if self.teacher is None:
             return StepOutput(loss, {"class": loss}, stats)
         imitated = class_distillation(

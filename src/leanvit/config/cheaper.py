@@ -1,6 +1,6 @@
-"""Progressive resizing: a run's first steps see smaller views, which are cheaper."""
+"""Cheaper steps: smaller views in the first ones (progressive resizing), and token dropout."""
 
-from leanvit.config.backbones import TimmConfig
+from leanvit.config.backbones import TimmConfig, ViTConfig
 from leanvit.config.methods import DinoConfig, MocoV3Config, SupervisedConfig
 from leanvit.config.run import RunConfig
 
@@ -20,20 +20,23 @@ def small_steps(config: RunConfig) -> int:
     return round(config.train.progressive * config.train.duration.amount)
 
 
-def check_progressive(config: RunConfig) -> None:
-    """Raise ValueError if small views are asked for and cannot be had, or are not smaller."""
+def check_cheaper(config: RunConfig) -> None:
+    """Raise ValueError if cheaper steps are asked for that cannot be had, or are not cheaper."""
+    method = config.method
+    missed = method.token_dropout if isinstance(method, DinoConfig) else 0.0
+    if missed and not isinstance(config.backbone, ViTConfig):
+        raise ValueError(
+            f"method.token_dropout {missed:g} takes patches away, which a {config.backbone.kind} "
+            f"cannot do without; set it to 0, or take a plain ViT."
+        )
     if not config.train.progressive:
         return
-    method = config.method
     if not isinstance(method, DinoConfig | MocoV3Config | SupervisedConfig):
         raise ValueError(
             f"train.progressive begins with smaller views, but {method.kind} works with views of "
             f"one size; set it to 0."
         )
-    if isinstance(method, DinoConfig):
-        sides = [method.views.global_size, *method.views.local_sizes]
-    else:
-        sides = [method.views.size]
+    sides = method.views.sides if isinstance(method, DinoConfig) else (method.views.size,)
     small = [small_side(side, config) for side in sides]
     if not all(few < side for few, side in zip(small, sides, strict=True)):
         raise ValueError(
