@@ -97,14 +97,13 @@ class Guard:
         place = event & (self._slots == self._count % REMEMBERED)
         self._log = torch.where(place, 2 * step + spike.long(), self._log)
         self._count += event
-        void = bad | spike if config.spike != "warn" else bad
-        halts = bad if config.bad_number != "skip" else bad & False
-        if config.spike in ("stop", "rollback"):
-            halts = halts | spike
-        halts = halts | (void & (self._skipped >= config.most))
-        self._skipped += void & ~(self._halted | halts)
-        sound = ~(self._halted | void)
-        self._halted |= halts
+        left_out = bad | (spike & (config.spike != "warn"))
+        ends = bad & (config.bad_number != "skip")
+        ends |= spike & (config.spike in ("stop", "rollback"))
+        ends |= left_out & (self._skipped >= config.most)
+        self._skipped += left_out & ~(self._halted | ends)
+        sound = ~(self._halted | left_out)
+        self._halted |= ends
         self._follow(loss, sound)
         return sound.float()
 
