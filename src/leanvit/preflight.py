@@ -153,7 +153,7 @@ def check(
         chosen=resolved.spoken_fit(),
         start=str(run.start or ""),
         would_stop=_too_many(run, unreadable),
-        problems=[*source.about().notes, *resolved.advice, *found],
+        problems=[*source.about().notes, *run.advice, *found],
         pictures=[str(folder / VIEWS)],
     )
     _write(report, folder)

@@ -12,6 +12,7 @@ import torch
 
 from leanvit.analysis.pictures import loss_curves, view_grid
 from leanvit.config import (
+    MuonConfig,
     Resolved,
     settled,
 )
@@ -58,6 +59,7 @@ from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.guard import Event
 from leanvit.train.loop import train
 from leanvit.train.metrics import JsonLines, Observer, TensorBoard
+from leanvit.train.optim import block_matrices
 from leanvit.train.signals import Requests, unharmed_by_saving
 from leanvit.train.start import Start, start_method
 from leanvit.train.state import TrainState
@@ -72,6 +74,11 @@ LESS_MEMORY = (
     "with the most images that fit."
 )
 """What to do where a step takes too much."""
+NO_MATRICES = (
+    "Muon is for the matrices of linear layers, and this backbone has none in its blocks, so that "
+    "all weights take AdamW's steps: --optimizer adamw says the same."
+)
+"""What is said of networks of convolutions."""
 
 
 @dataclass
@@ -91,6 +98,10 @@ class Run:
         self.first = rank() == 0
         method = build_method(config.method, config.backbone, config.train.seed)
         self.views = method.views()
+        self.advice = [*self.resolved.advice]
+        """What is likely to keep the run from learning, a sentence each."""
+        if isinstance(config.optim, MuonConfig) and not block_matrices(method):
+            self.advice.append(NO_MATRICES)
         self.turn = small_steps(config)
         """The first step of which views are whole."""
         self.small = self._small_views(method) if self.turn else None
@@ -179,7 +190,7 @@ class Run:
             self._say(f"Views have {sides[0]} pixels a side for {self.turn} steps{then}.")
         for text in self.resolved.spoken_fit():
             self._say(f"Chosen: {text}.")
-        for text in self.resolved.advice:
+        for text in self.advice:
             self._say(f"Note: {text}")
         if "(" in (batch := self.resolved.spoken_batch()):
             self._say(f"Batch {batch}, peak learning rate {self.resolved.spoken_rate()}.")

@@ -58,9 +58,10 @@ def view_only(tmp_path_factory: pytest.TempPathFactory, photos: str) -> Path:
 
 def begun(recipe: str, init: object, photos: str, out: Path, **options: Any) -> Run:
     """Return a run that has its first weights."""
+    optimizer = options.pop("optimizer", "")
     named = {name.replace("__", "."): value for name, value in options.items()}
     words = {**BRIEF, "init": str(init), **named}
-    asked = compose_request(recipe, None, photos, "", "", words)
+    asked = compose_request(recipe, None, photos, "", optimizer, words)
     source = open_source(asked.data.source)
     run = Run(resolve(asked, gather_facts(source)), source, out, quiet=True)
     run.initialize()
@@ -192,6 +193,10 @@ def test_a_network_of_timm_is_adapted_to_images(photos: str, tmp_path: Path) -> 
     run.state.require_sound()
     stem = run.state.method.state_dict()["student.backbone.network.model.conv1.0.weight"]
     assert not stem.equal(model.state_dict()["conv1.0.weight"]), "it is trained"
+    (said,) = [text for text in run.advice if "Muon" in text]
+    assert "this backbone has none in its blocks, so that all weights take AdamW's steps" in said
+    plain = begun("dino_laptop", folder, photos, tmp_path, optimizer="adamw")
+    assert not any("Muon" in text for text in plain.advice)
 
 
 def test_names_without_weights_are_no_start(photos: str, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from leanvit.config import (
     MuonConfig,
     OptimConfig,
     SGDConfig,
-    TimmConfig,
     ViTConfig,
     constant,
     named_backbone,
@@ -303,12 +302,6 @@ def test_muon_takes_the_layers_of_the_blocks(backbone: BackboneConfig) -> None:
         layer = name.endswith((".qkv.weight", ".proj.weight", ".fc1.weight", ".fc2.weight"))
         assert (id(parameter) in matrices) == (layer and "patch_embed" not in name), name
     assert len(matrices) == 4 * learner.depth
-
-
-def test_muon_needs_layers_in_blocks() -> None:
-    method = build_method(dino(), TimmConfig(name="test_resnet"), 0)
-    with pytest.raises(ValueError, match="of this backbone have none; take --optimizer adamw"):
-        block_matrices(method)
 
 
 @pytest.mark.parametrize("config", [AdamWConfig(), SGDConfig(), LARSConfig(), MuonConfig()])

@@ -66,19 +66,10 @@ def layer_scales(method: Method, decay: float) -> dict[str, float]:
 
 
 def block_matrices(method: Method) -> list[Tensor]:
-    """Return the weights of the layers within the blocks of the trained backbone.
-
-    Raises ValueError if there are none, as in networks of convolutions.
-    """
+    """Return the weights of the linear layers within the blocks of the trained backbone."""
     backbone = method.learner() or method.encoder()
     layers = (layer for block in backbone.blocks() for layer in block.modules())
-    found = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
-    if not found:
-        raise ValueError(
-            "Muon turns the matrices of linear layers, and the blocks of this backbone have none; "
-            "take --optimizer adamw."
-        )
-    return found
+    return [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> Optimizer:
