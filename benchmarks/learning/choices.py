@@ -81,6 +81,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 64, patches of 4, two stages from 64 channels": {**COARSE, "train.batch": 64},
             "patches of 4, two stages from 64 channels": COARSE,
             "the same, Muon": COARSE,
+            "the same, Muon, KoLeo 0.1": {**COARSE, "method.koleo": 0.1},
             "the same, Muon, half with crops of 16": {
                 **COARSE,
                 "train.progressive": 0.5,
@@ -101,6 +102,8 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {
             "both losses": {},
             "both losses, Muon": {},
+            "both losses, Muon, KoLeo 0.1": {"method.koleo": 0.1},
+            "both losses, Muon, KoLeo 0.3": {"method.koleo": 0.3},
             "both losses, Muon, regions in the last third": {"method.region_start": "67%"},
             "both losses, teacher to 0.07": {
                 "method.teacher_temp.peak": 0.07,
@@ -132,8 +135,15 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
                 "train.progressive": 0.5,
                 "train.progressive_scale": 2 / 3,
             },
-            "batch 32, Muon, KoLeo 0.1": {"train.batch": 32, "method.koleo": 0.1},
-            "batch 32, Muon, KoLeo 0.01": {"train.batch": 32, "method.koleo": 0.01},
+            **{
+                f"batch 32, Muon, KoLeo {weight:g}": {"train.batch": 32, "method.koleo": weight}
+                for weight in (0.01, 0.1, 0.3, 1)
+            },
+            "batch 32, seed 1, Muon, KoLeo 0.1": {
+                "train.batch": 32,
+                "train.seed": 1,
+                "method.koleo": 0.1,
+            },
             **{
                 f"batch {count:,}, Muon": {"train.batch": count}
                 for count in (64, 128, 256, 512, 1024)

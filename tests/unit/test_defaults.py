@@ -154,8 +154,7 @@ def test_the_teacher_of_a_short_run_keeps_up(steps: int, wanted: float) -> None:
     assert set(TEACHER).isdisjoint(found.followed) == (wanted == 0.996)
     assert not any("momentum" in said for said in found.advice), "nothing is said of its own choice"
     if steps == 10:
-        reason = "makes its teacher anew 0 times, and none is lower"
-        assert found.origins[TEACHER[0]].endswith(reason)
+        assert found.origins[TEACHER[0]].endswith("the lowest, for a run of 10 steps")
     timed = compose(recipe("esvit"), options={"train.duration": "10m"})
     again = resolve(timed, replace(facts(500), seconds=600 / steps)).config
     assert options(again)["method.teacher_momentum.start"] == wanted

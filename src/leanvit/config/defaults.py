@@ -140,12 +140,11 @@ def _momentum(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     pair = next((pair for pair in MOMENTA if {*pair}.issubset(own.fit)), None)
     if pair is None or (1 - values[pair[0]]) * steps >= RENEWALS:
         return {}
-    momentum, reason = round(1 - RENEWALS / max(steps, 1), 3), f"{RENEWALS} times"
+    momentum = round(1 - RENEWALS / max(steps, 1), 3)
+    reason = f"a run of {steps:g} steps makes its teacher anew {RENEWALS} times"
     if momentum < LOWEST:
-        momentum, reason = LOWEST, f"{(1 - LOWEST) * steps:.0f} times, and none is lower"
-    return dict.fromkeys(
-        pair, (momentum, f"a run of {steps:g} steps makes its teacher anew {reason}")
-    )
+        momentum, reason = LOWEST, f"the lowest, for a run of {steps:g} steps"
+    return dict.fromkeys(pair, (momentum, reason))
 
 
 TEMPERATURES = ("method.teacher_temp.peak", "method.teacher_temp.end")
