@@ -51,7 +51,7 @@ LIGHTLY = "lightly"
 EXAMPLE = f"{LIGHTLY}-example"
 TUNED = ("mae-vit", "dmae-vit", "view-vit-muon")
 """Those that are fine-tuned, too; the first one's network also from fresh weights."""
-SMALL: Mapping[str, Any] = {
+SMALL: dict[str, Any] = {
     "method.teacher_temp.peak": 0.04,
     "method.teacher_temp.end": 0.04,
     "method.views.global_scale": (0.3, 1.0),
@@ -59,6 +59,8 @@ SMALL: Mapping[str, Any] = {
 """Where images are objects, and runs are short: at 0.07 the teacher turns uniform."""
 
 
+KOLEO: dict[str, Any] = {"method.koleo": 0.1}
+"""DINOv2's weight, chosen in choices.md."""
 WIDE: Mapping[str, Any] = {"backbone.dim": 192, "backbone.heads": 3}
 """Of the ViT that D-MAE imitates, six blocks of 2.7 M parameters."""
 
@@ -92,12 +94,16 @@ def cifar10() -> dict[str, list[Trial]]:
     rows = {
         "DINO (view), Swin": Trial("view-swin-muon", "dino_laptop", SMALL),
         "DINO (view), Swin, AdamW": Trial("view-swin", "dino_laptop", SMALL, optimizer="adamw"),
+        "DINO (view) and KoLeo, Swin": Trial("view-swin-koleo", "dino_laptop", SMALL | KOLEO),
         "EsViT (view + region), Swin": Trial("region-swin-muon", "esvit_laptop", SMALL),
         "EsViT (view + region), Swin, AdamW": Trial(
             "region-swin", "esvit_laptop", SMALL, optimizer="adamw"
         ),
         "DINO by lightly, our Swin": Trial(f"{LIGHTLY}-swin", "dino_laptop", SMALL),
         "DINO, ViT": Trial("view-vit-muon", "dino_laptop", small_vit, "vit_tiny"),
+        "DINO and KoLeo, ViT": Trial(
+            "view-vit-koleo", "dino_laptop", small_vit | KOLEO, "vit_tiny"
+        ),
         "DINO, ViT, AdamW": Trial(
             "view-vit", "dino_laptop", small_vit, "vit_tiny", optimizer="adamw"
         ),
