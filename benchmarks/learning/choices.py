@@ -82,6 +82,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "patches of 4, two stages from 64 channels": COARSE,
             "the same, Muon": COARSE,
             "the same, Muon, KoLeo 0.1": {**COARSE, "method.koleo": 0.1},
+            "the same, Muon, KoLeo 1": {**COARSE, "method.koleo": 1.0},
             "the same, Muon, half with crops of 16": {
                 **COARSE,
                 "train.progressive": 0.5,
@@ -104,6 +105,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "both losses, Muon": {},
             "both losses, Muon, KoLeo 0.1": {"method.koleo": 0.1},
             "both losses, Muon, KoLeo 0.3": {"method.koleo": 0.3},
+            "both losses, Muon, KoLeo 1": {"method.koleo": 1.0},
             "both losses, Muon, regions in the last third": {"method.region_start": "67%"},
             "both losses, teacher to 0.07": {
                 "method.teacher_temp.peak": 0.07,
@@ -137,7 +139,7 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             },
             **{
                 f"batch 32, Muon, KoLeo {weight:g}": {"train.batch": 32, "method.koleo": weight}
-                for weight in (0.01, 0.1, 0.3, 1)
+                for weight in (0.01, 0.1, 0.3, 1, 3)
             },
             "batch 32, seed 1, Muon, KoLeo 0.1": {
                 "train.batch": 32,
