@@ -15,7 +15,6 @@ from leanvit.config import (
     Resolved,
     RunConfig,
     at_once,
-    replace_options,
     resolve,
     settled,
     times,
@@ -26,6 +25,7 @@ from leanvit.core.memory import shortage_named
 from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import at_hand
 from leanvit.data.sources import Source
+from leanvit.data.views import ViewSpec
 from leanvit.run import LESS_MEMORY, Run
 from leanvit.train.facts import gather_facts
 from leanvit.train.fitting import with_memory
@@ -56,39 +56,34 @@ def with_pace(asked: RunConfig, facts: Facts, source: Source, *, quiet: bool = F
     with joined(config.train.device):
         if rank() == 0 and not quiet:
             say("Doing a few steps, to see how many the time is worth ...")
-        seconds = sum(
-            share * seconds_a_step(Run(Resolved(each, {}), source, Path(), quiet=True))
-            for each, share in kinds_of_steps(config)
-        )
+        seconds = seconds_a_step(Run(Resolved(config, {}), source, Path(), quiet=True))
     gc.collect()  # networks that point at each other stay in memory until then
     return replace(facts, seconds=seconds)
 
 
-def kinds_of_steps(config: RunConfig) -> list[tuple[RunConfig, float]]:
-    """Return runs that have one kind of the steps of a run each, and its share; dear ones first."""
-    small = config.train.progressive
-    return [
-        (replace_options(config, {"train.progressive": now}), share)
-        for now, share in ((0.0, 1 - small), (1.0, small))
-        if share
-    ]
-
-
 @shortage_named(LESS_MEMORY)
 def seconds_a_step(run: Run, look: Callable[[ViewBatch], None] = lambda _: None) -> float:
-    """Return what a step of a run takes: the mean of some, after those for which data lay ready.
+    """Return what a step of a run takes on average over whole views and the small ones, if any.
 
-    look: sees the batch of every step; the time that it takes does not count.
+    look: sees the batch of every step, whole views first; the time that it takes does not count.
     """
+    small = run.config.train.progressive
+    kinds = ((run.views, 1 - small), (run.small, small))
+    seconds = sum(share * _seconds(run, spec, look) for spec, share in kinds if share)
+    run.state.leave()
+    return seconds
+
+
+def _seconds(run: Run, spec: ViewSpec | None, look: Callable[[ViewBatch], None]) -> float:
+    """Return the mean of some steps on such views, after those for which data lay ready."""
     warm, taken, wanted = at_hand(run.workers), list[float](), math.inf
-    for batch, seconds in timed_steps(run, min(warm + MOST, run.state.run)):
+    for batch, seconds in timed_steps(run, spec, min(warm + MOST, run.state.run)):
         look(batch)
         taken.append(seconds)
         if len(taken) == warm:
             wanted = warm + min(max(LEAST, int(SPENT / _slowest(run, seconds))), MOST)
         if len(taken) >= wanted:
             break
-    run.state.leave()
     return _slowest(run, fmean(taken[warm:] or taken[-1:]))
 
 
@@ -97,13 +92,16 @@ def _slowest(run: Run, seconds: float) -> float:
     return float(all_max(torch.tensor(seconds, dtype=torch.float64, device=run.state.device)))
 
 
-def timed_steps(run: Run, count: int) -> Iterator[tuple[ViewBatch, float]]:
-    """Do up to so many first steps of a run; yield the batch and the seconds of each.
+def timed_steps(run: Run, spec: ViewSpec | None, count: int) -> Iterator[tuple[ViewBatch, float]]:
+    """Do the first `count` steps of a run on such views; yield the batch and the seconds of each.
 
     Waiting for data counts, what is done between two of them does not.
     """
     state, parts = run.state, settled(run.config.train.accumulate)
-    batches = run.load(0, count + at_hand(run.workers))  # so that reading goes on to the end
+    batches = run.load_as(
+        spec, 0, count + at_hand(run.workers)
+    )  # so that reading goes on to the end
+    state.step = 0
     began = time.perf_counter()
     for number, batch in enumerate(batches):
         if number == count:

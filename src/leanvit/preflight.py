@@ -1,11 +1,11 @@
-"""`leanvit check`: read every image, draw the views, do three real steps; say what a run takes."""
+"""`leanvit check`: read every image, draw the views, do some real steps; say what a run takes."""
 
 import json
 import resource
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from leanvit.analysis.pictures import view_grid
-from leanvit.config import DinoConfig, Resolved, RunConfig, ViTConfig, resolve, settled
+from leanvit.config import DinoConfig, RunConfig, ViTConfig, resolve, settled
 from leanvit.config.resume import RESOLVED
 from leanvit.core.console import track
 from leanvit.core.distributed import require_alone
@@ -22,7 +22,7 @@ from leanvit.data.batch import Unreadable, ViewBatch
 from leanvit.data.decode import read_image
 from leanvit.data.sources import Source
 from leanvit.folder import UNREADABLE, VIEWS, require_apart
-from leanvit.measuring import kinds_of_steps, measured_facts, seconds_a_step
+from leanvit.measuring import measured_facts, seconds_a_step
 from leanvit.request import compose_request, open_images
 from leanvit.run import Run
 from leanvit.train.terminal import spoken
@@ -129,15 +129,13 @@ def check(
     source = open_images(asked, data)
     _require_no_run(folder, asked.data.source)
     resolved = resolve(asked, measured_facts(asked, source, quiet=quiet))
-    (dear, _), *_ = kinds_of_steps(resolved.config)
-    run = Run(replace(resolved, config=dear), source, folder, quiet=True)
+    run = Run(resolved, source, folder, quiet=True)
     run.initialize()
     _make(folder)
     sides, unreadable = _scan(source, run.workers, quiet)
     if not sides:
         raise ValueError(f"None of the {len(source)} images can be read; {unreadable[0].error}.")
     seconds, memory = _measure(run, folder)
-    seconds = _mixed(seconds, resolved, run)
     found = _problems(run, sides, unreadable) + _too_long(seconds * run.state.run)
     report = Report(
         source=_spoken_source(source),
@@ -224,13 +222,14 @@ def _scan(source: Source, workers: int, quiet: bool) -> tuple[list[int], list[Un
 
 def _measure(run: Run, folder: Path) -> tuple[float, float]:
     """Do some steps; return the seconds of one and the most memory held, in GiB."""
-    state, data, seen = run.state, run.config.data, list[None]()
+    state, data, drawn = run.state, run.config.data, False
 
     def look(batch: ViewBatch) -> None:
+        nonlocal drawn
         state.require_sound()
-        if not seen:
+        if not drawn:
             view_grid(batch.groups, data.mean, data.std, folder / VIEWS)
-        seen.append(None)
+        drawn = True
 
     seconds = seconds_a_step(run, look)
     if state.device.type == "cuda":
@@ -238,15 +237,6 @@ def _measure(run: Run, folder: Path) -> tuple[float, float]:
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return seconds, memory / 2**30
-
-
-def _mixed(seconds: float, resolved: Resolved, run: Run) -> float:
-    """Return the seconds of a step on average, from those of its first kind, which `run` has."""
-    (_, share), *others = kinds_of_steps(resolved.config)
-    return share * seconds + sum(
-        part * seconds_a_step(Run(replace(resolved, config=other), run.source, run.out, quiet=True))
-        for other, part in others
-    )
 
 
 def _times(run: Run, seconds: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from leanvit.folder import (
 )
 from leanvit.looks import Looks
 from leanvit.methods.base import Method
-from leanvit.methods.catalogue import build_method
+from leanvit.methods.catalogue import build_method, require_sizes
 from leanvit.store import Store, require_same_networks
 from leanvit.train.alarm import CollapseAlarm
 from leanvit.train.guard import Event
@@ -104,7 +104,8 @@ class Run:
             self.advice.append(NO_MATRICES)
         self.turn = small_steps(config)
         """The first step of which views are whole."""
-        self.small = self._small_views(method) if self.turn else None
+        self.small = self._small_views(method)
+        """Those before it; the same where all are."""
         self.order = Order(
             len(self.source),
             settled(config.train.batch),
@@ -128,16 +129,13 @@ class Run:
 
     def _small_views(self, method: Method) -> ViewSpec | None:
         """Return the views of the first steps. Raises ValueError if the network takes none such."""
-        if self.views is None:
-            return None
+        if self.views is None or not self.turn:
+            return self.views
         small = self.views.resized(partial(small_side, config=self.config))
-        for group in small.groups:
-            try:
-                method.encoder().require_size(group[0].size, group[0].size)
-            except ValueError as error:
-                raise ValueError(
-                    f"train.progressive begins with views of {group[0].size} pixels. {error}"
-                ) from error
+        try:
+            require_sizes(method, small)
+        except ValueError as error:
+            raise ValueError(f"train.progressive begins with small views. {error}") from error
         return small
 
     def initialize(self) -> None:
@@ -181,7 +179,7 @@ class Run:
             f"checkpoint every {every:g}; {config.train.precision} on {config.train.device}. "
             f"Everything is written to {self.out}."
         )
-        if self.small is not None and self.views is not None:
+        if self.turn and self.small is not None and self.views is not None:
             sides = [
                 " and ".join(str(group[0].size) for group in spec.groups)
                 for spec in (self.small, self.views)
@@ -244,18 +242,20 @@ class Run:
         assert self.config.data.workers != "auto"
         return self.config.data.workers
 
-    def load(self, start: int, end: int) -> Iterator[ViewBatch]:
-        """Yield the batches of steps start..end - 1, wherever the run stands; small views first."""
-        data, seed = self.config.data, self.config.train.seed
+    def load_as(self, spec: ViewSpec | None, start: int, end: int) -> Iterator[ViewBatch]:
+        """Yield the batches of steps start..end - 1 in such views, wherever the run stands."""
+        assert spec is not None
+        data = self.config.data
+        views = Views(self.source, spec, data, self.config.train.seed)
         load = partial(load_views, workers=self.workers, rendering=data.rendering)
-        for spec, first, last in (
-            (self.small, start, min(end, self.turn)),
-            (self.views, max(start, self.turn), end),
-        ):
-            if first < last:
-                assert spec is not None
-                views = Views(self.source, spec, data, seed)
-                yield from load(views, self.order, first, last, device=self.state.device)
+        return load(views, self.order, start, end, device=self.state.device)
+
+    def load(self, start: int, end: int) -> Iterator[ViewBatch]:
+        """Yield the batches of steps start..end - 1: small views to the turn, then whole ones."""
+        if start < self.turn:
+            yield from self.load_as(self.small, start, min(end, self.turn))
+        if end > self.turn:
+            yield from self.load_as(self.views, max(start, self.turn), end)
 
     def _loaded(self) -> Iterator[ViewBatch]:
         """Yield what is to come; images that are gone all at once end a run, not the request."""

@@ -34,7 +34,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps that take half a second, but for the first ones; returns how often some were done."""
     asked: list[int] = []
 
-    def found(run: Run, count: int) -> Iterator[tuple[Any, float]]:
+    def found(run: Run, _: Any, count: int) -> Iterator[tuple[Any, float]]:
         asked.append(count)
         warm = 1 + 2 * run.workers
         for number, batch in enumerate(run.load(0, count)):
@@ -109,7 +109,7 @@ def test_steps_that_are_done_are_few(images: Path, monkeypatch: pytest.MonkeyPat
         done: list[float] = []
 
         def found(
-            run: Run, count: int, seconds: float = seconds, done: list[float] = done
+            run: Run, _: Any, count: int, seconds: float = seconds, done: list[float] = done
         ) -> Iterator[tuple[None, float]]:
             for _ in range(count):
                 done.append(seconds)
@@ -125,9 +125,9 @@ def test_small_views_take_their_own_time(images: Path, monkeypatch: pytest.Monke
     options = {**QUIET, "train.duration": "1h", "train.progressive": 0.25}
     asked = compose(run_config(), options=options)
 
-    def found(run: Run, count: int) -> Iterator[tuple[None, float]]:
-        for batch in run.load(0, count):
-            yield None, batch.groups[0].shape[-1] / 32
+    def found(run: Run, spec: Any, count: int) -> Iterator[tuple[None, float]]:
+        for _ in range(count):
+            yield None, spec.groups[0][0].size / 32
 
     monkeypatch.setattr(measuring, "timed_steps", found)
     facts = measuring.measured_facts(asked, source, quiet=True)
@@ -139,19 +139,19 @@ def test_waiting_for_images_counts_and_what_lies_between_does_not(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    load = Run.load
+    load = Run.load_as
 
-    def slowly(self: Run, start: int, end: int) -> Iterator[Any]:
-        for batch in load(self, start, end):
+    def slowly(self: Run, spec: Any, start: int, end: int) -> Iterator[Any]:
+        for batch in load(self, spec, start, end):
             clock[0] += 2
             yield batch
 
-    monkeypatch.setattr(Run, "load", slowly)
+    monkeypatch.setattr(Run, "load_as", slowly)
     source = open_source(str(images))
     asked = compose(run_config(), options={**QUIET, "train.duration": "1h"})
     resolved = resolve(asked, measuring.measured_facts(asked, source, quiet=True))
     run = Run(resolved, source, Path(), quiet=True)
-    for _, seconds in measuring.timed_steps(run, 3):
+    for _, seconds in measuring.timed_steps(run, run.views, 3):
         assert seconds == 2
         clock[0] += 7
     assert run.state.step == 3

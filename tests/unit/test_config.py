@@ -505,7 +505,6 @@ SCHEDULES = ("optim.lr", "optim.weight_decay", "method.teacher_temp", "method.te
             LAPTOP,
             "makes views of 220, 96 pixels, in whole patches, out of those of 224, 96; each has",
         ),
-        ("train.progressive=0.0001", LAPTOP, "0.0001 of 1500 steps is less than one; raise it"),
         ("method.mix.views=11", LAPTOP, "method.mix.views is 11, but there are 10 views."),
         ("method.mix.views=1 train.batch=65", LAPTOP, "but a micro-batch has 65: make it even."),
         ("method.mix.views=1 train.batch=66 train.accumulate=2", LAPTOP, "has 33: make it even."),

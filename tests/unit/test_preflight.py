@@ -1,7 +1,7 @@
 """`leanvit check`: what it counts, what it measures, what it warns of, and what it leaves alone."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +12,13 @@ from PIL import Image
 
 import leanvit
 from leanvit import measuring, preflight
-from leanvit.config import RunConfig, compose, replace_options, steps
+from leanvit.config import Facts, RunConfig, compose, replace_options, resolve, steps
 from leanvit.core.errors import NonFiniteError
 from leanvit.data.batch import ViewBatch
 from leanvit.data.images import Images
 from leanvit.data.sample import TILE, TILES
+from leanvit.data.sources import open_source
+from leanvit.data.views import ViewSpec
 from leanvit.preflight import Report
 from leanvit.recipes import recipe
 from leanvit.run import Run
@@ -24,6 +26,7 @@ from leanvit.train.state import TrainState
 from tests.tiny import VIT, dino, run_config, simmim, write_classes, write_images
 
 QUIET: Mapping[str, Any] = {"data.workers": 0}
+FACTS = Facts(images=13, cores=2, device="cpu", bf16=False)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,22 +172,34 @@ def test_steps_are_measured_after_one_that_is_not(
 def test_steps_of_small_views_count_as_what_they_are(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(run: Run, look: Callable[[ViewBatch], None] = lambda _: None) -> float:
-        (batch,) = run.load(0, 1)
-        return batch.groups[0].shape[-1] / 32
+    """And the picture shows the others, where there are any."""
+    shown = []
+    monkeypatch.setattr(
+        preflight, "view_grid", lambda groups, *_: shown.append(groups[0].shape[-1])
+    )
 
-    monkeypatch.setattr(preflight, "seconds_a_step", found)
-    monkeypatch.setattr(preflight, "_measure", lambda run, _: (found(run), 1.0))
-    for share, seconds in ((0.25, 0.875), (1.0, 0.5)):
+    def found(run: Run, spec: ViewSpec, count: int) -> Iterator[tuple[ViewBatch, float]]:
+        for batch in run.load_as(spec, 0, count):
+            yield batch, spec.groups[0][0].size / 32
+
+    monkeypatch.setattr(measuring, "timed_steps", found)
+    for share, seconds in ((0.25, 0.875), (1.0, 0.5), (0.0, 1.0)):
         report = checked(images, tmp_path / "check", train__progressive=share)
         assert report.seconds_a_step == seconds and report.seconds_in_all == 200 * seconds
+    assert shown == [32, 16, 32]
+
+
+def test_a_small_share_is_a_step(images: Path) -> None:
+    options = {**QUIET, "train.progressive": 0.001}
+    run = Run(resolve(replace_options(config(), options), FACTS), open_source(str(images)), Path())
+    assert [batch.groups[0].shape[-1] for batch in run.load(0, 3)] == [16, 32, 32]
 
 
 def test_small_views_that_no_network_takes_are_refused(images: Path, tmp_path: Path) -> None:
     options = {**QUIET, "train.batch": 4, "train.duration": "4st", "train.progressive": 0.5}
     options["method.freeze_patch_embed"] = False
     asked = compose(recipe("mocov3"), backbone="timm:levit_128s", options=options)
-    with pytest.raises(ValueError, match=r"train\.progressive begins with views of 112 pixels"):
+    with pytest.raises(ValueError, match=r"train\.progressive begins with small views\. .*112"):
         leanvit.check(asked, out=tmp_path / "check", data=str(images), quiet=True)
 
 

@@ -78,10 +78,10 @@ def pretrain(arguments: list[str]) -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """`leanvit check`: the same words as for `pretrain`, but three steps and no run."""
+    """`leanvit check`: the same words as for `pretrain`, but some steps and no run."""
     parser = _run_parser(
         "check",
-        "Say what a run would see, need and take: reads every image, does three steps.",
+        "Say what a run would see, need and take: reads every image, does some steps.",
         out="folder for a picture of the views and for the report (default check)",
     )
     found = _run_request(parser, arguments)

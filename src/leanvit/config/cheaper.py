@@ -17,7 +17,8 @@ def small_side(side: int, config: RunConfig) -> int:
 
 def small_steps(config: RunConfig) -> int:
     """Return how many steps of a resolved run see small views, from the first."""
-    return round(config.train.progressive * config.train.duration.amount)
+    share = config.train.progressive
+    return max(round(share * config.train.duration.amount), 1) if share else 0
 
 
 def check_cheaper(config: RunConfig) -> None:

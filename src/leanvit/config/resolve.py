@@ -11,7 +11,7 @@ from typing import Any
 
 from leanvit.config.advice import advice
 from leanvit.config.batch import Decisions, choose_batch
-from leanvit.config.cheaper import check_cheaper, small_steps
+from leanvit.config.cheaper import check_cheaper
 from leanvit.config.convert import leaves, replace_options, to_dict
 from leanvit.config.defaults import follow, keep_pace
 from leanvit.config.dense import DetectorConfig, SegmenterConfig
@@ -292,11 +292,6 @@ def _check(config: RunConfig, facts: Facts) -> None:
     if isinstance(config.method, MocoV3Config):
         _check_contrast(parts, batch)
     check_cheaper(config)
-    if train.progressive and not small_steps(config):
-        raise ValueError(
-            f"train.progressive {train.progressive:g} of {train.duration.amount:g} steps is less "
-            f"than one; raise it, or set it to 0."
-        )
     if isinstance(config.method, DinoConfig):
         _check_dino(config.method, parts, batch // share, batch)
         only = {"residuals": "cpu", "flash": "cpu", "by_rows": "cpu", "triton": "cuda"}.get(

@@ -16,6 +16,7 @@ from leanvit.config import (
     SupervisedConfig,
 )
 from leanvit.core.random import seeded
+from leanvit.data.views import ViewSpec
 from leanvit.methods.base import Method
 from leanvit.methods.d2mae import D2MAE
 from leanvit.methods.dino import DINO
@@ -51,7 +52,12 @@ def build_method(config: MethodConfig, backbone: BackboneConfig, seed: int) -> M
         )
     with seeded(seed, "weights"):
         method = METHODS[type(config)](config, backbone)
-    views = method.views()
-    for group in views.groups if views is not None else ():
-        method.encoder().require_size(group[0].size, group[0].size)
+    if (views := method.views()) is not None:
+        require_sizes(method, views)
     return method
+
+
+def require_sizes(method: Method, views: ViewSpec) -> None:
+    """Raise ValueError if the networks of a method cannot take views of these sizes."""
+    for group in views.groups:
+        method.encoder().require_size(group[0].size, group[0].size)

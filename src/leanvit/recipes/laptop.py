@@ -36,7 +36,7 @@ MOMENTUM = Schedule(start=0.97, peak=0.97, end=1.0)
 def esvit_laptop() -> RunConfig:
     """EsViT on images or tiles of about 100 pixels, 900 steps of 32 images.
 
-    Paper: no figure at this setting; ours: on the sample k-NN of 78.0 in color and 50.8 in grey,
+    Paper: no figure at this setting; ours: on the sample k-NN of 77.0 in color and 50.4 in grey,
     untrained 47.1 and 19.6 (benchmarks/learning/sample.md).
     """
     return _laptop("esvit_laptop", EsViTConfig(views=VIEWS, head=HEAD, teacher_momentum=MOMENTUM))
