@@ -98,9 +98,8 @@ def timed_steps(run: Run, spec: ViewSpec | None, count: int) -> Iterator[tuple[V
     Waiting for data counts, what is done between two of them does not.
     """
     state, parts = run.state, settled(run.config.train.accumulate)
-    batches = run.load_as(
-        spec, 0, count + at_hand(run.workers)
-    )  # so that reading goes on to the end
+    end = count + at_hand(run.workers)  # so that reading goes on to the last step
+    batches = run.load_as(spec, 0, end)
     state.step = 0
     began = time.perf_counter()
     for number, batch in enumerate(batches):
