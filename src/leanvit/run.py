@@ -35,7 +35,6 @@ from leanvit.core.errors import (
 )
 from leanvit.core.files import Replacing, refusals_named, spared, write_synced
 from leanvit.core.memory import shortage_named
-from leanvit.core.workers import losses_named
 from leanvit.data.batch import ViewBatch
 from leanvit.data.loader import Views, load_views
 from leanvit.data.sampler import Order
@@ -193,11 +192,7 @@ class Run:
         if "(" in (batch := self.resolved.spoken_batch()):
             self._say(f"Batch {batch}, peak learning rate {self.resolved.spoken_rate()}.")
         try:
-            with (
-                losses_named(),
-                shortage_named(LESS_MEMORY),
-                Requests(config.train.save_minutes) as requests,
-            ):
+            with shortage_named(LESS_MEMORY), Requests(config.train.save_minutes) as requests:
                 while not self._trained(requests):
                     pass
         except (Stopped, KeyboardInterrupt) as stop:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context, set_start_method
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 FORKS = get_context("forkserver")
@@ -73,6 +74,7 @@ class Command:
         self._said = ""
         self._known: set[int] = set()
         self.struck: set[int] = set()
+        get_temp_dir()  # of its sockets too: in the folder of its own their names would be too long
         self._process = FORKS.Process(
             target=_command, args=(self.place, self.words, self.env, self.plant)
         )

@@ -9,14 +9,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
+from leanvit.core import workers as ours
 from leanvit.core.errors import RunError
-from leanvit.core.workers import _complain, calmly, losses_named
+from leanvit.core.workers import _complain, _losses_named, calmly, with_room
 from tests.unit.test_house import TREES, nodes
 
 PARENT = """
@@ -182,13 +184,68 @@ class Killed(Dataset[int]):
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_lost_worker_is_a_sentence() -> None:
     loader = DataLoader(Killed(), num_workers=1, generator=torch.Generator())
-    with pytest.raises(RunError, match="A process that reads images"), losses_named():
+    with pytest.raises(RunError, match="A process that reads images"), _losses_named():
         list(loader)
-    with pytest.raises(RunError, match="in the middle of a batch"), losses_named():
+    with pytest.raises(RunError, match="in the middle of a batch"), _losses_named():
         raise ConnectionResetError
-    with pytest.raises(RuntimeError, match="another") as other, losses_named():
+    with pytest.raises(RuntimeError, match="another") as other, _losses_named():
         raise RuntimeError("another")
     assert type(other.value) is RuntimeError
+
+
+UNSENT = """
+import resource, sys
+import torch
+from torch.utils.data import DataLoader
+from leanvit.core.errors import RunError
+from leanvit.core.workers import calmly, serve_parent
+
+if "little" in sys.argv:  # of shared memory: what is left of it is less than a batch needs
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+batches = [torch.zeros(10), torch.zeros(10_000), torch.zeros(10)]
+loader = DataLoader(
+    batches, batch_size=None, num_workers=2, worker_init_fn=serve_parent
+)
+found = 0
+try:
+    for batch in calmly(loader):
+        found += 1
+except RunError as error:
+    print(found, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "found", "hint"),
+    [("little", 1, "--shm-size"), ("long", 0, "set TMPDIR to a short one")],
+)
+def test_a_batch_that_cannot_be_handed_over_ends_the_wait(
+    word: str, found: int, hint: str, tmp_path: Path
+) -> None:
+    """Shared memory is full, as in a container; a socket's name is too long for its address."""
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    own = {"TMPDIR": str(folder)} if word == "long" else {}
+    process = subprocess.run(
+        [sys.executable, "-c", UNSENT, word],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **own},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert not process.returncode, process.stderr
+    assert process.stdout.startswith(f"{found} A process that reads images could not hand over")
+    assert hint in process.stdout and "Traceback" not in process.stderr
+
+
+def test_workers_have_room_for_what_they_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "SHARED", Path("/dev/shm/none"))
+    assert with_room(15, 38_000_000) == 15, "elsewhere memory is shared otherwise"
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=16, f_frsize=4096))
+    assert with_room(15, 1) == 15
+    assert with_room(15, 4096) == 5
+    assert with_room(15, 38_000_000) == 0
 
 
 def test_a_loss_is_raised_where_a_batch_is_waited_for() -> None:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.utils.data._utils import signal_handling
 
@@ -25,6 +27,23 @@ LOST = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exite
 """What torch says where a worker ended that should not have."""
 PATIENCE = 5.0
 """Seconds in which a worker without a parent tidies up."""
+SHARED = Path("/dev/shm")
+"""Memory through which workers hand over batches; a container often has little of it."""
+HINTS = {
+    "</torch_": f"there is too little room in {SHARED}: give it more (docker run --shm-size)",
+    "path too long": "the folder of temporary files has too long a name: set TMPDIR to a short one",
+    "Too many open files": "allow more of them (ulimit -n)",
+}
+"""What to do where a batch cannot be handed over, by what the error says."""
+
+
+def with_room(workers: int, batch: int) -> int:
+    """Return how many of these workers can read ahead, by two batches of so many bytes each."""
+    try:
+        shared = os.statvfs(SHARED)
+    except OSError:  # a system that shares memory otherwise
+        return workers
+    return min(workers, shared.f_bavail * shared.f_frsize // (3 * batch))  # and one in use
 
 
 def calmly(batches: Iterable[T]) -> Iterator[T]:
@@ -34,6 +53,8 @@ def calmly(batches: Iterable[T]) -> Iterator[T]:
     in what ends the other workers. It looks every five seconds too, which is soon enough, so it is
     told that its handler is in place. Until a worker serves its parent it would answer signals to
     the group as the parent does, so it is born deaf to them.
+
+    Raises RunError if a worker is lost, or cannot hand a batch over.
     """
     installed = signal_handling._SIGCHLD_handler_set
     signal_handling._SIGCHLD_handler_set = True
@@ -43,11 +64,15 @@ def calmly(batches: Iterable[T]) -> Iterator[T]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal_handling._SIGCHLD_handler_set = installed
-    yield from iterator
+    with _losses_named():
+        for batch in iterator:
+            if isinstance(batch, RunError):
+                raise batch
+            yield batch
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
+def _losses_named() -> Iterator[None]:
     """Turn the loss of a worker, as torch tells it, into a RunError that says what to do."""
     try:
         yield
@@ -61,8 +86,8 @@ def losses_named() -> Iterator[None]:
 
 def _lost(how: str) -> RunError:
     return RunError(
-        f"A process that reads images {how}, as where memory is short; fewer data.workers take "
-        f"less. Continue with --resume."
+        f"A process that reads images {how}, as where memory is short; fewer workers take less. "
+        f"A run continues with --resume."
     )
 
 
@@ -78,6 +103,7 @@ def serve_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, _leave)
     sys.excepthook = _complain
+    Queue._on_queue_feeder_error = _hand_over_why  # type: ignore[attr-defined]
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads below too
     for wait in (_wait_for_end, _wait_for_word):
         threading.Thread(target=wait, daemon=True).start()
@@ -87,6 +113,21 @@ def _complain(kind: type[BaseException], error: BaseException, trace: TracebackT
     """Show an error, unless it is that of a thread whose parent left in the middle of a batch."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
+
+
+def _hand_over_why(queue: "Queue[Any]", error: Exception, item: tuple[int, Any]) -> None:
+    """Put the error in the place of a batch that could not be handed over.
+
+    Python shows it and forgets the batch, for which the parent would wait for ever.
+    """
+    place, batch = item
+    if isinstance(error, ConnectionError):  # the parent has left
+        return
+    if isinstance(batch, RunError):
+        os._exit(1)
+    why = next((hint for word, hint in HINTS.items() if word in str(error)), str(error))
+    text = f"A process that reads images could not hand over a batch: {why}, or take 0 workers."
+    queue.put((place, RunError(f"{text} A run continues with --resume.")))
 
 
 def _wait_for_end() -> None:

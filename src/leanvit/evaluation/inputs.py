@@ -21,9 +21,10 @@ from leanvit.config.evaluation import (
     LowshotConfig,
     ProbeConfig,
 )
-from leanvit.core.console import track, warn
+from leanvit.core.console import say, track, warn
 from leanvit.core.distributed import all_lists, rank, world_size
 from leanvit.core.kept import prune
+from leanvit.core.workers import SHARED, with_room
 from leanvit.data.batch import Unreadable
 from leanvit.data.images import Change, ImageBatch, in_batches, load_images, usual_crop
 from leanvit.data.sources import (
@@ -275,7 +276,14 @@ def see(config: ImagesConfig, nominal: int, source: Source, quiet: bool) -> Seen
     size = nominal if config.image_size == "auto" else config.image_size
     crop = usual_crop(source, size) if config.crop == "auto" else config.crop
     keeps = isinstance(config, EvaluationConfig) and config.keep_features
-    return Seen(config, device, size, crop, workers_of(config), keeps, quiet)
+    workers = wanted = workers_of(config)
+    if config.workers == "auto":
+        workers = with_room(wanted, config.batch * 3 * size * size * torch.float32.itemsize)
+    if workers < wanted and not quiet:
+        say(
+            f"Note: {workers} instead of {wanted} processes read images: {SHARED} has no more room."
+        )
+    return Seen(config, device, size, crop, workers, keeps, quiet)
 
 
 def workers_of(config: ImagesConfig | DenseConfig) -> int:
