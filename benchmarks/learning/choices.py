@@ -81,8 +81,10 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
             "batch 64, patches of 4, two stages from 64 channels": {**COARSE, "train.batch": 64},
             "patches of 4, two stages from 64 channels": COARSE,
             "the same, Muon": COARSE,
-            "the same, Muon, KoLeo 0.1": {**COARSE, "method.koleo": 0.1},
-            "the same, Muon, KoLeo 1": {**COARSE, "method.koleo": 1.0},
+            **{
+                f"the same, Muon, KoLeo {weight:g}": {**COARSE, "method.koleo": weight}
+                for weight in (0.1, 0.3, 1)
+            },
             "the same, Muon, half with crops of 16": {
                 **COARSE,
                 "train.progressive": 0.5,
@@ -103,9 +105,14 @@ GROUPS: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Mapping[str
         {
             "both losses": {},
             "both losses, Muon": {},
-            "both losses, Muon, KoLeo 0.1": {"method.koleo": 0.1},
-            "both losses, Muon, KoLeo 0.3": {"method.koleo": 0.3},
-            "both losses, Muon, KoLeo 1": {"method.koleo": 1.0},
+            **{
+                f"both losses, Muon, KoLeo {weight:g}": {"method.koleo": weight}
+                for weight in (0.1, 0.3, 1)
+            },
+            **{
+                f"both losses, Muon, region weight {weight:g}": {"method.region_weight": weight}
+                for weight in (0.25, 0.75)
+            },
             "both losses, Muon, regions in the last third": {"method.region_start": "67%"},
             "both losses, teacher to 0.07": {
                 "method.teacher_temp.peak": 0.07,

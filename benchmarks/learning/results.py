@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choices import MOCO, VIT
+from choices import COARSE, MOCO, VIT
 from lightly_dino import train as train_lightly
 from lightly_dino import train_example
 from study import (
@@ -61,6 +61,8 @@ SMALL: dict[str, Any] = {
 
 KOLEO: dict[str, Any] = {"method.koleo": 1.0}
 """Chosen on held-out images (choices.md); DINOv2 has 0.1."""
+SWIN: dict[str, Any] = {**COARSE, "backbone.image_size": 32}
+"""The network that the laptop recipes take for images of 32 pixels."""
 WIDE: Mapping[str, Any] = {"backbone.dim": 192, "backbone.heads": 3}
 """Of the ViT that D-MAE imitates, six blocks of 2.7 M parameters."""
 
@@ -94,7 +96,6 @@ def cifar10() -> dict[str, list[Trial]]:
     rows = {
         "DINO (view), Swin": Trial("view-swin-muon", "dino_laptop", SMALL),
         "DINO (view), Swin, AdamW": Trial("view-swin", "dino_laptop", SMALL, optimizer="adamw"),
-        "DINO (view) and KoLeo, Swin": Trial("view-swin-koleo", "dino_laptop", SMALL | KOLEO),
         "EsViT (view + region), Swin": Trial("region-swin-muon", "esvit_laptop", SMALL),
         "EsViT (view + region), Swin, AdamW": Trial(
             "region-swin", "esvit_laptop", SMALL, optimizer="adamw"
@@ -104,12 +105,16 @@ def cifar10() -> dict[str, list[Trial]]:
         "DINO and KoLeo, ViT": Trial(
             "view-vit-koleo", "dino_laptop", small_vit | KOLEO, "vit_tiny"
         ),
+        "EsViT (view + region), ViT": Trial(
+            "region-vit-muon", "esvit_laptop", small_vit, "vit_tiny"
+        ),
         "DINO, ViT, AdamW": Trial(
             "view-vit", "dino_laptop", small_vit, "vit_tiny", optimizer="adamw"
         ),
         "DINO by lightly, our ViT": Trial(f"{LIGHTLY}-vit", "dino_laptop", small_vit, "vit_tiny"),
         "DINO by lightly, its example": Trial(EXAMPLE, "dino_laptop", {}, "timm:resnet18"),
         "MoCo-v3, ViT": Trial("mocov3-vit", "mocov3", {**vit(4), **MOCO}, "vit_tiny"),
+        "MoCo-v3, Swin": Trial("mocov3-swin", "mocov3", {**SWIN, **MOCO}, "swin_nano"),
         "MAE, ViT": Trial("mae-vit", "mae_laptop", vit(4)),
         "MAE, ViT of 192 channels and 6 blocks": teacher,
         "D-MAE of it, ViT": Trial("dmae-vit", "dmae_laptop", imitated),

@@ -166,6 +166,16 @@ def test_tuples_may_be_empty_and_the_last_word_wins() -> None:
     assert replace_options(recipe("esvit"), options).method.views.local_sizes == ()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("words", ["96 64", "96,64", "[96, 64]", "(96,64)", "96, 64"])
+def test_numbers_of_a_list_may_stand_in_one_word(words: str) -> None:
+    name = "--method.views.local-sizes"
+    counts = "--method.views.local-counts=4,2"  # which cannot be two words
+    for given in ([name, *words.split()], [name, words], [f"{name}={words}"]):
+        options = parse_options(recipe("esvit"), [*given, counts])
+        assert options["method.views.local_sizes"] == [96, 64]
+        assert options["method.views.local_counts"] == [4, 2]
+
+
 def test_evaluations_have_options_without_a_section() -> None:
     words = "--k 1 5 --data photos --image_size auto --crop 0.5 --baselines false"
     options = parse_options(KnnConfig(), words.split())

@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 import typing
 from collections.abc import Collection, Iterator, Sequence
@@ -99,9 +100,9 @@ def parse_options(
 ) -> dict[str, Any]:
     """Return the options that arguments such as `--train.batch 32` set, by dotted name.
 
-    Underscores count as hyphens, and `--name=value` as two words. also: words of the command that
-    are no options of the configuration, which a message lists with them. Raises ValueError for an
-    unknown option, with the nearest one, and for a value that does not fit.
+    Underscores count as hyphens, `--name=value` as two words, and `2,2` as two numbers. also: words
+    of the command that are no options of the configuration, which a message lists with them. Raises
+    ValueError for an unknown option, with the nearest one, and for a value that does not fit.
     """
     words = [
         name.replace("_", "-") + equals + value if word.startswith("--") else word
@@ -140,7 +141,10 @@ def _metavar(plain: Any) -> str:
 def _value(hint: Any, words: Any) -> Any:
     """Return words as the plain value that they spell; what spells none stays a word."""
     if isinstance(words, list):
-        return [_value(get_args(_plain(hint))[0], word) for word in words]
+        each = get_args(_plain(hint))[0]
+        if each in (int, float):  # also as one word: 2,2 and [2, 2]
+            words = re.findall(r"[^\s,()[\]]+", " ".join(words))
+        return [_value(each, word) for word in words]
     plain = _plain(hint)
     if plain is bool:
         return {"true": True, "false": False}.get(words.lower(), words)
