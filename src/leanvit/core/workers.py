@@ -49,26 +49,31 @@ def with_room(workers: int, batch: int) -> int:
 def calmly(batches: Iterable[T]) -> Iterator[T]:
     """Yield the batches of a loader, the loss of whose workers is raised while one is waited for.
 
-    Torch would also raise it in a signal handler, so wherever Python is: in a thread that starts,
-    in what ends the other workers. It looks every five seconds too, which is soon enough, so it is
-    told that its handler is in place. Until a worker serves its parent it would answer signals to
-    the group as the parent does, so it is born deaf to them.
-
     Raises RunError if a worker is lost, or cannot hand a batch over.
+    """
+    with _losses_named():
+        for batch in _begun(batches):  # under no name: an error's traceback would keep the workers
+            if isinstance(batch, RunError):
+                raise batch
+            yield batch
+
+
+def _begun(batches: Iterable[T]) -> Iterator[T]:
+    """Return the iterator of a loader, with its workers started.
+
+    Torch would raise the loss of one in a signal handler too, so wherever Python is: in a thread
+    that starts, in what ends the other workers. It looks every five seconds as well, which is soon
+    enough, so it is told that its handler is in place. Until a worker serves its parent it would
+    answer signals to the group as the parent does, so it is born deaf to them.
     """
     installed = signal_handling._SIGCHLD_handler_set
     signal_handling._SIGCHLD_handler_set = True
     before = signal.pthread_sigmask(signal.SIG_BLOCK, TO_ALL)
     try:
-        iterator = iter(batches)
+        return iter(batches)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         signal_handling._SIGCHLD_handler_set = installed
-    with _losses_named():
-        for batch in iterator:
-            if isinstance(batch, RunError):
-                raise batch
-            yield batch
 
 
 @contextmanager
