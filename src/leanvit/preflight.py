@@ -84,7 +84,7 @@ class Report:
         lines = [
             f"images       {self.images}, {len(self.unreadable)} of them unreadable",
             f"source       {self.source}",
-            f"short side   {low:.0f} to {high:.0f} pixels, half of them below {middle:.0f}",
+            f"short side   {low:.0f} to {high:.0f} pixels, {middle:.0f} in the middle",
         ]
         if self.classes:
             counts = self.classes.values()

@@ -55,6 +55,18 @@ def test_a_small_run_is_left_alone(name: str) -> None:
             {"method__views__local_sizes": (96,), "side": 64},
             "Local crops of 96 pixels are larger than the images, of 64",
         ),
+        (
+            "esvit",
+            100_000,
+            {"method__teacher_momentum__start": 1.0, "method__teacher_momentum__peak": 1.0},
+            "momentum 1 never follows the student",
+        ),
+        (
+            "esvit",
+            100_000,
+            {"method__teacher_temp__peak": 0.5},
+            "temperature 0.5 is less sure than the student, of 0.1",
+        ),
         ("esvit_laptop", 3000, {"train__batch": 8}, "mean and deviation from 8 images"),
         ("mocov3", 3000, {"train__batch": 32}, "from the 31 others of its batch"),
     ],

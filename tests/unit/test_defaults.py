@@ -142,6 +142,24 @@ def test_no_image_has_a_prototype_of_its_own(images: int, wanted: int) -> None:
     assert now.method.head.prototypes == 64, "never more than asked"  # type: ignore[attr-defined]
 
 
+def test_a_teachers_end_follows_the_peak_that_is_given() -> None:
+    given = {"method.teacher_temp.peak": 0.06}
+    found = resolve(compose(recipe("esvit_laptop"), options=given), facts(32))
+    now = options(found.config)
+    assert [now[f"method.teacher_temp.{part}"] for part in ("start", "peak", "end")] == [
+        0.04,
+        0.06,
+        0.06,
+    ]
+    assert found.origins["method.teacher_temp.end"].endswith("; as the peak")
+
+
+def test_what_stays_is_not_called_a_choice() -> None:
+    short = resolve(compose(recipe("esvit_laptop"), options={"train.duration": "20st"}), facts(500))
+    assert set(TEACHER).isdisjoint(short.followed)
+    assert options(short.config)[TEACHER[0]] == 0.97
+
+
 @pytest.mark.parametrize(
     ("steps", "wanted"), [(100_000, 0.996), (6250, 0.996), (2500, 0.99), (1000, 0.975), (10, 0.97)]
 )
@@ -154,7 +172,9 @@ def test_the_teacher_of_a_short_run_keeps_up(steps: int, wanted: float) -> None:
     assert set(TEACHER).isdisjoint(found.followed) == (wanted == 0.996)
     assert not any("momentum" in said for said in found.advice), "nothing is said of its own choice"
     if steps == 10:
-        assert found.origins[TEACHER[0]].endswith("the lowest, for a run of 10 steps")
+        assert found.origins[TEACHER[0]].endswith(
+            "the lowest that is chosen, for a run of 10 steps"
+        )
     timed = compose(recipe("esvit"), options={"train.duration": "10m"})
     again = resolve(timed, replace(facts(500), seconds=600 / steps)).config
     assert options(again)["method.teacher_momentum.start"] == wanted
@@ -219,7 +239,9 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
     leanvit.pretrain("esvit_laptop", data=str(images), out=out, options=SHORT)
     said = capsys.readouterr().err
     resolved = json.loads((out / "resolved.json").read_text())
-    for name in recipe("esvit_laptop").fit:
+    chosen = {*recipe("esvit_laptop").fit} - {*TEACHER}  # which are what they were
+    assert said.count("Chosen: ") == len(chosen)
+    for name in chosen:
         assert f"Chosen: {name} " in said
         assert resolved["origins"][name].startswith("recipe; ")
     assert resolved["config"]["fit"] == [] and len(resolved["asked"]["fit"]) > 2
@@ -251,5 +273,5 @@ def test_a_check_says_it_too(images: Path, tmp_path: Path) -> None:
     report = leanvit.check(
         "esvit_laptop", data=str(images), out=tmp_path / "check", options=SHORT, quiet=True
     )
-    assert len(report.chosen) == len(recipe("esvit_laptop").fit)
+    assert len(report.chosen) == len({*recipe("esvit_laptop").fit} - {*TEACHER})
     assert f"chosen       {report.chosen[0]}" in str(report)

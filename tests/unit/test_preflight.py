@@ -82,7 +82,7 @@ def test_a_report_is_text_and_plain_values(images: Path, tmp_path: Path) -> None
     for line in (
         "images       13, 1 of them unreadable",
         f"source       folder '{images}'; classes from its sub-folders",
-        "short side   40 to 40 pixels, half of them below 40",
+        "short side   40 to 40 pixels, 40 in the middle",
         "classes      2, of 6 to 7 images each",
         f"views        {out / 'views.png'}",
         "unreadable   'cats/003.png': UnidentifiedImageError: cannot identify image file",

@@ -40,11 +40,23 @@ def _of_schedules(config: RunConfig) -> Iterator[str]:
 
 def _of_distillation(method: DinoConfig, config: RunConfig, facts: Facts) -> Iterator[str]:
     steps, momentum = config.train.duration.amount, method.teacher_momentum.start
+    if momentum == method.teacher_momentum.peak == 1:
+        yield (
+            "A teacher of momentum 1 never follows the student and stays as random as it began; "
+            "set method.teacher_momentum.start and peak below 1."
+        )
     if LOWEST < momentum < 1 and 1 / (1 - momentum) > steps / TURNS:
         yield (
             f"A teacher of momentum {momentum:g} follows the student within "
             f"{1 / (1 - momentum):.0f} steps, and the run has {steps:g}; a lower "
             f"method.teacher_momentum.start, or a longer run, lets it learn."
+        )
+    temp = method.teacher_temp
+    if (hottest := max(temp.start, temp.peak, temp.end)) > method.student_temp:
+        yield (
+            f"A teacher of temperature {hottest:g} is less sure than the student, of "
+            f"{method.student_temp:g}, so there is little to learn from it; lower "
+            f"method.teacher_temp, or raise method.student_temp."
         )
     if method.head.prototypes > max(facts.images, FEWEST):
         yield (

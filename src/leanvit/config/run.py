@@ -51,6 +51,8 @@ class DataConfig:
         require(self, POSITIVE, "std", "fraction")
         require(self, SHARE, "fraction")
         require(self, AT_LEAST_ONE, "imbalance")
+        if self.max_unreadable > 100:
+            raise ValueError(f"max_unreadable is {self.max_unreadable:g} percent; at most 100.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
