@@ -98,10 +98,7 @@ class DinoConfig(MethodConfig):
     sinkhorn_iterations: int = 3
     """Rounds of Sinkhorn-Knopp."""
     koleo: float = 0.0
-    """Weight of KoLeo, which spreads the student's features of global crops; DINOv2 has 0.1.
-
-    For images that differ: where many are nearly the same it undoes what is learned.
-    """
+    """Weight of KoLeo, which spreads features of global crops; harmful where images are alike."""
     token_dropout: float = 0.0
     """Share of the patches of global crops that the student does not see; of plain ViTs alone."""
     freeze_prototypes: Duration = Duration(1, "%")
