@@ -620,6 +620,7 @@ def test_a_section_refuses_what_makes_no_sense(
         ("backbone.depths", (0, 2, 6, 2)),
         ("backbone.mlp_ratio", 0.0),
         ("data.workers", -1),
+        ("data.max_unreadable", 100.5),
         ("data.std", (0.0, 0.2, 0.2)),
         ("method.center_momentum", 1.5),
         ("method.head.bottleneck", 0),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,13 @@ from torch.utils.data._utils import signal_handling
 
 from leanvit.core import workers as ours
 from leanvit.core.errors import RunError
-from leanvit.core.workers import _complain, _losses_named, calmly, with_room
+from leanvit.core.workers import (
+    _complain,
+    _hand_over_why,
+    _losses_named,
+    calmly,
+    with_room,
+)
 from tests.unit.test_house import TREES, nodes
 
 PARENT = """
@@ -237,6 +244,20 @@ def test_a_batch_that_cannot_be_handed_over_ends_the_wait(
     assert not process.returncode, process.stderr
     assert process.stdout.startswith(f"{found} A process that reads images could not hand over")
     assert hint in process.stdout and "Traceback" not in process.stderr
+
+
+def test_what_cannot_be_handed_over_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: Queue[tuple[int, RunError]] = Queue()
+    _hand_over_why(said, ConnectionResetError(), (3, "batch"))  # type: ignore[arg-type]
+    assert said.empty(), "nobody is there to hear it"
+    _hand_over_why(said, OSError("another reason"), (3, "batch"))  # type: ignore[arg-type]
+    place, error = said.get_nowait()
+    assert place == 3 and "another reason, or take 0 workers" in str(error)
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(said, "put", lambda _: None)
+    _hand_over_why(said, OSError(), (3, error))  # type: ignore[arg-type]
+    assert ended == [1], "the reason itself cannot be handed over"
 
 
 def test_workers_have_room_for_what_they_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

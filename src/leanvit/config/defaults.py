@@ -130,13 +130,12 @@ def _prototypes(own: RunConfig, config: RunConfig, facts: Facts) -> Decisions:
     """Leave no image a prototype of its own."""
     if not isinstance(own.method, DinoConfig) or own.method.head.prototypes <= facts.images:
         return {}
-    least = min(FEWEST, own.method.head.prototypes)
-    count = max(1 << (facts.images.bit_length() - 1), least)
+    count = 1 << (facts.images.bit_length() - 1)
+    reason = f"a power of 2, no more than there are images, {facts.images}"
+    if count < (least := min(FEWEST, own.method.head.prototypes)):
+        count, reason = least, f"the fewest that are chosen, for {facts.images} images"
     if count == own.method.head.prototypes:
         return {}
-    reason = f"a power of 2, no more than there are images, {facts.images}"
-    if count == least:
-        reason = f"the fewest that {facts.images} images get"
     return {"method.head.prototypes": (count, reason)}
 
 

@@ -7,6 +7,7 @@ from leanvit.config.checks import (
     AT_LEAST_ONE,
     BELOW_ONE,
     NOT_NEGATIVE,
+    PERCENT,
     POSITIVE,
     SHARE,
     Rule,
@@ -82,13 +83,12 @@ class DenseConfig:
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "train_batch", "accumulate")
-        require(self, NOT_NEGATIVE, "seeds", "workers", "max_unreadable", "pictures")
+        require(self, NOT_NEGATIVE, "seeds", "workers", "pictures")
+        require(self, PERCENT, "max_unreadable")
         require(self, NOT_NEGATIVE, "clip", "weight_decay")
         require(self, POSITIVE, "lr", "layer_decay")
         require(self, SHARE, "layer_decay")
         require(self, BELOW_ONE, "average", "drop_path")
-        if self.max_unreadable > 100:
-            raise ValueError(f"max_unreadable is {self.max_unreadable:g} percent; at most 100.")
         if not self.seeds:
             raise ValueError("seeds is (); expected at least one seed.")
         if self.out and (self.untrained or len(self.seeds) > 1):

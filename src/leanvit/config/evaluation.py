@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from leanvit.config.checks import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, require
+from leanvit.config.checks import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    PERCENT,
+    POSITIVE,
+    require,
+)
 from leanvit.config.dense import DenseConfig, DetectConfig, SegmentConfig
 from leanvit.config.duration import Duration
 from leanvit.config.names import unknown_name
@@ -34,10 +41,9 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         require(self, AT_LEAST_ONE, "image_size", "batch")
-        require(self, NOT_NEGATIVE, "workers", "max_unreadable")
+        require(self, NOT_NEGATIVE, "workers")
+        require(self, PERCENT, "max_unreadable")
         require(self, POSITIVE, "crop")
-        if self.max_unreadable > 100:
-            raise ValueError(f"max_unreadable is {self.max_unreadable:g} percent; at most 100.")
         if self.crop != "auto" and self.crop > 1:
             raise ValueError(f"crop is a share of the image, at most 1, not {self.crop}.")
 

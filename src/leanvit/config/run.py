@@ -8,6 +8,7 @@ from leanvit.config.checks import (
     AT_LEAST_ONE,
     BELOW_ONE,
     NOT_NEGATIVE,
+    PERCENT,
     POSITIVE,
     SHARE,
     require,
@@ -47,12 +48,11 @@ class DataConfig:
     """Percent of the images that may be unreadable before the run stops."""
 
     def __post_init__(self) -> None:
-        require(self, NOT_NEGATIVE, "workers", "max_unreadable")
+        require(self, NOT_NEGATIVE, "workers")
+        require(self, PERCENT, "max_unreadable")
         require(self, POSITIVE, "std", "fraction")
         require(self, SHARE, "fraction")
         require(self, AT_LEAST_ONE, "imbalance")
-        if self.max_unreadable > 100:
-            raise ValueError(f"max_unreadable is {self.max_unreadable:g} percent; at most 100.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
