@@ -328,7 +328,7 @@ def test_batches_and_workers_change_nothing(model: Path, data: Path) -> None:
         ("knn", {"crop": 1.5}, r"crop is a share of the image, at most 1, not 1\.5"),
         ("knn", {"crop": 0.0}, r"crop is 0\.0; expected above 0"),
         ("knn", {"image_size": 0}, "image_size is 0; expected at least 1"),
-        ("knn", {"max_unreadable": -1.0}, "max_unreadable is -1.0; expected 0 or more"),
+        ("knn", {"max_unreadable": -1.0}, "max_unreadable is -1.0; expected 0 to 100 percent"),
         ("knn", {"protocol": "gray"}, "protocol.*'gray'.*grey"),
         ("knn", {"tempreature": 1.0}, "'tempreature'; did you mean 'temperature'"),
         ("knn", {"epochs": 3}, "Unknown option 'epochs'"),

@@ -10,7 +10,7 @@ POSITIVE: Rule = ("above 0", lambda value: value > 0)
 NOT_NEGATIVE: Rule = ("0 or more", lambda value: value >= 0)
 AT_LEAST_ONE: Rule = ("at least 1", lambda value: value >= 1)
 SHARE: Rule = ("within [0, 1]", lambda value: 0 <= value <= 1)
-PERCENT: Rule = ("percent within [0, 100]", lambda value: 0 <= value <= 100)
+PERCENT: Rule = ("0 to 100 percent", lambda value: 0 <= value <= 100)
 BELOW_ONE: Rule = ("within [0, 1)", lambda value: 0 <= value < 1)
 
 
